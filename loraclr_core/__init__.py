@@ -1,0 +1,1 @@
+"""The methods, in torch alone. Nothing outside `loraclr_core.host` imports ComfyUI."""

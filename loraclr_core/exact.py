@@ -1,0 +1,114 @@
+"""The minimum of the LoRACLR objective (arXiv 2412.09622) from second moments.
+
+While no concept comes within the margin of another, the objective is the least-squares problem
+
+    min over Δ of  Σ_i ‖X_i (Δ − ΔW_i)ᵀ‖² + μ ‖Δ‖²      Δ* = (Σ_i ΔW_i G_i) S⁻¹,   S = Σ_i G_i + μ I,   G_i = X_iᵀ X_i
+
+and with ΔW_i = B_i A_i its solution is a LoRA as it stands: Δ* = [B_1 … B_n] · [A_1 G_1; …; A_n G_n] S⁻¹. Every
+concept keeps its up matrix, its down matrix is re-aimed.
+
+Inputs of real layers are close to rank-deficient and their second moments are in the thousands, so the ridge is
+relative: μ = ρ · mean diagonal of Σ G_i.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import lowrank
+from .lowrank import LowRank
+from .moments import ConceptStatistics
+from .objective import Margin, negative_distances
+
+DESCENT_STEPS = 40
+
+
+def solve(
+    gram: Tensor, concepts: list[ConceptStatistics], ridge: float, margin: Margin, device: torch.device
+) -> LowRank:
+    """The merged Δ of one layer, on the CPU in float32, of rank ≤ min(Σ rank_i, out, in).
+
+    gram: (in, in), the sum of the concepts' second moments and of whatever else is to stay as it is.
+    ridge: ρ above, > 0.
+    """
+    if ridge <= 0:
+        raise ValueError(f"ridge must be above 0, not {ridge}: second moments of real layers are close to singular")
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    system = _factorise(gram.to(device, dtype), ridge)
+    up = torch.cat([c.delta.up for c in concepts], dim=1)
+    response = torch.cat([c.response for c in concepts]).to(device, dtype)
+    down = torch.cholesky_solve(response.T, system).T
+    merged = lowrank.squeeze(LowRank(up, down.to("cpu", torch.float32)))
+
+    distance = margin.resolve(concepts)
+    if (negative_distances(concepts, merged) < distance).any():
+        merged = _descend(merged, system, concepts, distance)
+    return merged
+
+
+def _factorise(gram: Tensor, ridge: float) -> Tensor:
+    """Lower Cholesky factor of G + μ I."""
+    mean = gram.diagonal().mean()
+    # A layer that only ever saw zeros leaves Δ free; the ridge alone then makes it 0.
+    gram.diagonal().add_(ridge * torch.where(mean > 0, mean, torch.ones_like(mean)))
+    return torch.linalg.cholesky(gram)
+
+
+class _Pair(NamedTuple):
+    """Concept i against concept j on their sampled tokens, at the closed form: D = X_i (W + Δ*)ᵀ − Y_j."""
+
+    squared: Tensor  # ‖D‖²
+    projected: Tensor  # D U, (samples, rank)
+
+
+def _descend(start: LowRank, system: Tensor, concepts: list[ConceptStatistics], margin: float) -> LowRank:
+    """Goes on from the closed form where the margin is active, within the column space of the up matrices.
+
+    With S = C Cᵀ, U an orthonormal basis of the ups and Δ = Δ* + U E C⁻¹, the least-squares part is exactly ‖E‖², so
+    the problem is perfectly conditioned but for the hinge, and L-BFGS needs a few steps.
+    """
+    device, dtype = system.device, system.dtype
+    # Nodes run in inference mode, whose tensors autograd refuses: work on clones made outside of it.
+    with torch.inference_mode(False), torch.enable_grad():
+        system = system.clone()
+        up, down = (t.clone().to(device, dtype) for t in start)
+        basis, rest = torch.linalg.qr(up)
+        down = rest @ down
+        whitened = []
+        pairs: list[list[_Pair]] = []
+        for i, concept in enumerate(concepts):
+            x, y = concept.inputs.clone().to(device, dtype), concept.outputs.clone().to(device, dtype)
+            delta_up, delta_down = (t.clone().to(device, dtype) for t in concept.delta)
+            own = x @ down.T @ basis.T - x @ delta_down.T @ delta_up.T + y
+            scale = concept.seen / len(x)
+            whitened.append(torch.linalg.solve_triangular(system, x.T, upper=False).T * scale**0.5)
+            pairs.append([])
+            for j, other in enumerate(concepts):
+                if i != j:
+                    difference = (own - other.outputs.clone().to(device, dtype)) * scale**0.5
+                    pairs[i].append(_Pair(difference.square().sum(), difference @ basis))
+
+        step = torch.zeros(basis.shape[1], system.shape[0], device=device, dtype=dtype, requires_grad=True)
+
+        def loss() -> Tensor:
+            total = step.square().sum()
+            for z, others in zip(whitened, pairs, strict=True):
+                moved = z @ step.T
+                squared = torch.stack([p.squared + 2 * (p.projected * moved).sum() for p in others])
+                # The floor keeps the square root differentiable where a concept meets another one exactly.
+                nearest = (squared.min() + moved.square().sum()).clamp(min=1e-12 * margin**2).sqrt()
+                total = total + (margin - nearest).clamp(min=0).square()
+            return total
+
+        optimizer = torch.optim.LBFGS([step], max_iter=DESCENT_STEPS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        moved = torch.linalg.solve_triangular(system.T, step.detach().T, upper=True).T
+        return LowRank(basis, down + moved).to("cpu", torch.float32)

@@ -1,0 +1,210 @@
+"""Second moments of the layers' inputs, concept by concept, through the host's own sampler.
+
+A concept acts through forward hooks that add its low-rank product to each layer's output, and the same hooks observe
+what goes in and out. No weight is patched, so a capture leaves nothing to undo but its hooks, and a quantised base
+serves as well as any. The hooks know modules, not block names: whatever architecture the host samples is captured.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import comfy.sample
+import comfy.samplers
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from .. import lowrank
+from ..lowrank import LowRank
+from ..moments import ConceptStatistics, LayerMoments
+from .adapters import Effect, shapes
+
+# Tokens per layer and concept that are kept: to measure distances between concepts, and to judge the merge on.
+SAMPLES = 32
+HELD_OUT = 16
+# Latent side of a capture without a latent connected: 512 pixels for most models.
+LATENT_SIDE = 64
+
+
+class CaptureSettings(NamedTuple):
+    """prompts: templates with `{trigger}`. latent_shape: (channels, …, height, width), None for the default."""
+
+    prompts: tuple[str, ...]
+    steps: int
+    seed: int
+    latent_shape: tuple[int, ...] | None
+    samples: int = SAMPLES
+
+    def evaluations(self) -> int:
+        """Model evaluations of one concept's capture."""
+        return len(self.prompts) * self.steps
+
+
+Layers = dict[str, nn.Module]
+Captured = dict[str, tuple[Tensor, ConceptStatistics]]
+
+
+class Target(NamedTuple):
+    """The model a capture runs on: the diffusion model and, where it is merged too, the text encoder."""
+
+    model: ModelPatcher
+    clip: object
+    model_layers: Layers
+    clip_layers: Layers
+
+    def layers(self) -> list[str]:
+        return [*self.model_layers, *self.clip_layers]
+
+
+def capture(
+    target: Target,
+    model_effect: Effect,
+    clip_effect: Effect,
+    phrase: str,
+    settings: CaptureSettings,
+    device: torch.device,
+    step_done: Callable[[], None],
+) -> Captured:
+    """Gram matrix (in, in) and statistics of every layer of `target` while one concept alone is active.
+
+    phrase: what `{trigger}` stands for. step_done is called after every evaluation and may raise to stop.
+    Raises ValueError where a layer never runs or sees NaN.
+    """
+    model = _with_summed(target.model, model_effect)
+    clip = target.clip.clone()
+    clip.patcher = _with_summed(clip.patcher, clip_effect)
+    prompts = [template.replace("{trigger}", phrase) for template in settings.prompts]
+    latent = empty_latent(target.model, settings.latent_shape)
+    noise = comfy.sample.prepare_noise(latent, settings.seed)
+    # The bare trigger as well: the paper's text encoder layers see "{c}" beside "photo of a {c}".
+    encoded_only = [phrase] if phrase not in prompts else []
+
+    text = _moments(target.clip_layers, device, settings, calls=len(prompts) + len(encoded_only))
+    image = _moments(target.model_layers, device, settings, calls=settings.evaluations())
+    with _observing(target.clip_layers, clip_effect.merge, text):
+        conds = [_encode(clip, prompt) for prompt in prompts]
+        for prompt in encoded_only:
+            _encode(clip, prompt)
+    with _observing(target.model_layers, model_effect.merge, image):
+        for cond in conds:
+            _sample(model, cond, noise, latent, settings, step_done)
+    return _finish(text, target.clip_layers, clip_effect) | _finish(image, target.model_layers, model_effect)
+
+
+def empty_latent(model: ModelPatcher, shape: tuple[int, ...] | None) -> Tensor:
+    """(1, channels, [frames,] height, width) of zeros, as the model's latent format wants it."""
+    channels = model.get_model_object("latent_format").latent_channels
+    latent = torch.zeros(1, *(shape or (channels, LATENT_SIDE, LATENT_SIDE)))
+    return comfy.sample.fix_empty_latent_channels(model, latent)
+
+
+def _with_summed(patcher: ModelPatcher, effect: Effect) -> ModelPatcher:
+    """A clone with the differences that no hook can add (biases, norms, wide convolutions) as ordinary patches."""
+    if not effect.add:
+        return patcher
+    patcher = patcher.clone()
+    known = shapes(patcher)
+    patcher.add_patches({key: ("diff", (dense(d, known[key]),)) for key, d in effect.add.items()})
+    return patcher
+
+
+def dense(difference: LowRank | Tensor, shape: torch.Size) -> Tensor:
+    """A difference as the tensor of `shape` that is added to the weight."""
+    return difference.dense().reshape(shape) if isinstance(difference, LowRank) else difference
+
+
+def _encode(clip, prompt: str) -> list:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def _sample(
+    model: ModelPatcher, cond: list, noise: Tensor, latent: Tensor, settings: CaptureSettings, step_done
+) -> None:
+    """One run without guidance, as published."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": cond})
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", settings.steps)
+    guider.sample(
+        *(noise, latent, comfy.samplers.sampler_object("euler"), sigmas),
+        callback=lambda step, denoised, x, total: step_done(),
+        disable_pbar=True,
+        seed=settings.seed,
+    )
+
+
+def _moments(layers: Layers, device: torch.device, settings: CaptureSettings, calls: int) -> dict[str, LayerMoments]:
+    return {
+        key: LayerMoments(input_width(module), device, settings.seed, calls, settings.samples, HELD_OUT)
+        for key, module in layers.items()
+    }
+
+
+def _finish(moments: dict[str, LayerMoments], layers: Layers, effect: Effect) -> Captured:
+    captured = {}
+    for key, module in layers.items():
+        delta = effect.merge.get(key) or lowrank.zero(output_width(module), input_width(module))
+        try:
+            gram, statistics = moments.pop(key).finish(delta)
+        except ValueError as error:
+            raise ValueError(f"Capture of {key} failed: {error}. Check the model and its upstream patches.") from error
+        captured[key] = (gram.cpu(), statistics)
+    return captured
+
+
+@contextlib.contextmanager
+def _observing(layers: Layers, deltas: dict[str, LowRank], moments: dict[str, LayerMoments]) -> Iterator[None]:
+    with contextlib.ExitStack() as hooks:
+        for key, module in layers.items():
+            hook = _hook(deltas.get(key), moments[key])
+            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+def _hook(delta: LowRank | None, moments: LayerMoments):
+    def observe(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        nonlocal delta
+        inputs = args[0] if args else kwargs["input"]
+        if delta is not None:
+            delta = delta.to(inputs)  # a no-op after the first call
+            output = output + _apply(module, delta, inputs)
+        moments.observe(input_tokens(module, inputs), output_tokens(module, output))
+        return output
+
+    return observe
+
+
+# --- a layer as a matrix product over tokens -------------------------------------------------------------------------
+
+
+def input_width(module: nn.Module) -> int:
+    return module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_features
+
+
+def output_width(module: nn.Module) -> int:
+    return module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
+
+
+def input_tokens(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Inputs of a linear layer (…, in) -> (tokens, in); of a convolution (b, c, h, w) -> (tokens, c·kh·kw)."""
+    if not isinstance(module, nn.Conv2d):
+        return inputs.reshape(-1, inputs.shape[-1])
+    patches = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+    return patches.transpose(1, 2).flatten(0, 1)
+
+
+def output_tokens(module: nn.Module, output: Tensor) -> Tensor:
+    """(…, out) or (b, out, h, w) -> (tokens, out), in the order of `input_tokens`."""
+    if not isinstance(module, nn.Conv2d):
+        return output.reshape(-1, output.shape[-1])
+    return output.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def _apply(module: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
+    """ΔW's part of the layer's output."""
+    if not isinstance(module, nn.Conv2d):
+        return delta.apply(inputs)
+    down = delta.down.view(-1, module.in_channels, *module.kernel_size)
+    hidden = F.conv2d(inputs, down, stride=module.stride, padding=module.padding, dilation=module.dilation)
+    return F.conv2d(hidden, delta.up[:, :, None, None])

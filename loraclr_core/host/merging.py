@@ -1,0 +1,190 @@
+"""The merge as a whole: read, match, capture, solve, and write down what was done."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import comfy.model_management
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from .. import adamw, exact, lowrank
+from ..concept import Concept
+from ..lowrank import LowRank
+from ..moments import ConceptStatistics
+from ..objective import Margin, held_out_error, negative_distances
+from . import adapters, captures, lora_file, lora_keys
+from .adapters import Effect, MatchedLoRA
+from .capture import CaptureSettings, Target, dense
+
+Solver = Literal["exact", "adamw (paper)", "sum (baseline)"]
+SOLVERS: tuple[Solver, ...] = ("exact", "adamw (paper)", "sum (baseline)")
+# The published optimiser works on features themselves, so more of them are kept for it.
+ADAMW_SAMPLES = 400
+# What share of the progress bar the captures take.
+CAPTURE_SHARE = 0.9
+
+
+class MergeSettings(NamedTuple):
+    """ridge: ρ of the exact solver. anchor_weight: how much the plain model counts, 1 = as one concept."""
+
+    solver: Solver
+    margin: Margin
+    ridge: float
+    anchor_weight: float
+    capture: CaptureSettings
+    merge_text_encoder: bool
+
+
+@dataclass
+class LayerResult:
+    """Errors per held-out token, one per concept: ‖X (Δ − ΔW)ᵀ‖² for Δ = 0, the sum, and the merged Δ."""
+
+    key: str
+    rank: int
+    base: list[float]
+    sum: list[float]
+    merged: list[float]
+    margin_active: list[bool]
+
+
+@dataclass
+class MergeResult:
+    """lora: the merged LoRA by the names of its file. tokens: how many the moments count, of how many there were."""
+
+    lora: dict[str, Tensor]
+    model: ModelPatcher
+    clip: object
+    architecture: str
+    concepts: list[Concept]
+    settings: MergeSettings
+    matches: list[MatchedLoRA]
+    effects: list[tuple[Effect, Effect]]
+    layers: list[LayerResult] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    tokens: tuple[int, int] = (0, 0)
+    evaluations: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def merge(
+    model: ModelPatcher, clip, concepts: list[Concept], settings: MergeSettings, progress: Callable[[str, float], None]
+) -> MergeResult:
+    """Merges the concepts into one LoRA and the model patched with it; `model` and `clip` stay as they are.
+
+    progress(phase, share done) is called often and may raise to stop. Raises ValueError, with what to do, where a
+    concept cannot be merged.
+    """
+    if not concepts:
+        raise ValueError("No concepts to merge: connect at least one Load Concept LoRA.")
+    device = comfy.model_management.get_torch_device()
+    seconds: dict[str, float] = {}
+
+    start = time.perf_counter()
+    if not settings.merge_text_encoder:
+        concepts = [concept._replace(strength_clip=0.0) for concept in concepts]
+    key_map = adapters.key_names(model, clip)
+    matches, effects = [], []
+    for concept in concepts:
+        progress(f"reading {concept.lora_name}", 0.0)
+        match = adapters.match(concept.lora_name, lora_file.read(concept.path)[0], key_map)
+        matches.append(match)
+        effects.append(
+            (
+                adapters.effect(match, model, concept.strength_model, device),
+                adapters.effect(match, clip.patcher, concept.strength_clip, device),
+            )
+        )
+    target = Target(
+        *(model, clip),
+        {key: adapters.layer(model, key) for key in _union(of_model.merge for of_model, _ in effects)},
+        {key: adapters.layer(clip.patcher, key) for key in _union(of_clip.merge for _, of_clip in effects)},
+    )
+    seconds["reading"] = time.perf_counter() - start
+
+    result = MergeResult({}, model, clip, lora_keys.architecture(model), concepts, settings, matches, effects)
+    # One concept alone is already what every solver looks for.
+    if settings.solver == "sum (baseline)" or len(concepts) == 1:
+        deltas = {key: lowrank.squeeze(_sum(effects, key)) for key in target.layers()}
+    else:
+        deltas = _solve_all(target, result, device, progress, seconds)
+    result.ranks = [delta.rank for delta in deltas.values()]
+
+    progress("patching the model", 1.0)
+    start = time.perf_counter()
+    result.lora = _name(target, deltas, effects)
+    result.model, result.clip = comfy.sd.load_lora_for_models(model, clip, result.lora, 1.0, 1.0)
+    seconds["patching"] = time.perf_counter() - start
+    result.seconds = seconds
+    return result
+
+
+def _solve_all(target: Target, result: MergeResult, device, progress, seconds: dict[str, float]) -> dict[str, LowRank]:
+    settings = result.settings
+    start = time.perf_counter()
+    wanted = settings.capture
+    if settings.solver == "adamw (paper)":
+        wanted = wanted._replace(samples=ADAMW_SAMPLES)
+    known, result.evaluations = captures.of_concepts(
+        *(target, result.concepts, result.effects, wanted, settings.anchor_weight != 0, device),
+        lambda phase, done: progress(phase, CAPTURE_SHARE * done),
+    )
+    seconds["capture"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    deltas = {}
+    for index, key in enumerate(target.layers()):
+        done = index / len(target.layers())
+        progress(f"solving layer {index + 1} of {len(target.layers())}", CAPTURE_SHARE + (1 - CAPTURE_SHARE) * done)
+        concepts = [statistics[key] for statistics in known.statistics]
+        if settings.solver == "exact":
+            gram = known.gram[key]
+            if settings.anchor_weight != 0:
+                gram = gram + settings.anchor_weight * known.base_gram[key]
+            deltas[key] = exact.solve(gram, concepts, settings.ridge, settings.margin, device)
+        else:
+            deltas[key] = adamw.solve(concepts, settings.margin, device)
+        result.layers.append(_judge(key, concepts, deltas[key], settings.margin))
+        counted, seen = result.tokens
+        result.tokens = (counted + concepts[0].tokens, seen + concepts[0].seen)
+    seconds["solve"] = time.perf_counter() - start
+    return deltas
+
+
+def _judge(key: str, concepts: list[ConceptStatistics], delta: LowRank, margin: Margin) -> LayerResult:
+    base = lowrank.zero(delta.up.shape[0], delta.down.shape[1])
+    total = lowrank.add([concept.delta for concept in concepts])
+    active = negative_distances(concepts, delta) < margin.resolve(concepts)
+
+    def errors(of: LowRank) -> list[float]:
+        return [held_out_error(concept, of) for concept in concepts]
+
+    return LayerResult(key, delta.rank, errors(base), errors(total), errors(delta), active.tolist())
+
+
+def _sum(effects: list[tuple[Effect, Effect]], key: str) -> LowRank:
+    return lowrank.add([side.merge[key] for effect in effects for side in effect if key in side.merge])
+
+
+def _name(target: Target, deltas: dict[str, LowRank], effects: list[tuple[Effect, Effect]]) -> dict[str, Tensor]:
+    """The merged differences, and the sums of what cannot be merged, under the names of a LoRA file."""
+    names = lora_keys.Names(target.model, target.clip)
+    lora: dict[str, Tensor] = {}
+    for patcher, sides in zip((target.model, target.clip.patcher), zip(*effects, strict=True), strict=True):
+        shapes = adapters.shapes(patcher)
+        for key in _union(side.merge for side in sides):
+            lora |= names.factors(key, deltas[key], shapes[key])
+        for key in _union(side.add for side in sides):
+            terms = [side.add[key] for side in sides if key in side.add]
+            if all(isinstance(term, LowRank) for term in terms):
+                lora |= names.factors(key, lowrank.add(terms), shapes[key])
+            else:
+                lora |= names.difference(key, torch.stack([dense(term, shapes[key]) for term in terms]).sum(dim=0))
+    return lora
+
+
+def _union(dictionaries: Iterable[dict]) -> list[str]:
+    return list(dict.fromkeys(key for dictionary in dictionaries for key in dictionary))

@@ -1,0 +1,157 @@
+"""What a merge did, in Markdown."""
+
+import re
+from collections.abc import Iterable
+
+from .merging import LayerResult, MergeResult
+
+# Lists of keys longer than this are cut, and say so.
+LISTED = 5
+
+
+def markdown(result: MergeResult) -> str:
+    """The report of a merge: concepts, errors by layer group, what could not be merged, and times."""
+    sections = [_summary(result), _concepts(result)]
+    if result.layers:
+        sections.append(_groups(result.layers))
+    sections += [_notes(result), _seconds(result)]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _summary(result: MergeResult) -> str:
+    settings, capture = result.settings, result.settings.capture
+    ranks = f"rank {min(result.ranks)}–{max(result.ranks)}" if result.ranks else "no layer"
+    lines = [
+        "# LoRACLR merge",
+        f"**{settings.solver}**, {len(result.concepts)} concepts, {len(result.ranks)} layers of {result.architecture}, {ranks}.",
+    ]
+    if result.layers:
+        counted, seen = result.tokens
+        lines.append(
+            f"Capture: {len(capture.prompts)} prompt(s) × {capture.steps} steps per concept, seed {capture.seed};"
+            f" {100 * counted / max(1, seen):.0f} % of the tokens counted;"
+            f" {result.evaluations} model evaluations in this run"
+            + ("." if result.evaluations else " (captured before).")
+        )
+        margin = settings.margin
+        lines.append(
+            f"Ridge {settings.ridge:g}, base anchor {settings.anchor_weight:g}, margin {margin.value:g} ({margin.mode})."
+        )
+    elif len(result.concepts) == 1:
+        lines.append("One concept alone needs no merging: it is exported as it is.")
+    else:
+        lines.append("Summed as stacking LoRAs does; nothing was captured, so no errors are measured.")
+    return "\n\n".join(lines)
+
+
+def _concepts(result: MergeResult) -> str:
+    rows = []
+    for i, (concept, match, sides) in enumerate(zip(result.concepts, result.matches, result.effects, strict=True)):
+        merged = sum(len(side.merge) for side in sides)
+        summed = sum(len(side.add) for side in sides)
+        idle = sum(len(side.idle) for side in sides)
+        row = [
+            concept.name,
+            f"`{concept.lora_name}`",
+            f"{concept.strength_model:g} / {concept.strength_clip:g}",
+            f"{len(match.matched)}",
+            f"{len(match.unmatched) + len(match.embeddings)}",
+            f"{merged} / {summed} / {idle}",
+        ]
+        if result.layers:
+            base = sum(layer.base[i] for layer in result.layers)
+            row += [_share(sum(layer.sum[i] for layer in result.layers), base)]
+            row += [_share(sum(layer.merged[i] for layer in result.layers), base)]
+        rows.append(row)
+    head = [
+        "concept",
+        "LoRA",
+        "strength model / clip",
+        "tensors matched",
+        "unmatched",
+        "weights merged / summed / idle",
+    ]
+    if result.layers:
+        head += ["error stacked", "error merged"]
+    text = "## Concepts\n\n" + _table(head, rows)
+    if result.layers:
+        text += (
+            "\n\nErrors: squared distance of each layer's output from what the concept alone would give, on tokens held"
+            " out of the solve; 100 % is the base model without any LoRA."
+        )
+    return text
+
+
+def _groups(layers: list[LayerResult]) -> str:
+    groups: dict[str, list[LayerResult]] = {}
+    for layer in layers:
+        groups.setdefault(_group(layer.key), []).append(layer)
+    rows = []
+    for name, members in groups.items():
+        base, total, merged = (sum(sum(getattr(m, which)) for m in members) for which in ("base", "sum", "merged"))
+        active = [flag for member in members for flag in member.margin_active]
+        ranks = [member.rank for member in members]
+        rows.append(
+            [
+                *(name, str(len(members)), f"{min(ranks)}–{max(ranks)}", f"{base:.4g}"),
+                *(f"{total:.4g} ({_share(total, base)})", f"{merged:.4g} ({_share(merged, base)})"),
+                f"{100 * sum(active) / len(active):.0f} %",
+            ]
+        )
+    head = ["layers", "count", "rank", "error base", "error stacked", "error merged", "margin active"]
+    return "## Layer groups\n\n" + _table(head, rows)
+
+
+def _notes(result: MergeResult) -> str:
+    notes = []
+    for concept, match, sides in zip(result.concepts, result.matches, result.effects, strict=True):
+        if match.unmatched:
+            notes.append(
+                f"{concept.name}: {len(match.unmatched)} tensors match nothing in this model: {_list(match.unmatched)}"
+            )
+        if match.embeddings:
+            notes.append(f"{concept.name}: bundled embeddings are not merged: {_list(match.embeddings)}")
+        if concept.strength_model == 0 and concept.strength_clip == 0:
+            notes.append(f"{concept.name}: both strengths are 0, so it adds nothing")
+        else:
+            idle = [
+                key
+                for side, s in zip(sides, (concept.strength_model, concept.strength_clip), strict=True)
+                if s
+                for key in side.idle
+            ]
+            if idle:
+                notes.append(f"{concept.name}: the adapter changes nothing at {len(idle)} weights: {_list(idle)}")
+        if summed := [key for side in sides for key in side.add]:
+            notes.append(f"{concept.name}: summed, not merged (bias, norm, or convolution too wide): {_list(summed)}")
+    if not result.settings.merge_text_encoder:
+        notes.append("The text encoder was left as it is; text-encoder parts of the LoRAs are not in the merge.")
+    for file in sorted(
+        {c.lora_name for c in result.concepts if [d.sha256 for d in result.concepts].count(c.sha256) > 1}
+    ):
+        notes.append(f"`{file}` is the same file as another concept's: it counts twice.")
+    return "## Notes\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
+
+
+def _seconds(result: MergeResult) -> str:
+    return "## Seconds\n\n" + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items())
+
+
+def _group(key: str) -> str:
+    """ "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight" -> "diffusion_model … attn1.to_q"."""
+    first, *parts = re.sub(r"\b\d+\b", "*", key.removesuffix(".weight")).split(".")
+    return f"{first} … {'.'.join(parts[-3:]).lstrip('*.')}"
+
+
+def _share(value: float, of: float) -> str:
+    return f"{100 * value / of:.1f} %" if of else "–"
+
+
+def _list(keys: list[str]) -> str:
+    more = f", and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
+    return ", ".join(f"`{key}`" for key in keys[:LISTED]) + more
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,82 @@
+"""Weight differences kept as two thin factors."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LowRank(NamedTuple):
+    """The matrix `up @ down`. up: (out, rank), down: (rank, in)."""
+
+    up: Tensor
+    down: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def dense(self) -> Tensor:
+        """The matrix itself, (out, in)."""
+        return self.up @ self.down
+
+    def to(self, *args, **kwargs) -> "LowRank":
+        return LowRank(self.up.to(*args, **kwargs), self.down.to(*args, **kwargs))
+
+    def scaled(self, factor: float) -> "LowRank":
+        return LowRank(self.up * factor, self.down)
+
+    def norm(self) -> Tensor:
+        """Frobenius norm, without forming the matrix."""
+        return ((self.up.T @ self.up) * (self.down @ self.down.T)).sum().clamp(min=0).sqrt()
+
+    def apply(self, inputs: Tensor) -> Tensor:
+        """inputs (..., in) -> (..., out)."""
+        return inputs @ self.down.T @ self.up.T
+
+
+def zero(out_width: int, in_width: int) -> LowRank:
+    return LowRank(torch.zeros(out_width, 0), torch.zeros(0, in_width))
+
+
+def add(terms: list[LowRank]) -> LowRank:
+    """The sum of the matrices, exactly: the factors side by side."""
+    return LowRank(torch.cat([t.up for t in terms], dim=1), torch.cat([t.down for t in terms], dim=0))
+
+
+def from_dense(matrix: Tensor) -> LowRank:
+    """The same matrix with the narrower side as its rank; nothing is decomposed."""
+    out_width, in_width = matrix.shape
+    if out_width <= in_width:
+        return LowRank(torch.eye(out_width, dtype=matrix.dtype, device=matrix.device), matrix)
+    return LowRank(matrix, torch.eye(in_width, dtype=matrix.dtype, device=matrix.device))
+
+
+def squeeze(term: LowRank) -> LowRank:
+    """The same matrix with a rank of at most min(out, in)."""
+    out_width, in_width = term.up.shape[0], term.down.shape[1]
+    if term.rank <= min(out_width, in_width):
+        return term
+    if out_width <= in_width:
+        basis, rest = torch.linalg.qr(term.up)
+        return LowRank(basis, rest @ term.down)
+    basis, rest = torch.linalg.qr(term.down.T)
+    return LowRank(term.up @ rest.T, basis.T)
+
+
+def truncate(term: LowRank, rank: int | None = None, tolerance: float = 0.0) -> tuple[LowRank, float]:
+    """The nearest matrix of at most `rank`, less the directions below `tolerance` of the strongest one.
+
+    Returns it with its two factors equally strong, and the relative Frobenius error. The singular value
+    decomposition is that of the (rank, rank) core between the factors' orthonormal bases.
+    """
+    up_basis, up_core = torch.linalg.qr(term.up)
+    down_basis, down_core = torch.linalg.qr(term.down.T)
+    left, values, right = torch.linalg.svd(up_core @ down_core.T, full_matrices=False)
+    if values.numel() == 0 or values[0] == 0:
+        return LowRank(term.up[:, :0], term.down[:0]), 0.0
+    kept = int((values > tolerance * values[0]).sum())
+    kept = kept if rank is None else min(kept, rank)
+    error = float(values[kept:].norm() / values.norm())
+    root = values[:kept].sqrt()
+    return LowRank(up_basis @ left[:, :kept] * root, root[:, None] * (right[:kept] @ down_basis.T)), error

@@ -1,0 +1,126 @@
+"""What a merge remembers of a layer's inputs: their second moments, and a few tokens.
+
+The LoRACLR objective (arXiv 2412.09622) asks for every feature of every layer. It depends on them only through
+`G = XᵀX` and the distances between concepts, so `G` is accumulated while sampling and no feature is kept but a
+few tokens: some for the distances, some held out to judge the merged layer on.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .lowrank import LowRank
+
+# Tokens of one model evaluation that count, per layer. More of them change G little and cost as much as the
+# layer itself: at 512² an SD1.5 layer has 4096, 1024 or 256 tokens, most of them much alike.
+MAX_TOKENS_PER_CALL = 256
+# Rows gathered before they are multiplied: one large product instead of many small ones.
+ROWS_PER_PRODUCT = 256
+PANEL = 512
+
+
+@dataclass
+class ConceptStatistics:
+    """What one concept asks of one layer.
+
+    delta: its weight difference ΔW = up @ down, (out, in).
+    response: down @ G, (rank, in), where G = XᵀX over the layer's inputs X while the concept is active.
+    tokens: how many tokens G counts; seen: how many there were.
+    inputs, outputs: (samples, in) and (samples, out), the same token positions for every concept.
+    held_out: (held, in), tokens that G does not count.
+    """
+
+    delta: LowRank
+    response: Tensor
+    tokens: int
+    seen: int
+    inputs: Tensor
+    outputs: Tensor
+    held_out: Tensor
+
+
+class LayerMoments:
+    """Accumulates one layer's statistics over the calls of one capture.
+
+    seed: chooses the tokens; the same seed and shapes choose the same positions for every concept.
+    calls: how many calls are expected, over which `samples` and `held_out` tokens are spread.
+    """
+
+    def __init__(self, width: int, device: torch.device, seed: int, calls: int, samples: int, held_out: int):
+        self.gram = torch.zeros(width, width, device=device)
+        self.seed, self.calls, self.samples, self.held_out_tokens = seed, calls, samples, held_out
+        self.call = self.tokens = self.seen = 0
+        self.pending: list[Tensor] = []
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.held_out: list[Tensor] = []
+
+    def observe(self, inputs: Tensor, outputs: Tensor) -> None:
+        """One call of the layer: inputs (tokens, in), outputs (tokens, out)."""
+        count = inputs.shape[0]
+        order = token_order(count, self.seed, self.call).to(inputs.device)
+        held, rest = order.split_with_sizes(_split(count, _share(self.held_out_tokens, self.call, self.calls)))
+        counted = rest[:MAX_TOKENS_PER_CALL]
+        sampled = counted[: _share(self.samples, self.call, self.calls)]
+
+        self.held_out.append(inputs[held].float())
+        self.inputs.append(inputs[sampled].float())
+        self.outputs.append(outputs[sampled].float())
+        self.pending.append(inputs[counted].to(self.gram))
+        self.tokens += len(counted)
+        self.seen += count
+        self.call += 1
+        if sum(len(rows) for rows in self.pending) >= ROWS_PER_PRODUCT:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        rows = torch.cat(self.pending)
+        self.pending.clear()
+        # XᵀX is symmetric: only the panels on and below its diagonal are computed.
+        for start in range(0, self.gram.shape[0], PANEL):
+            stop = start + PANEL
+            self.gram[start:, start:stop].addmm_(rows[:, start:].T, rows[:, start:stop])
+
+    def finish(self, delta: LowRank) -> tuple[Tensor, ConceptStatistics]:
+        """The full G, (in, in), and the statistics for a concept with weight difference `delta`.
+
+        Raises ValueError where the layer never ran, or where its inputs are not finite.
+        """
+        if self.call == 0:
+            raise ValueError("the layer never ran")
+        if self.pending:
+            self._multiply()
+        width = self.gram.shape[0]
+        for start in range(0, width, PANEL):
+            stop = start + PANEL
+            self.gram[start:stop, stop:] = self.gram[stop:, start:stop].T
+        if not torch.isfinite(self.gram.diagonal()).all():
+            raise ValueError("the layer's inputs are not finite")
+        statistics = ConceptStatistics(
+            delta=delta,
+            response=(delta.down.to(self.gram) @ self.gram).cpu(),
+            tokens=self.tokens,
+            seen=self.seen,
+            inputs=torch.cat(self.inputs).cpu(),
+            outputs=torch.cat(self.outputs).cpu(),
+            held_out=torch.cat(self.held_out).cpu(),
+        )
+        return self.gram, statistics
+
+
+@lru_cache(maxsize=256)
+def token_order(count: int, seed: int, call: int) -> Tensor:
+    """A seeded permutation of the positions of one call."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + call))
+
+
+def _share(total: int, call: int, calls: int) -> int:
+    """How many of `total` fall to `call` when they are spread evenly over `calls`."""
+    return total * (call + 1) // calls - total * call // calls
+
+
+def _split(count: int, held: int) -> list[int]:
+    held = min(held, count)
+    return [held, count - held]

@@ -1,0 +1,7 @@
+"""The nodes: schema and a short `execute` each."""
+
+from .load_concept import LoadConceptLoRA
+from .merge import LoRACLRMerge
+from .save import SaveMergedLoRA
+
+NODES = [LoadConceptLoRA, LoRACLRMerge, SaveMergedLoRA]

