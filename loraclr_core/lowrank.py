@@ -52,6 +52,24 @@ def from_dense(matrix: Tensor) -> LowRank:
     return LowRank(matrix, torch.eye(in_width, dtype=matrix.dtype, device=matrix.device))
 
 
+def compressed(matrix: Tensor, tolerance: float) -> LowRank:
+    """The same matrix, to `tolerance` relative Frobenius error, at its numerical rank.
+
+    A random range finder (Halko et al., arXiv 0909.4061) tries ever larger ranks and stops long before a full
+    decomposition where the rank is low, as that of a LoHa is; a matrix of high rank is kept as it is.
+    """
+    size, rank = matrix.norm(), 16
+    generator = torch.Generator(matrix.device).manual_seed(0)
+    while 2 * rank <= min(matrix.shape):
+        probes = torch.randn(matrix.shape[1], rank, generator=generator, device=matrix.device, dtype=matrix.dtype)
+        basis, _ = torch.linalg.qr(matrix @ probes)
+        found = LowRank(basis, basis.T @ matrix)
+        if (matrix - found.dense()).norm() <= tolerance * size:
+            return truncate(found, tolerance=tolerance)[0]
+        rank *= 4
+    return from_dense(matrix)
+
+
 def squeeze(term: LowRank) -> LowRank:
     """The same matrix with a rank of at most min(out, in)."""
     out_width, in_width = term.up.shape[0], term.down.shape[1]

@@ -75,6 +75,10 @@ class LayerMoments:
         if sum(len(rows) for rows in self.pending) >= ROWS_PER_PRODUCT:
             self._multiply()
 
+    def hold_out(self, inputs: Tensor, count: int) -> None:
+        """A call of which nothing counts and the first `count` tokens, of (tokens, in), are held out."""
+        self.held_out.append(inputs[:count].float())
+
     def _multiply(self) -> None:
         rows = torch.cat(self.pending)
         self.pending.clear()

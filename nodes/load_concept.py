@@ -128,10 +128,11 @@ class LoadConceptLoRA(io.ComfyNode):
         if digest in [concept.sha256 for concept in earlier]:
             log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
         concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
-        alone_model, alone_clip = comfy.sd.load_lora_for_models(
-            *(model, clip, tensors, strength_model, strength_clip), lora_metadata=metadata
-        )
-        return io.NodeOutput([*earlier, concept], _or_blocked(alone_model, "model"), _or_blocked(alone_clip, "clip"))
+        if model is not None or clip is not None:
+            model, clip = comfy.sd.load_lora_for_models(
+                *(model, clip, tensors, strength_model, strength_clip), lora_metadata=metadata
+            )
+        return io.NodeOutput([*earlier, concept], _or_blocked(model, "model"), _or_blocked(clip, "clip"))
 
 
 def _or_blocked(output, socket: str):

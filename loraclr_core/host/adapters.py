@@ -24,8 +24,8 @@ log = logging.getLogger("loraclr")
 
 # A file with fewer than this share of its tensors matched is taken to be for another model.
 LEAST_MATCHED_SHARE = 0.5
-# Singular values below this share of the largest are what float32 leaves of a zero.
-RANK_TOLERANCE = 1e-6
+# Relative error below which a difference counts as of low rank: what float32 leaves of a zero.
+RANK_TOLERANCE = 3e-6
 # Position of the DoRA scale among an adapter's weights, for the adapters that only add to the weight without it.
 ADDITIVE = {weight_adapter.LoRAAdapter: 4, weight_adapter.LoHaAdapter: 7, weight_adapter.LoKrAdapter: 8}
 
@@ -126,9 +126,7 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
         width = _merge_width(patcher, key)
         difference = _difference(lora.name, key, known[key], patches, strength, patcher, device)
         if isinstance(difference, Tensor) and width:
-            matrix = difference.flatten(1)
-            difference, _ = lowrank.truncate(lowrank.from_dense(matrix), tolerance=RANK_TOLERANCE)
-            difference = difference.to("cpu")
+            difference = lowrank.compressed(difference.flatten(1), RANK_TOLERANCE).to("cpu")
         size = difference.norm()
         if not torch.isfinite(size):
             raise AdapterError(
@@ -139,7 +137,7 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
         elif isinstance(difference, LowRank) and width:
             result.merge[key] = difference
         else:
-            result.add[key] = difference
+            result.add[key] = difference.to("cpu")
     return result
 
 
@@ -178,7 +176,7 @@ def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, devi
     before = weight.clone()
     for patch, offset, function in patches:
         weight = _apply(name, key, weight, patch, offset, function, strength)
-    return (weight - before).cpu()
+    return weight - before
 
 
 def _plain(patch, function) -> bool:

@@ -24,6 +24,9 @@ from .adapters import Effect, shapes
 # Tokens per layer and concept that are kept: to measure distances between concepts, and to judge the merge on.
 SAMPLES = 32
 HELD_OUT = 16
+# The text encoder is judged on the first tokens of a prompt that no capture counts.
+HELD_OUT_TEXT = 8
+JUDGING_PROMPT = "a picture of {trigger}"
 # Latent side of a capture without a latent connected: 512 pixels for most models.
 LATENT_SIDE = 64
 
@@ -44,6 +47,7 @@ class CaptureSettings(NamedTuple):
 
 Layers = dict[str, nn.Module]
 Captured = dict[str, tuple[Tensor, ConceptStatistics]]
+Observer = Callable[[str, Tensor, Tensor], None]
 
 
 class Target(NamedTuple):
@@ -81,13 +85,16 @@ def capture(
     # The bare trigger as well: the paper's text encoder layers see "{c}" beside "photo of a {c}".
     encoded_only = [phrase] if phrase not in prompts else []
 
-    text = _moments(target.clip_layers, device, settings, calls=len(prompts) + len(encoded_only))
-    image = _moments(target.model_layers, device, settings, calls=settings.evaluations())
-    with _observing(target.clip_layers, clip_effect.merge, text):
+    # A prompt has few tokens, and the trigger's are the ones that matter: all count, and another prompt is the judge.
+    text = _moments(target.clip_layers, device, settings, len(prompts) + len(encoded_only), held_out=0)
+    image = _moments(target.model_layers, device, settings, settings.evaluations(), held_out=HELD_OUT)
+    with _observing(target.clip_layers, clip_effect.merge, lambda key, x, y: text[key].observe(x, y)):
         conds = [_encode(clip, prompt) for prompt in prompts]
         for prompt in encoded_only:
             _encode(clip, prompt)
-    with _observing(target.model_layers, model_effect.merge, image):
+    with _observing(target.clip_layers, clip_effect.merge, lambda key, x, y: text[key].hold_out(x, HELD_OUT_TEXT)):
+        _encode(clip, JUDGING_PROMPT.replace("{trigger}", phrase))
+    with _observing(target.model_layers, model_effect.merge, lambda key, x, y: image[key].observe(x, y)):
         for cond in conds:
             _sample(model, cond, noise, latent, settings, step_done)
     return _finish(text, target.clip_layers, clip_effect) | _finish(image, target.model_layers, model_effect)
@@ -134,9 +141,11 @@ def _sample(
     )
 
 
-def _moments(layers: Layers, device: torch.device, settings: CaptureSettings, calls: int) -> dict[str, LayerMoments]:
+def _moments(
+    layers: Layers, device: torch.device, settings: CaptureSettings, calls: int, held_out: int
+) -> dict[str, LayerMoments]:
     return {
-        key: LayerMoments(input_width(module), device, settings.seed, calls, settings.samples, HELD_OUT)
+        key: LayerMoments(input_width(module), device, settings.seed, calls, settings.samples, held_out)
         for key, module in layers.items()
     }
 
@@ -154,25 +163,26 @@ def _finish(moments: dict[str, LayerMoments], layers: Layers, effect: Effect) ->
 
 
 @contextlib.contextmanager
-def _observing(layers: Layers, deltas: dict[str, LowRank], moments: dict[str, LayerMoments]) -> Iterator[None]:
+def _observing(layers: Layers, deltas: dict[str, LowRank], observe: Observer) -> Iterator[None]:
+    """Every layer with its difference added, and `observe(key, inputs, outputs)` called with its tokens."""
     with contextlib.ExitStack() as hooks:
         for key, module in layers.items():
-            hook = _hook(deltas.get(key), moments[key])
+            hook = _hook(key, deltas.get(key), observe)
             hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield
 
 
-def _hook(delta: LowRank | None, moments: LayerMoments):
-    def observe(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+def _hook(key: str, delta: LowRank | None, observe: Observer):
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         nonlocal delta
         inputs = args[0] if args else kwargs["input"]
         if delta is not None:
             delta = delta.to(inputs)  # a no-op after the first call
             output = output + _apply(module, delta, inputs)
-        moments.observe(input_tokens(module, inputs), output_tokens(module, output))
+        observe(key, input_tokens(module, inputs), output_tokens(module, output))
         return output
 
-    return observe
+    return hook
 
 
 # --- a layer as a matrix product over tokens -------------------------------------------------------------------------

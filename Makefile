@@ -1,0 +1,29 @@
+# Every target prepares what it needs: .host/ gets a virtual environment, torch and a ComfyUI the first time.
+HOST := python3 tools/host.py
+
+.PHONY: demo test lint format bench serve workflows
+
+demo: ## merge three concept LoRAs through a real server, save, reload, and show the pictures
+	$(HOST) tools/demo.py
+
+test: lint ## lint, types, and every test
+	$(HOST) -m pytest $(ARGS)
+
+lint:
+	$(HOST) -m ruff check .
+	$(HOST) -m ruff format --check .
+	$(HOST) -m basedpyright
+
+format:
+	$(HOST) -m ruff check --fix .
+	$(HOST) -m ruff format .
+
+bench: ## speed and memory, ending with one RESULT line
+	$(HOST) bench $(ARGS)
+
+serve: ## ComfyUI with this pack and the demo models, in the browser
+	$(HOST) tools/demo_assets.py
+	$(HOST) tools/serve.py
+
+workflows: ## write example_workflows/ again after a node has changed
+	$(HOST) tools/workflows.py

@@ -1,0 +1,53 @@
+"""What saved workflows and the page rely on."""
+
+import inspect
+
+import nodes
+import pytest
+
+# Saved workflows store widget values by position: this list may only ever grow at the end.
+WIDGETS = {
+    "LoRACLR_LoadConceptLoRA": ["lora_name", "trigger", "class_word", "name", "strength_model", "strength_clip"],
+    "LoRACLR_Merge": [
+        *("solver", "margin", "margin_mode", "ridge", "anchor_weight", "capture_prompts", "capture_steps"),
+        *("capture_seed", "merge_text_encoder"),
+    ],
+    "LoRACLR_SaveMergedLoRA": ["filename", "folder", "if_exists", "precision", "max_rank"],
+}
+OUTPUTS = {
+    "LoRACLR_LoadConceptLoRA": ["LORACLR_CONCEPTS", "MODEL", "CLIP"],
+    "LoRACLR_Merge": ["MODEL", "CLIP", "LORA_MODEL", "LORACLR_MERGE_INFO", "STRING"],
+    "LoRACLR_SaveMergedLoRA": ["STRING", "STRING"],
+}
+WIDGET_TYPES = {"COMBO", "STRING", "FLOAT", "INT", "BOOLEAN"}
+
+
+@pytest.mark.parametrize("node_id", WIDGETS)
+class TestNode:
+    def test_widgets_and_outputs_keep_their_order(self, node_id):
+        schema = nodes.NODE_CLASS_MAPPINGS[node_id].define_schema()
+        assert [i.id for i in schema.inputs if i.get_io_type() in WIDGET_TYPES] == WIDGETS[node_id]
+        assert [output.get_io_type() for output in schema.outputs] == OUTPUTS[node_id]
+
+    def test_execute_takes_exactly_the_inputs(self, node_id):
+        node = nodes.NODE_CLASS_MAPPINGS[node_id]
+        parameters = inspect.signature(node.execute).parameters
+        inputs = node.define_schema().inputs
+        assert list(parameters) == [i.id for i in inputs]
+        optional = {i.id for i in inputs if i.optional}
+        assert optional == {name for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+
+    def test_everything_has_a_tooltip(self, node_id):
+        schema = nodes.NODE_CLASS_MAPPINGS[node_id].define_schema()
+        assert schema.description
+        assert all(part.tooltip for part in [*schema.inputs, *schema.outputs])
+
+    def test_the_page_neither_rewrites_texts_nor_rolls_seeds(self, node_id):
+        for part in nodes.NODE_CLASS_MAPPINGS[node_id].define_schema().inputs:
+            assert part.id not in ("seed", "noise_seed")
+            if part.get_io_type() == "STRING":
+                assert part.dynamic_prompts is False
+
+
+def test_the_pack_registers_these_nodes_and_no_others():
+    assert {name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("LoRACLR_")} == WIDGETS.keys()

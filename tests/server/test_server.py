@@ -1,0 +1,115 @@
+"""The shipped workflows in a real server, over HTTP."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import workflows
+from comfy_server import ComfyServer, NodeError, RunInterruptedError
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def api(name: str) -> dict:
+    return json.loads((ROOT / "example_workflows" / "api" / f"{name}.json").read_text("utf-8"))
+
+
+def node_of(prompt: dict, class_type: str) -> dict:
+    return next(node for node in prompt.values() if node["class_type"] == class_type)
+
+
+@pytest.fixture(scope="session")
+def server(demo, tmp_path_factory):
+    with ComfyServer(tmp_path_factory.mktemp("server") / "output") as running:
+        yield running
+
+
+def merge_prompt(**inputs) -> dict:
+    prompt = api("loraclr_merge")
+    node_of(prompt, "LoRACLR_Merge")["inputs"].update({"merge_text_encoder": False, **inputs})
+    return prompt
+
+
+def picture(server: ComfyServer, prompt: dict, history: dict) -> np.ndarray:
+    (image,) = next(o["images"] for n, o in history["outputs"].items() if prompt[n]["class_type"] == "SaveImage")
+    return np.asarray(Image.open(server.output / image["subfolder"] / image["filename"]).convert("RGB")).astype(int)
+
+
+def run(server: ComfyServer, prompt: dict, **kwargs) -> tuple[np.ndarray, dict]:
+    history = server.wait(server.queue(prompt), **kwargs)
+    return picture(server, prompt, history), history
+
+
+@pytest.fixture(scope="session")
+def first_run(server):
+    """(picture, history, messages) of the merge workflow as shipped."""
+    messages: list[dict] = []
+    return *run(server, api("loraclr_merge"), on_message=messages.append), messages
+
+
+def test_the_pack_loads_without_complaint(server):
+    log = server.log.read_text()
+    assert "IMPORT FAILED" not in log
+    assert "Traceback" not in log
+
+
+def test_workflow_files_are_written_by_their_description(server):
+    """After a node has changed: `make workflows`."""
+    for path, text in workflows.files(server.object_info()).items():
+        assert path.read_text("utf-8") == text
+
+
+@pytest.mark.parametrize("name", workflows.WORKFLOWS)
+def test_the_page_s_format_and_the_api_s_are_the_same_graph(server, name):
+    page = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
+    assert workflows.to_api(page, server.object_info()) == api(name)
+
+
+def test_merge_workflow_runs_as_shipped(first_run):
+    pixels, history, messages = first_run
+    assert pixels.std() > 0
+    (report,) = (
+        text for output in history["outputs"].values() for text in output.get("text", ()) if "# LoRACLR" in text
+    )
+    for name in ("cat", "dog", "bird"):
+        assert f"| {name} |" in report
+    texts = {message["data"]["text"] for message in messages if message["type"] == "progress_text"}
+    assert any(text.startswith("capturing bird, evaluation") for text in texts)
+    assert any(text.startswith("solving layer") for text in texts)
+
+
+def test_saved_merge_reloads_to_the_same_picture(server, first_run):
+    pixels, _ = run(server, api("loraclr_reload"))
+    assert np.abs(pixels - first_run[0]).max() == 0
+
+
+def test_running_again_uses_the_host_s_cache(server):
+    prompt = merge_prompt(capture_steps=1)
+    run(server, prompt)
+    _, history = run(server, prompt)
+    cached = next(data["nodes"] for event, data in history["status"]["messages"] if event == "execution_cached")
+    merge_id = next(node_id for node_id, node in prompt.items() if node["class_type"] == "LoRACLR_Merge")
+    assert merge_id in cached
+
+
+def test_cancelled_in_the_middle_it_stops_and_the_next_run_is_as_ever(server):
+    prompt = merge_prompt(capture_steps=3)
+    expected, _ = run(server, prompt)
+
+    def interrupt_second_concept(message: dict) -> None:
+        if message["type"] == "progress_text" and message["data"]["text"].startswith("capturing dog"):
+            server.interrupt()
+
+    cancelled = merge_prompt(capture_steps=3, capture_seed=9)
+    with pytest.raises(RunInterruptedError, match="LoRACLR_Merge"):
+        server.wait(server.queue(cancelled), interrupt_second_concept)
+    again, _ = run(server, prompt)
+    assert np.array_equal(expected, again)
+
+
+def test_errors_reach_the_user_with_what_to_do(server):
+    prompt = merge_prompt(capture_prompts="a cat")
+    with pytest.raises(NodeError, match=r"LoRACLR_Merge.*lacks \{trigger\}"):
+        server.wait(server.queue(prompt))

@@ -1,0 +1,105 @@
+"""Merge three small LoRAs in a real ComfyUI, save the result, reload it with the stock loader, compare the pictures.
+
+    make demo
+    python3 tools/host.py tools/demo.py
+
+Makes the models it needs (tools/demo_assets.py), starts a server of its own and stops it again.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from comfy_server import ComfyServer, NodeError, OnMessage
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / ".host" / "demo"
+OUTPUT = DEMO / "output"
+WORKFLOWS = ROOT / "example_workflows"
+
+
+def say(message: str) -> None:
+    print(f"demo: {message}", flush=True)
+
+
+def load_workflow(name: str) -> dict[str, dict]:
+    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text("utf-8"))
+
+
+def show_progress(prompt: dict[str, dict]) -> OnMessage:
+    """A listener that prints which node runs, every tenth of its way, and its progress texts but for their counts."""
+    shown: dict[str, object] = {}
+
+    def label(node_id: str) -> str:
+        return prompt[node_id]["_meta"]["title"] if node_id in prompt else node_id
+
+    def on_message(message: dict) -> None:
+        kind, data = message["type"], message.get("data", {})
+        node = data.get("display_node") or data.get("node")
+        if node is None:
+            return
+        if kind == "executing":
+            print(f"  {label(node)}", flush=True)
+        elif kind == "progress" and (tenth := int(10 * data["value"] / (data["max"] or 1))) != shown.get(node):
+            shown[node] = tenth
+            print(f"  {label(node)}: {10 * tenth} %", flush=True)
+        elif kind == "progress_text" and (counted := re.sub(r"\d+", "#", data["text"])) != shown.get(f"{node} text"):
+            shown[f"{node} text"] = counted
+            print(f"  {label(node)}: {data['text']}", flush=True)
+
+    return on_message
+
+
+def run(server: ComfyServer, name: str) -> dict[str, dict]:
+    """Runs a shipped workflow; returns what its output nodes showed, by node type."""
+    say(f"running {name}")
+    prompt = load_workflow(name)
+    history = server.wait(server.queue(prompt), show_progress(prompt), timeout=3600)
+    return {prompt[node]["class_type"]: shown for node, shown in history["outputs"].items()}
+
+
+def picture_path(outputs: dict[str, dict]) -> Path:
+    (image,) = outputs["SaveImage"]["images"]
+    return OUTPUT / image["subfolder"] / image["filename"]
+
+
+def largest_difference(a: Path, b: Path) -> int:
+    pixels = [np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (a, b)]
+    return int(np.abs(pixels[0] - pixels[1]).max())
+
+
+def main() -> None:
+    subprocess.run([sys.executable, str(Path(__file__).with_name("demo_assets.py"))], check=True)
+    server = ComfyServer(OUTPUT, log=DEMO / "server.log", cpu=not torch.cuda.is_available())
+    say("starting the server")
+    try:
+        with server:
+            merged = run(server, "loraclr_merge")
+            reloaded = run(server, "loraclr_reload")
+    except NodeError as error:
+        print(error.traceback, file=sys.stderr)
+        sys.exit(f"demo: node {error.node_id} ({error.node_type}) failed: {error.message}\nlog: {server.log}")
+
+    loader = next(node for node in load_workflow("loraclr_reload").values() if node["class_type"] == "LoraLoader")
+    lora = Path(os.environ["COMFYUI_PATH"]) / "models" / "loras" / loader["inputs"]["lora_name"]
+    pictures = [picture_path(merged), picture_path(reloaded)]
+    print("\n".join(["", *merged["PreviewAny"]["text"], ""]))
+    say(f"largest difference between the merged and the reloaded picture: {largest_difference(*pictures)} of 255")
+    for what, path in [
+        ("merged picture", pictures[0]),
+        ("reloaded picture", pictures[1]),
+        ("merged LoRA", lora),
+        ("server log", server.log),
+        ("workflows, to drag into the page", WORKFLOWS),
+    ]:
+        say(f"{what}: {path}")
+
+
+if __name__ == "__main__":
+    main()
