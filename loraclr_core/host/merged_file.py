@@ -103,12 +103,14 @@ def prepare(lora: dict[str, Tensor], dtype: torch.dtype, max_rank: int) -> tuple
 def path_within(root: Path, filename: str) -> Path:
     """`filename` (.safetensors added) as a path within `root`; raises ValueError if it is empty or leads outside."""
     stem = filename.strip().removesuffix(".safetensors")
-    path = Path(os.path.realpath(root / f"{stem}.safetensors"))
-    if not stem or stem.endswith(("/", "\\")) or "\0" in stem or not path.is_relative_to(os.path.realpath(root)):
+    named = stem and not stem.endswith(("/", "\\")) and "\0" not in stem
+    real_root = Path(os.path.realpath(root))
+    path = Path(os.path.realpath(real_root / f"{stem}.safetensors")) if named else real_root
+    if not named or not path.is_relative_to(real_root):
         raise ValueError(
             f"filename “{filename}” does not name a file within {root}; use a plain name such as loraclr/merged."
         )
-    return root / path.relative_to(os.path.realpath(root))
+    return root / path.relative_to(real_root)
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, str], if_exists: str) -> Path:

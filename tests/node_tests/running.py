@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import comfy.lora
 import folder_paths
 import nodes
 import safetensors.torch
@@ -56,8 +57,9 @@ def write_lora(name: str, state: dict[str, Tensor], metadata: dict[str, str] | N
 
 
 def weights(patcher) -> dict[str, Tensor]:
-    """Every weight with its patches, in float32 on the CPU, as the stock patcher computes it."""
-    return {
-        key: patcher.patch_weight_to_device(key, torch.device("cpu"), return_weight=True, force_cast=True).float()
-        for key in patcher.patches
-    }
+    """Every patched weight, as the host computes it but in float32: it rounds half precision by chance."""
+    result = {}
+    for key in patcher.patches:
+        (weight, _), *patches = patcher.get_key_patches(key)[key]
+        result[key] = comfy.lora.calculate_weight(patches, weight.float().clone(), key)
+    return result

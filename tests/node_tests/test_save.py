@@ -1,6 +1,7 @@
 """A saved merge is the merge: it reloads equal, in any ComfyUI, and never replaces anything unasked."""
 
 import json
+import re
 from pathlib import Path
 
 import folder_paths
@@ -47,7 +48,8 @@ def test_half_precision_is_close_and_says_how_close(demo, merged, precision, bou
     model, _, lora, *_ = merged
     name, report = save(lora, precision, precision=precision)
     assert largest_relative_error(weights(model), weights(stock_loaded(demo, name)[0])) < bound
-    assert "Relative error of the weight differences: 0.0" in report or "0.1" in report
+    average = float(re.search(r"([\d.]+)% on average", report)[1]) / 100
+    assert 0 < average < bound
     exact_size = Path(folder_paths.get_full_path("loras", save(lora, "size")[0])).stat().st_size
     assert Path(folder_paths.get_full_path("loras", name)).stat().st_size < 0.6 * exact_size
 
