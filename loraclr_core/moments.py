@@ -42,14 +42,18 @@ class ConceptStatistics:
 
 
 class LayerMoments:
-    """Accumulates one layer's statistics over the calls of one capture.
+    """Accumulates one layer's statistics over the calls of one concept's capture.
 
+    gram: (in, in), the sum over concepts so far; this concept's G is added to its lower triangle, in place.
+    delta: the concept's weight difference.
     seed: chooses the tokens; the same seed and shapes choose the same positions for every concept.
     calls: how many calls are expected, over which `samples` and `held_out` tokens are spread.
     """
 
-    def __init__(self, width: int, device: torch.device, seed: int, calls: int, samples: int, held_out: int):
-        self.gram = torch.zeros(width, width, device=device)
+    def __init__(self, gram: Tensor, delta: LowRank, seed: int, calls: int, samples: int, held_out: int):
+        self.gram, self.delta = gram, delta
+        self.down = delta.down.to(gram)
+        self.response = torch.zeros_like(self.down)
         self.seed, self.calls, self.samples, self.held_out_tokens = seed, calls, samples, held_out
         self.call = self.tokens = self.seen = 0
         self.pending: list[Tensor] = []
@@ -82,13 +86,14 @@ class LayerMoments:
     def _multiply(self) -> None:
         rows = torch.cat(self.pending)
         self.pending.clear()
+        self.response.addmm_((rows @ self.down.T).T, rows)
         # XᵀX is symmetric: only the panels on and below its diagonal are computed.
         for start in range(0, self.gram.shape[0], PANEL):
             stop = start + PANEL
             self.gram[start:, start:stop].addmm_(rows[:, start:].T, rows[:, start:stop])
 
-    def finish(self, delta: LowRank) -> tuple[Tensor, ConceptStatistics]:
-        """The full G, (in, in), and the statistics for a concept with weight difference `delta`.
+    def finish(self) -> ConceptStatistics:
+        """The concept's statistics, on the CPU.
 
         Raises ValueError where the layer never ran, or where its inputs are not finite.
         """
@@ -96,22 +101,22 @@ class LayerMoments:
             raise ValueError("the layer never ran")
         if self.pending:
             self._multiply()
-        width = self.gram.shape[0]
-        for start in range(0, width, PANEL):
-            stop = start + PANEL
-            self.gram[start:stop, stop:] = self.gram[stop:, start:stop].T
         if not torch.isfinite(self.gram.diagonal()).all():
             raise ValueError("the layer's inputs are not finite")
-        statistics = ConceptStatistics(
-            delta=delta,
-            response=(delta.down.to(self.gram) @ self.gram).cpu(),
+        return ConceptStatistics(
+            delta=self.delta,
+            response=self.response.cpu(),
             tokens=self.tokens,
             seen=self.seen,
             inputs=torch.cat(self.inputs).cpu(),
             outputs=torch.cat(self.outputs).cpu(),
             held_out=torch.cat(self.held_out).cpu(),
         )
-        return self.gram, statistics
+
+
+def symmetric(lower: Tensor) -> Tensor:
+    """The full matrix from its lower triangle."""
+    return lower.tril() + lower.tril(-1).T
 
 
 @lru_cache(maxsize=256)

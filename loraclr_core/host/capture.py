@@ -46,7 +46,8 @@ class CaptureSettings(NamedTuple):
 
 
 Layers = dict[str, nn.Module]
-Captured = dict[str, tuple[Tensor, ConceptStatistics]]
+# Sums over concepts of each layer's second moments, (in, in), by weight key; their lower triangles count.
+Grams = dict[str, Tensor]
 Observer = Callable[[str, Tensor, Tensor], None]
 
 
@@ -68,12 +69,14 @@ def capture(
     clip_effect: Effect,
     phrase: str,
     settings: CaptureSettings,
+    grams: Grams,
     device: torch.device,
     step_done: Callable[[], None],
-) -> Captured:
-    """Gram matrix (in, in) and statistics of every layer of `target` while one concept alone is active.
+) -> dict[str, ConceptStatistics]:
+    """Statistics of every layer of `target` while one concept alone is active.
 
-    phrase: what `{trigger}` stands for. step_done is called after every evaluation and may raise to stop.
+    phrase: what `{trigger}` stands for. grams: where the concept's second moments are added; of no use after an error.
+    step_done is called after every evaluation and may raise to stop.
     Raises ValueError where a layer never runs or sees NaN.
     """
     model = _with_summed(target.model, model_effect)
@@ -86,8 +89,8 @@ def capture(
     encoded_only = [phrase] if phrase not in prompts else []
 
     # A prompt has few tokens, and the trigger's are the ones that matter: all count, and another prompt is the judge.
-    text = _moments(target.clip_layers, device, settings, len(prompts) + len(encoded_only), held_out=0)
-    image = _moments(target.model_layers, device, settings, settings.evaluations(), held_out=HELD_OUT)
+    text = _moments(target.clip_layers, clip_effect, grams, device, settings, len(prompts) + len(encoded_only), 0)
+    image = _moments(target.model_layers, model_effect, grams, device, settings, settings.evaluations(), HELD_OUT)
     with _observing(target.clip_layers, clip_effect.merge, lambda key, x, y: text[key].observe(x, y)):
         conds = [_encode(clip, prompt) for prompt in prompts]
         for prompt in encoded_only:
@@ -97,7 +100,7 @@ def capture(
     with _observing(target.model_layers, model_effect.merge, lambda key, x, y: image[key].observe(x, y)):
         for cond in conds:
             _sample(model, cond, noise, latent, settings, step_done)
-    return _finish(text, target.clip_layers, clip_effect) | _finish(image, target.model_layers, model_effect)
+    return _finish(text, grams) | _finish(image, grams)
 
 
 def empty_latent(model: ModelPatcher, shape: tuple[int, ...] | None) -> Tensor:
@@ -142,23 +145,25 @@ def _sample(
 
 
 def _moments(
-    layers: Layers, device: torch.device, settings: CaptureSettings, calls: int, held_out: int
+    layers: Layers, effect: Effect, grams: Grams, device, settings: CaptureSettings, calls: int, held_out: int
 ) -> dict[str, LayerMoments]:
-    return {
-        key: LayerMoments(input_width(module), device, settings.seed, calls, settings.samples, held_out)
-        for key, module in layers.items()
-    }
-
-
-def _finish(moments: dict[str, LayerMoments], layers: Layers, effect: Effect) -> Captured:
-    captured = {}
+    moments = {}
     for key, module in layers.items():
-        delta = effect.merge.get(key) or lowrank.zero(output_width(module), input_width(module))
+        width = input_width(module)
+        gram = grams[key].to(device) if key in grams else torch.zeros(width, width, device=device)
+        delta = effect.merge.get(key) or lowrank.zero(output_width(module), width)
+        moments[key] = LayerMoments(gram, delta, settings.seed, calls, settings.samples, held_out)
+    return moments
+
+
+def _finish(moments: dict[str, LayerMoments], grams: Grams) -> dict[str, ConceptStatistics]:
+    captured = {}
+    for key, layer in moments.items():
         try:
-            gram, statistics = moments.pop(key).finish(delta)
+            captured[key] = layer.finish()
         except ValueError as error:
             raise ValueError(f"Capture of {key} failed: {error}. Check the model and its upstream patches.") from error
-        captured[key] = (gram.cpu(), statistics)
+        grams[key] = layer.gram.cpu()
     return captured
 
 

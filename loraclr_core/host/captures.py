@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
 from ..concept import Concept
 from ..moments import ConceptStatistics
 from .adapters import Effect
-from .capture import Captured, CaptureSettings, Target, capture
+from .capture import CaptureSettings, Grams, Target, capture
 
 
 @dataclass
@@ -23,9 +22,9 @@ class Captures:
     layers: list[str]
     concepts: list[tuple] = field(default_factory=list)
     statistics: list[dict[str, ConceptStatistics]] = field(default_factory=list)
-    gram: dict[str, Tensor] = field(default_factory=dict)
+    grams: Grams = field(default_factory=dict)
     base_words: list[str] = field(default_factory=list)
-    base_gram: dict[str, Tensor] = field(default_factory=dict)
+    base_grams: Grams = field(default_factory=dict)
 
     def serve(self, target: Target, settings: CaptureSettings) -> bool:
         """Whether they were made under these circumstances; more samples than asked for do no harm."""
@@ -53,14 +52,15 @@ def of_concepts(
     """The captures of `concepts` and, `with_base`, of the plain model on their class words.
 
     Only what is not known yet is captured: a concept added at the end costs one capture. Returns them and the number
-    of model evaluations that took. Cancelled in the middle, the concepts that were complete stay known.
+    of model evaluations that took.
     """
-    captures = _known.get(target.model)
+    # Known again once all is complete: a capture that is cancelled has added to the sums in part.
+    captures = _known.pop(target.model, None)
     if captures is None or not captures.serve(target, settings):
-        captures = _known[target.model] = Captures(weakref.ref(target.clip.patcher), settings, target.layers())
+        captures = Captures(weakref.ref(target.clip.patcher), settings, target.layers())
     wanted = [(c.sha256, c.trigger, c.strength_model, c.strength_clip) for c in concepts]
     if captures.concepts != wanted[: len(captures.concepts)]:
-        captures.concepts, captures.statistics, captures.gram = [], [], {}
+        captures.concepts, captures.statistics, captures.grams = [], [], {}
     base_words = sorted({concept.class_word for concept in concepts})
     base_missing = base_words if with_base and captures.base_words != base_words else []
 
@@ -68,33 +68,26 @@ def of_concepts(
     total = (len(missing) + len(base_missing)) * settings.evaluations()
     done = 0
 
-    def run(what: str, phrase: str, model_effect: Effect, clip_effect: Effect) -> Captured:
+    def run(what: str, phrase: str, effect: tuple[Effect, Effect], grams: Grams) -> dict[str, ConceptStatistics]:
         def step_done() -> None:
             nonlocal done
             done += 1
             progress(f"capturing {what}, evaluation {done} of {total}", done / total)
 
         progress(f"capturing {what}", done / total)
-        return capture(target, model_effect, clip_effect, phrase, captures.settings, device, step_done)
+        return capture(target, *effect, phrase, captures.settings, grams, device, step_done)
 
     for index in missing:
-        captured = run(concepts[index].name, concepts[index].trigger, *effects[index])
-        _add(captures.gram, captured)
-        captures.statistics.append({key: statistics for key, (_, statistics) in captured.items()})
+        concept = concepts[index]
+        captures.statistics.append(run(concept.name, concept.trigger, effects[index], captures.grams))
         captures.concepts.append(wanted[index])
     if base_missing:
-        gram: dict[str, Tensor] = {}
+        captures.base_grams = {}
         for word in base_missing:
-            _add(gram, run(f"the base model on “{word}”", word, Effect(), Effect()))
+            run(f"the base model on “{word}”", word, (Effect(), Effect()), captures.base_grams)
         # Weighted 1, the base counts as much as one concept.
-        captures.base_gram = {key: total.div_(len(base_missing)) for key, total in gram.items()}
+        for gram in captures.base_grams.values():
+            gram.div_(len(base_missing))
         captures.base_words = base_missing
+    _known[target.model] = captures
     return captures, total
-
-
-def _add(total: dict[str, Tensor], captured: Captured) -> None:
-    for key, (gram, _) in captured.items():
-        if key in total:
-            total[key].add_(gram)
-        else:
-            total[key] = gram

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from loraclr.loraclr_core.lowrank import LowRank
-from loraclr.loraclr_core.moments import MAX_TOKENS_PER_CALL, LayerMoments, token_order
-
-CPU = torch.device("cpu")
+from loraclr.loraclr_core.lowrank import LowRank, zero
+from loraclr.loraclr_core.moments import MAX_TOKENS_PER_CALL, LayerMoments, symmetric, token_order
 
 
 def observed(calls: list[torch.Tensor], samples: int = 12, held_out: int = 6, out_width: int = 3, width: int = 700):
     weight = torch.randn(out_width, width)
-    moments = LayerMoments(width, CPU, seed=5, calls=len(calls), samples=samples, held_out=held_out)
+    delta = LowRank(torch.randn(out_width, 2), torch.randn(2, width))
+    gram = torch.zeros(width, width)
+    moments = LayerMoments(gram, delta, seed=5, calls=len(calls), samples=samples, held_out=held_out)
     for x in calls:
         moments.observe(x, x @ weight.T)
-    delta = LowRank(torch.randn(out_width, 2), torch.randn(2, width))
-    return *moments.finish(delta), delta, weight
+    statistics = moments.finish()
+    return symmetric(gram), statistics, delta, weight
 
 
 def test_gram_is_that_of_every_token_that_is_not_held_out():
@@ -25,6 +25,16 @@ def test_gram_is_that_of_every_token_that_is_not_held_out():
     torch.testing.assert_close(gram, expected, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(statistics.response, delta.down @ expected, rtol=1e-4, atol=1e-2)
     assert (statistics.tokens, statistics.seen, len(statistics.held_out)) == (594, 600, 6)
+
+
+def test_grams_of_several_concepts_add_up_in_place():
+    first, second = torch.randn(40, 8), torch.randn(40, 8)
+    gram = torch.zeros(8, 8)
+    for x in (first, second):
+        moments = LayerMoments(gram, zero(3, 8), seed=0, calls=1, samples=0, held_out=0)
+        moments.observe(x, x[:, :3])
+        moments.finish()
+    torch.testing.assert_close(symmetric(gram), first.T @ first + second.T @ second)
 
 
 def test_samples_pair_inputs_with_their_outputs():
@@ -59,6 +69,6 @@ def test_token_order_depends_on_the_seed_and_the_call_only():
 
 def test_a_layer_that_never_ran_or_saw_nan_is_an_error():
     with pytest.raises(ValueError, match="never ran"):
-        LayerMoments(4, CPU, 0, 1, 1, 1).finish(LowRank(torch.zeros(4, 0), torch.zeros(0, 4)))
+        LayerMoments(torch.zeros(4, 4), zero(4, 4), 0, 1, 1, 1).finish()
     with pytest.raises(ValueError, match="not finite"):
         observed([torch.full((10, 4), float("nan"))], width=4)

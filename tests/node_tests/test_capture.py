@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from loraclr.loraclr_core.host import adapters, capture
 from loraclr.loraclr_core.host.adapters import Effect
 from loraclr.loraclr_core.host.capture import CaptureSettings, Target
+from loraclr.loraclr_core.moments import symmetric
 
 CPU = torch.device("cpu")
 BLOCK = "diffusion_model.input_blocks.1.1.transformer_blocks.0"
@@ -33,7 +34,9 @@ def run(demo, model_effect: Effect, clip_effect: Effect, step_done=lambda: None)
         {key: adapters.layer(demo.model, key) for key in [*LAYERS, CONVOLUTION]},
         {TEXT_LAYER: adapters.layer(demo.clip.patcher, TEXT_LAYER)},
     )
-    return capture.capture(target, model_effect, clip_effect, "sks cat", SETTINGS, CPU, step_done)
+    grams: capture.Grams = {}
+    statistics = capture.capture(target, model_effect, clip_effect, "sks cat", SETTINGS, grams, CPU, step_done)
+    return {key: (symmetric(grams[key]), found) for key, found in statistics.items()}
 
 
 def effects(demo, tensors: dict) -> tuple[Effect, Effect]:
@@ -140,4 +143,4 @@ def test_a_layer_that_never_runs_is_named(demo):
         *(demo.model, demo.clip, {LAYERS[0]: torch.nn.Linear(320, 320)}, {}),
     )
     with pytest.raises(ValueError, match=r"attn1\.to_q\.weight failed: the layer never ran"):
-        capture.capture(target, Effect(), Effect(), "cat", SETTINGS, CPU, lambda: None)
+        capture.capture(target, Effect(), Effect(), "cat", SETTINGS, {}, CPU, lambda: None)

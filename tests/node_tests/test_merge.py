@@ -18,12 +18,12 @@ def evaluations(monkeypatch):
     counted = []
     original = captures.capture
 
-    def counting(target, model_effect, clip_effect, phrase, settings, device, step_done):
+    def counting(target, model_effect, clip_effect, phrase, settings, grams, device, step_done):
         def step():
             counted.append(phrase)
             step_done()
 
-        return original(target, model_effect, clip_effect, phrase, settings, device, step)
+        return original(target, model_effect, clip_effect, phrase, settings, grams, device, step)
 
     monkeypatch.setattr(captures, "capture", counting)
     return counted
