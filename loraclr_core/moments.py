@@ -5,6 +5,7 @@ The LoRACLR objective (arXiv 2412.09622) asks for every feature of every layer. 
 few tokens: some for the distances, some held out to judge the merged layer on.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from .lowrank import LowRank
 
-# Tokens of one model evaluation that count, per layer. More of them change G little and cost as much as the
+# Tokens of one model evaluation that count, per layer, at most. More of them change G little and cost as much as the
 # layer itself: at 512² an SD1.5 layer has 4096, 1024 or 256 tokens, most of them much alike.
-MAX_TOKENS_PER_CALL = 256
+MAX_TOKENS_PER_CALL = 128
 # Rows gathered before they are multiplied: one large product instead of many small ones.
 ROWS_PER_PRODUCT = 256
-PANEL = 512
+PANEL = 256
 
 
 @dataclass
@@ -48,10 +49,13 @@ class LayerMoments:
     delta: the concept's weight difference.
     seed: chooses the tokens; the same seed and shapes choose the same positions for every concept.
     calls: how many calls are expected, over which `samples` and `held_out` tokens are spread.
+    share: the part of a call's tokens that counts at most.
     """
 
-    def __init__(self, gram: Tensor, delta: LowRank, seed: int, calls: int, samples: int, held_out: int):
-        self.gram, self.delta = gram, delta
+    def __init__(
+        self, gram: Tensor, delta: LowRank, seed: int, calls: int, samples: int, held_out: int, share: float = 1.0
+    ):
+        self.gram, self.delta, self.share = gram, delta, share
         self.down = delta.down.to(gram)
         self.response = torch.zeros_like(self.down)
         self.seed, self.calls, self.samples, self.held_out_tokens = seed, calls, samples, held_out
@@ -66,7 +70,7 @@ class LayerMoments:
         count = inputs.shape[0]
         order = token_order(count, self.seed, self.call).to(inputs.device)
         held, rest = order.split_with_sizes(_split(count, _share(self.held_out_tokens, self.call, self.calls)))
-        counted = rest[:MAX_TOKENS_PER_CALL]
+        counted = rest[: min(MAX_TOKENS_PER_CALL, math.ceil(count * self.share))]
         sampled = counted[: _share(self.samples, self.call, self.calls)]
 
         self.held_out.append(inputs[held].float())

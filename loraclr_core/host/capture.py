@@ -152,7 +152,9 @@ def _moments(
         width = input_width(module)
         gram = grams[key].to(device) if key in grams else torch.zeros(width, width, device=device)
         delta = effect.merge.get(key) or lowrank.zero(output_width(module), width)
-        moments[key] = LayerMoments(gram, delta, settings.seed, calls, settings.samples, held_out)
+        # G costs in² per token and the layer itself in · out: a layer that narrows counts fewer of a picture's tokens.
+        share = min(1.0, output_width(module) / width) if held_out else 1.0
+        moments[key] = LayerMoments(gram, delta, settings.seed, calls, settings.samples, held_out, share)
     return moments
 
 
