@@ -21,6 +21,7 @@ CLORA = {
     "gradient_memory": "all at once",
 }
 PLAIN = {"update_strength": 0.0, "first_masked_step": 1000}
+TRIGGERS = {"cat": "sks cat", "dog": "zwx dog", "bird": "qvk bird"}
 
 
 def run(node_id: str, **inputs):
@@ -34,7 +35,7 @@ def concept(name: str, concepts=None, **inputs) -> list:
     """A demo concept at the end of a chain."""
     values = {
         "lora_name": f"loraclr_demo_{name}.safetensors",
-        "trigger": f"sks {name}",
+        "trigger": TRIGGERS[name],
         "class_word": name,
         "name": name,
         "strength_model": 1.0,
