@@ -228,14 +228,17 @@ class CLoRAMaps(io.ComfyNode):
             )
         samples = latent["samples"]
         record = method.record_of(samples)
-        if batch_index >= len(samples):
-            raise ValueError(f"batch_index is {batch_index}, and the batch holds {len(samples)}: choose a smaller one.")
+        if batch_index >= len(samples) or (image is not None and batch_index >= len(image)):
+            raise ValueError(
+                f"batch_index is {batch_index}, but the batch holds {len(samples)} latents"
+                f"{'' if image is None else f' and {len(image)} pictures'}: choose a smaller one."
+            )
         if image is None:
             picture = overlay.rough_picture(
                 model.get_model_object("latent_format"), samples[batch_index : batch_index + 1]
             )
         else:
-            picture = image[min(batch_index, len(image) - 1)][None]
+            picture = image[batch_index : batch_index + 1]
         heat = overlay.heat_over(picture, record.heat[batch_index].to(picture), record.concepts)
         losses = [float(loss[batch_index]) for _, loss in sorted(record.losses.items())]
         return io.NodeOutput(record.masks[batch_index], heat, {"loss": losses})

@@ -31,13 +31,13 @@ def run(node_id: str, **inputs):
     return node.PREPARE_CLASS_CLONE(None).execute(**inputs).args
 
 
-def concept(name: str, concepts=None, **inputs) -> list:
-    """A demo concept at the end of a chain."""
+def concept(demo_name: str, concepts=None, **inputs) -> list:
+    """A demo concept at the end of a chain; its name, trigger and class word are those of the demo unless given."""
     values = {
-        "lora_name": f"loraclr_demo_{name}.safetensors",
-        "trigger": TRIGGERS[name],
-        "class_word": name,
-        "name": name,
+        "lora_name": f"loraclr_demo_{demo_name}.safetensors",
+        "trigger": TRIGGERS[demo_name],
+        "class_word": demo_name,
+        "name": demo_name,
         "strength_model": 1.0,
         "strength_clip": 1.0,
     }

@@ -37,10 +37,14 @@ def patched(demo, concepts):
 # --- the same as plain sampling where nothing is asked for -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_sde", "uni_pc", "heun", "euler_ancestral_cfg_pp"])
-def test_idle_concepts_give_the_plain_picture(demo, idle, latent, sampler):
+# heun divides the rounding of a larger batch by the last, small sigma.
+@pytest.mark.parametrize(
+    ("sampler", "tolerance"),
+    [("euler", 1e-5), ("dpmpp_2m_sde", 1e-5), ("uni_pc", 1e-5), ("euler_ancestral_cfg_pp", 1e-5), ("heun", 1e-4)],
+)
+def test_idle_concepts_give_the_plain_picture(demo, idle, latent, sampler, tolerance):
     found = sample(*clora(demo, idle, **PLAIN), latent, sampler=sampler)
-    assert_same(found, plain(demo, latent, sampler=sampler), 1e-5)
+    assert_same(found, plain(demo, latent, sampler=sampler), tolerance)
 
 
 def test_idle_concepts_with_masks_give_the_plain_picture(demo, idle, latent):
@@ -62,7 +66,7 @@ def test_a_style_loaded_upstream_acts_in_every_branch(demo, idle, latent):
 @pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
 def test_every_sampler_gets_the_moved_latent(demo, patched, latent, sampler):
     """What it returns differs from the unmoved run, is finite, is recorded, and leaves the model as it was."""
-    model, positive, negative = patched
+    model = patched[0]
     found = sample(*patched, latent, sampler=sampler, steps=3)
     record = model.get_attachment(KEY).record_of(found["samples"])
     assert found["samples"].isfinite().all()
@@ -137,9 +141,8 @@ def test_a_batch_is_its_pictures_one_by_one(demo, patched):
         torch.testing.assert_close(found[i : i + 1], alone, rtol=0, atol=1e-3 * float(alone.abs().max()))
 
 
-@pytest.mark.parametrize("height_width", [(96, 64), (9, 13)])
-def test_other_sizes(patched, height_width):
-    size = tuple(side // 8 if side > 60 else side for side in height_width)
+@pytest.mark.parametrize("size", [(12, 8), (9, 13)])
+def test_other_sizes(patched, size):
     found = sample(*patched, {"samples": torch.zeros(1, 4, *size)})
     masks, heat, _ = maps(patched[0], found)
     assert masks.shape == (2, *size)
