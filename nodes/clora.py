@@ -190,11 +190,6 @@ class CLoRAMaps(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of CLoRA Attention Contrast Sampler."),
                 io.Latent.Input("latent", tooltip="The LATENT that a sampler made with that model."),
-                io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="The decoded picture, to draw the heat maps over. Without it the latent's rough colours are used.",
-                ),
                 io.Int.Input(
                     "batch_index",
                     default=0,
@@ -202,6 +197,11 @@ class CLoRAMaps(io.ComfyNode):
                     max=4096,
                     advanced=True,
                     tooltip="Which picture of a batch to look at, counted from 0.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The decoded picture, to draw the heat maps over. Without it the latent's rough colours are used.",
                 ),
             ],
             outputs=[
