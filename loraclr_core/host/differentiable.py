@@ -56,3 +56,12 @@ def check_weights_stay(model: nn.Module, device: torch.device) -> None:
 def attention(function: Callable, *args, **kwargs) -> Tensor:
     """An `optimized_attention_override` that can be differentiated: torch's own, whatever the host has chosen."""
     return attention_pytorch(*args, **kwargs)
+
+
+def part_from_skips(transformer_options: dict) -> None:
+    """Runs on from a copy after each input block: the host adds a ControlNet to the skip connections in place, which would
+    change what the backward pass still needs."""
+    patches = dict(transformer_options.get("patches", {}))
+    name = "input_block_patch_after_skip"
+    patches[name] = [*patches.get(name, []), lambda h, options: h.clone()]
+    transformer_options["patches"] = patches

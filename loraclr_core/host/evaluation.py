@@ -74,7 +74,7 @@ class Evaluation:
     def read(self, z: Tensor, recorder: Recorder, branches: list[int]) -> None:
         """Only the attention of the conditional rows of these branches, as a function of `z`."""
         assert self.main is not None
-        # The host's own handling (ControlNets, masks) sees the latent as a constant, the U-Net as a variable.
+        # The host's own handling (ControlNets, masks) sees the latent as a constant, only the model as a variable.
         self._run(z.detach(), [(self.main, branch) for branch in branches], recorder, variable=z)
 
     def _run(
@@ -82,7 +82,9 @@ class Evaluation:
     ) -> list[Tensor]:
         lists = [self.calls[call].branches[branch] for call, branch in wanted]
         inner = self.options.get("model_function_wrapper")
+        differentiate = variable is not None and torch.is_grad_enabled()
 
+        @torch.set_grad_enabled(differentiate)
         def apply(apply_model: Callable, args: dict) -> Tensor:
             chunks = [wanted[index] for index in args["cond_or_uncond"]]
             per_chunk = args["input"].shape[0] // len(chunks)
@@ -95,6 +97,8 @@ class Evaluation:
                 args["input"] = torch.cat([variable] * len(chunks))
                 differentiable.make_normal(self.model)
                 differentiable.check_weights_stay(self.model, variable.device)
+                if args["c"].get("control") is not None:
+                    differentiable.part_from_skips(transformer_options)
             if recorder is not None:
                 recorder.begin(self._reads(chunks, per_chunk, transformer_options["uuids"]))
             try:
@@ -118,7 +122,8 @@ class Evaluation:
         if variable is not None:
             transformer_options.setdefault("optimized_attention_override", differentiable.attention)
         options["transformer_options"] = transformer_options
-        return self.executor(self.model, lists, z, self.sigma, options)
+        with torch.no_grad():
+            return self.executor(self.model, lists, z, self.sigma, options)
 
     def _reads(self, chunks: list[Wanted], per_chunk: int, uuids: list) -> list[Read]:
         reads = []

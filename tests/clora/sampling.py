@@ -1,8 +1,7 @@
 """Running the CLoRA nodes in process, as the executor does."""
 
-import torch
-
 import nodes
+import torch
 
 # Quick settings; `plain` switches off everything that makes CLoRA differ from plain sampling of its branches' mean.
 CLORA = {

@@ -1,7 +1,10 @@
 """CLoRA in the host's own samplers and beside the host's own nodes."""
 
+import comfy.cldm.cldm
+import comfy.controlnet
 import comfy.hooks
 import comfy.model_management
+import comfy.ops
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import comfy_extras.nodes_differential_diffusion as differential_diffusion
@@ -9,12 +12,12 @@ import comfy_extras.nodes_nag as nag
 import comfy_extras.nodes_pag as pag
 import comfy_extras.nodes_perpneg as perpneg
 import comfy_extras.nodes_sag as sag
+import demo_assets
+import nodes
 import pytest
 import torch
 from clora.sampling import CLORA, PLAIN, assert_same, clora, concept, encode, maps, plain, sample
 from loraclr.loraclr_core.host.evaluation import KEY
-
-import nodes
 
 SAME_AS_CLASS = {"strength_model": 0.0, "strength_clip": 0.0}
 
@@ -64,10 +67,10 @@ def test_a_style_loaded_upstream_acts_in_every_branch(demo, idle, latent):
 
 
 @pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
-def test_every_sampler_gets_the_moved_latent(demo, patched, latent, sampler):
-    """What it returns differs from the unmoved run, is finite, is recorded, and leaves the model as it was."""
+def test_every_sampler_runs_and_leaves_the_model_as_it_was(demo, patched, sampler):
+    """Finite, recorded, and updated at most once in each step."""
     model = patched[0]
-    found = sample(*patched, latent, sampler=sampler, steps=3)
+    found = sample(*patched, {"samples": torch.zeros(1, 4, 4, 6)}, sampler=sampler, steps=3)
     record = model.get_attachment(KEY).record_of(found["samples"])
     assert found["samples"].isfinite().all()
     assert len(record.updated) == len(set(record.updated)) >= 1
@@ -383,6 +386,37 @@ def test_a_mask_on_the_conditioning(demo, idle, latent):
         demo.model, masked(encode(demo.clip, "a photo of cat and dog in a park")), encode(demo.clip, "blurry"), latent
     )
     assert_same(sample(model, masked(positive), negative, latent), expected, 1e-5)
+
+
+def test_controlnet(demo, idle, concepts, latent):
+    """One ControlNet for all branches, applied by the stock node; a constant to gradients."""
+    shape = {
+        key: value for key, value in demo_assets.UNET.items() if key not in ("out_channels", "transformer_depth_output")
+    }
+    network = comfy.cldm.cldm.ControlNet(
+        **shape, hint_channels=3, operations=comfy.ops.manual_cast, dtype=torch.float32
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data.normal_(0, 0.03, generator=generator)
+    control = comfy.controlnet.ControlNet(network.eval(), load_device=torch.device("cpu"))
+    hint = torch.rand(1, 64, 96, 3, generator=generator)
+
+    def controlled(positive, negative):
+        return nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, control, hint, 1.0, 0.0, 1.0)
+
+    expected = sample(
+        demo.model,
+        *controlled(encode(demo.clip, "a photo of cat and dog in a park"), encode(demo.clip, "blurry")),
+        latent,
+    )
+    assert (expected["samples"] - plain(demo, latent)["samples"]).abs().max() > 0.01
+    model, positive, negative = clora(demo, idle, **PLAIN)
+    assert_same(sample(model, *controlled(positive, negative), latent), expected, 1e-4)
+    model, positive, negative = clora(demo, concepts)
+    found = sample(model, *controlled(positive, negative), latent)
+    assert found["samples"].isfinite().all()
+    assert len(model.get_attachment(KEY).record_of(found["samples"]).updated) == 2
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------
