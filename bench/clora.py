@@ -66,8 +66,9 @@ def measure(model: ModelPatcher, clip, count: int) -> dict:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(ROUNDS):
         for name, guider in runs.items():
-            say(f"{count} concepts, {name}, round {turn + 1} of {ROUNDS}")
-            seconds[name] += step_seconds(guider(), pictures(name, count))
+            found = step_seconds(guider(), pictures(name, count))
+            say(f"{count} concepts, {name}, round {turn + 1} of {ROUNDS}: {min(found):.2f} s")
+            seconds[name] += found
     best = {name: min(found) for name, found in seconds.items()}
     peaks = {}
     for name in ("plain", "update, one by one", "update, all at once"):
