@@ -1,7 +1,8 @@
 """The nodes: schema and a short `execute` each."""
 
+from .clora import CLoRAMaps, CLoRASampler
 from .load_concept import LoadConceptLoRA
 from .merge import LoRACLRMerge
 from .save import SaveMergedLoRA
 
-NODES = [LoadConceptLoRA, LoRACLRMerge, SaveMergedLoRA]
+NODES = [LoadConceptLoRA, LoRACLRMerge, SaveMergedLoRA, CLoRASampler, CLoRAMaps]

@@ -13,11 +13,18 @@ WIDGETS = {
         *("capture_seed", "merge_text_encoder"),
     ],
     "LoRACLR_SaveMergedLoRA": ["filename", "folder", "if_exists", "precision", "max_rank"],
+    "LoRACLR_CLoRASampler": [
+        *("prompt", "negative", "update_strength", "update_unit", "update_start", "update_end", "refine_steps"),
+        *("refine_repeats", "temperature", "mask_threshold", "mask_morphology", "first_masked_step", "gradient_memory"),
+    ],
+    "LoRACLR_CLoRAMaps": ["batch_index"],
 }
 OUTPUTS = {
     "LoRACLR_LoadConceptLoRA": ["LORACLR_CONCEPTS", "MODEL", "CLIP"],
     "LoRACLR_Merge": ["MODEL", "CLIP", "LORA_MODEL", "LORACLR_MERGE_INFO", "STRING"],
     "LoRACLR_SaveMergedLoRA": ["STRING", "STRING"],
+    "LoRACLR_CLoRASampler": ["MODEL", "CONDITIONING", "CONDITIONING"],
+    "LoRACLR_CLoRAMaps": ["MASK", "IMAGE", "LOSS_MAP"],
 }
 WIDGET_TYPES = {"COMBO", "STRING", "FLOAT", "INT", "BOOLEAN"}
 

@@ -1,0 +1,244 @@
+"""Speed and memory of CLoRA sampling, on SD1.5's full UNet with random weights.
+
+A 32×32 latent, one picture, rank-16 LoRAs on all attention and feed-forward layers, K concepts; Euler through the host's
+sampler, the first step of a run not counted, the fastest of the others. The plain step evaluates the same 2(K+1) rows
+as a batch without LoRAs.
+
+    plain_ratio           a step without updates / a plain step; attention is read and predictions are fused in it
+    update_ratio          a step with one update, gradients one branch at a time (the default) / a plain step
+    hooks_ratio           a step without updates / the same predictions by the host's LoRA hooks, a group per branch
+    hooks_update_ratio    a step with one update / the same by LoRA hooks; its gradient is taken through the whole model
+    memory_ratio_one      peak memory of an update step / of a plain step, gradients one branch at a time; what lives
+    memory_ratio_all      throughout (weights, LoRAs) is not counted. The other: all at once
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import comfy.hooks
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.model_patcher import ModelPatcher
+from merge import random_sd15, say
+from torch import Tensor
+
+from loraclr_core.concept import Concept
+from loraclr_core.host import adapters, differentiable
+from loraclr_core.host.attention import Read, Recorder, read_layers
+from loraclr_core.host.branches import BranchAdapters
+from loraclr_core.host.clora import CLoRA, GradientMemory, Settings
+
+CONCEPTS = (2, 4)
+RANK = 16
+LATENT = (4, 32, 32)
+TOKENS = 77
+CFG = 7.5
+STEPS = 3
+ROUNDS = 2
+
+
+def run() -> dict:
+    say("building SD1.5 with random weights")
+    model, clip = random_sd15(seed=0)
+    return {"sampler": {str(count): measure(model, clip, count) for count in CONCEPTS}}
+
+
+def measure(model: ModelPatcher, clip, count: int) -> dict:
+    loras = [random_lora(model, seed) for seed in range(count)]
+    texts = [random_text(seed) for seed in range(2 * (count + 1))]
+    plain = comfy.samplers.CFGGuider(model)
+    plain.set_conds([[texts[0], {}]], [[texts[1], {}]])
+    plain.set_cfg(CFG)
+    hooks = ByHooks(model, loras, texts, update=False)
+    hooks_update = ByHooks(model, loras, texts, update=True)
+    runs: dict[str, Callable[[], comfy.samplers.CFGGuider]] = {
+        "plain": lambda: plain,
+        "masks only": lambda: ours(model, clip, loras, texts, 0.0, "one branch at a time"),
+        "update, one by one": lambda: ours(model, clip, loras, texts, 0.02, "one branch at a time"),
+        "update, all at once": lambda: ours(model, clip, loras, texts, 0.02, "all at once"),
+        "hooks": lambda: hooks,
+        "hooks, update": lambda: hooks_update,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(ROUNDS):
+        for name, guider in runs.items():
+            found = step_seconds(guider(), pictures(name, count))
+            say(f"{count} concepts, {name}, round {turn + 1} of {ROUNDS}: {min(found):.2f} s")
+            seconds[name] += found
+    best = {name: min(found) for name, found in seconds.items()}
+    peaks = {}
+    for name in ("plain", "update, one by one", "update, all at once"):
+        say(f"{count} concepts, {name}, memory")
+        peaks[name] = peak_bytes(runs[name](), pictures(name, count))
+
+    print(f"\nCLoRA sampling of {count} concepts, SD1.5, latent {LATENT}")
+    for name, found in seconds.items():
+        peak = f", peak {peaks[name] / 2**20:.0f} MiB" if name in peaks else ""
+        print(f"  {name:20} {best[name]:6.2f} s per step (median {statistics.median(found):.2f}){peak}", flush=True)
+    return {
+        "plain_ratio": round(best["masks only"] / best["plain"], 3),
+        "update_ratio": round(best["update, one by one"] / best["plain"], 3),
+        "hooks_ratio": round(best["masks only"] / best["hooks"], 3),
+        "hooks_update_ratio": round(best["update, one by one"] / best["hooks, update"], 3),
+        "memory_ratio_one": round(peaks["update, one by one"] / peaks["plain"], 3),
+        "memory_ratio_all": round(peaks["update, all at once"] / peaks["plain"], 3),
+    }
+
+
+def pictures(name: str, count: int) -> int:
+    """A plain batch of K + 1 pictures with cond and uncond has the rows of one CLoRA picture."""
+    return count + 1 if name == "plain" else 1
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def ours(
+    model: ModelPatcher, clip, loras: list[dict], texts: list[Tensor], strength: float, memory: GradientMemory
+) -> comfy.samplers.CFGGuider:
+    key_map = adapters.key_names(model, clip)
+    effects = []
+    for i, lora in enumerate(loras):
+        match = adapters.match(f"{i}", lora, key_map)
+        effects.append((f"{i}", adapters.effect(match, model, 1.0, torch.device("cpu"))))
+    concepts = [Concept(f"{i}", "", "", f"{i}", Path(), "", 1.0, 1.0) for i in range(len(loras))]
+    settings = Settings(strength, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, memory)
+    method = CLoRA(concepts, positions(len(loras)), BranchAdapters(model, effects), settings)
+    guider = comfy.samplers.CFGGuider(method.patch(model))
+    guider.set_conds(
+        [[text, method.tag("positive", branch)] for branch, text in enumerate(texts[::2])],
+        [[text, method.tag("negative", branch)] for branch, text in enumerate(texts[1::2])],
+    )
+    guider.set_cfg(CFG)
+    return guider
+
+
+class ByHooks(comfy.samplers.CFGGuider):
+    """The obvious way: a group of LoRA hooks per branch, one branch after another."""
+
+    def __init__(self, model: ModelPatcher, loras: list[dict], texts: list[Tensor], update: bool):
+        super().__init__(model.clone())
+        self.update = update
+        self.method = CLoRA([], positions(len(loras)), BranchAdapters(model, []), SETTINGS)
+        groups = [None, *(comfy.hooks.create_hook_lora(lora, 1.0, 0.0) for lora in loras)]
+        branches = {}
+        for branch, group in enumerate(groups):
+            extra = {} if group is None else {"hooks": group}
+            branches[f"cond {branch}"] = [[texts[2 * branch], extra]]
+            branches[f"uncond {branch}"] = [[texts[2 * branch + 1], extra]]
+        self.inner_set_conds(branches)
+        self.set_cfg(CFG)
+        self.count = len(groups)
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006  (the host's signature)
+        if self.update:
+            x = x - 1e-3 * self.gradient(x, timestep, model_options)
+        lists = [self.conds[f"{role} {branch}"] for branch in range(self.count) for role in ("cond", "uncond")]
+        found = comfy.samplers.calc_cond_batch(self.inner_model, lists, x, timestep, model_options)
+        cond, uncond = (torch.stack(found[role::2]).mean(dim=0) for role in (0, 1))
+        return uncond + self.cfg * (cond - uncond)
+
+    def gradient(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
+        """Branch by branch, because switching a hook group overwrites weights that another branch's graph needs."""
+        with differentiable.gradients():
+            z = x.clone().requires_grad_()
+            with torch.no_grad():
+                maps = {branch: self.maps(branch, z, timestep, model_options) for branch in range(self.count)}
+            leaves = {branch: found.requires_grad_() for branch, found in maps.items()}
+            of_maps = torch.autograd.grad(self.method.loss(leaves).sum(), list(leaves.values()))
+            gradient = torch.zeros_like(z)
+            for branch in range(self.count):
+                found = self.maps(branch, z, timestep, model_options)
+                gradient += torch.autograd.grad(found, z, of_maps[branch])[0]
+        return gradient
+
+    def maps(self, branch: int, z: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
+        recorder = Recorder(read_layers(self.inner_model.diffusion_model, *z.shape[-2:]), stop=False)
+
+        def apply(apply_model, args):
+            differentiable.make_normal(self.inner_model)
+            recorder.begin([Read(range(len(z)), branch, TOKENS)])
+            output = apply_model(args["input"], args["timestep"], **args["c"])
+            recorder.end()
+            return output
+
+        transformer_options = {
+            **model_options["transformer_options"],
+            "patches_replace": {"attn2": recorder.patches({})},
+            "optimized_attention_override": differentiable.attention,
+        }
+        options = {**model_options, "transformer_options": transformer_options, "model_function_wrapper": apply}
+        differentiable.make_normal(self.inner_model)
+        comfy.samplers.calc_cond_batch(self.inner_model, [self.conds[f"cond {branch}"]], z, timestep, options)
+        return recorder.maps()[branch]
+
+
+SETTINGS = Settings(0.02, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, "one branch at a time")
+
+
+def positions(count: int) -> list[list[list[int]]]:
+    """Two tokens per concept and branch, as a prompt might have them."""
+    return [[[4 + 3 * concept, 5 + 3 * concept] for concept in range(count)] for _ in range(count + 1)]
+
+
+def random_text(seed: int) -> Tensor:
+    return torch.randn(1, TOKENS, 768, generator=torch.Generator().manual_seed(seed))
+
+
+def random_lora(model: ModelPatcher, seed: int) -> dict[str, Tensor]:
+    """All attention and feed-forward layers, by the host's own names for them."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    state = {}
+    for name, block in model.model.named_modules():
+        if isinstance(block, BasicTransformerBlock):
+            for inner, layer in block.named_modules():
+                if isinstance(layer, torch.nn.Linear):
+                    up = torch.randn(layer.out_features, RANK, generator=generator)
+                    down = torch.randn(RANK, layer.in_features, generator=generator)
+                    state[f"{name}.{inner}.lora_up.weight"] = up * 0.02
+                    state[f"{name}.{inner}.lora_down.weight"] = down / layer.in_features**0.5
+    return state
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def sample(guider: comfy.samplers.CFGGuider, count: int, steps: int, step_done: Callable[[], None]) -> None:
+    latent = torch.zeros(count, *LATENT)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
+    sampler = comfy.samplers.sampler_object("euler")
+    guider.sample(noise, latent, sampler, sigmas, callback=lambda *_: step_done(), disable_pbar=True, seed=0)
+
+
+def step_seconds(guider: comfy.samplers.CFGGuider, count: int) -> list[float]:
+    """Of every step but the first, which loads and caches."""
+    times: list[float] = []
+    sample(guider, count, STEPS, lambda: times.append(time.perf_counter()))
+    return [end - start for start, end in itertools.pairwise(times)]
+
+
+def peak_bytes(guider: comfy.samplers.CFGGuider, count: int) -> int:
+    """The most a second step holds beyond what there is at its start, by torch's own account of its allocations."""
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    started = False
+
+    def step_done() -> None:
+        nonlocal started
+        if not started:
+            profiler.start()
+        else:
+            profiler.stop()
+        started = not started
+
+    sample(guider, count, 2, step_done)
+    level, peak = 0, 0
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak

@@ -1,0 +1,196 @@
+"""Each row of a batch with its own LoRA, without patching a weight.
+
+A batch holds rows of several branches; branch 0 is the model as it is, branch k has concept k's LoRA. Forward hooks add
+to each row what its branch's weight difference contributes. Every layer here is linear in its own parameters, so that
+contribution is the layer's function with the difference in place of the parameters, whatever adapter made it.
+
+Hooks and not patches of `forward`: they come off in any order, beside whatever other packs hang on the same layers.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..lowrank import LowRank
+from .adapters import AdapterError, Effect, layer
+
+Rows = tuple[int, ...]  # the branch of each row of a batch
+
+
+class BranchAdapters:
+    """The concepts' effects on one model, concept k on the rows of branch k + 1.
+
+    Raises AdapterError for a difference in a layer whose rows cannot be told apart.
+    """
+
+    def __init__(self, patcher: ModelPatcher, effects: Sequence[tuple[str, Effect]]):
+        """effects: for each concept the name of its LoRA file and what it does to the model."""
+        self.layers: dict[str, _Layer] = {}
+        self.rows: Rows | None = None
+        self.waiting: set[str] = set()
+        for branch, (lora_name, effect) in enumerate(effects, start=1):
+            for key, difference in (effect.merge | effect.add).items():
+                path, _, parameter = key.rpartition(".")
+                module = layer(patcher, key)
+                if not isinstance(module, SUPPORTED) or parameter not in ("weight", "bias"):
+                    raise AdapterError(
+                        f"LoRA {lora_name} changes {key} of a {type(module).__name__}, which cannot be changed for some rows"
+                        " of a batch only. Use LoRACLR Merge for this LoRA, or one that leaves the layer alone."
+                    )
+                self.layers.setdefault(path, _Layer(path)).put(branch, parameter, difference)
+
+    @contextlib.contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Hooks on the layers of `model` (the patcher's model) for as long as the context lasts."""
+        self.waiting = set(self.layers)
+        with contextlib.ExitStack() as hooks:
+            for path, changes in self.layers.items():
+                hook = self._hook(changes)
+                hooks.callback(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True).remove)
+                hooks.callback(changes.release)
+            yield
+
+    @contextlib.contextmanager
+    def routed(self, rows: Rows) -> Iterator[None]:
+        """The rows of the batches that run within the context. Outside of any, the hooks do nothing."""
+        outer, self.rows = self.rows, rows
+        try:
+            yield
+        finally:
+            self.rows = outer
+
+    def check_all_ran(self) -> None:
+        """Raises AdapterError if a layer never ran since `attached`: the model then uses its weight in another way."""
+        if self.waiting:
+            raise AdapterError(
+                f"{len(self.waiting)} layers with a LoRA did not run in the first evaluation of the model"
+                f" ({', '.join(sorted(self.waiting)[:3])}), so their LoRA would be lost. Remove the patch that skips them, or"
+                " use LoRACLR Merge."
+            )
+
+    def _hook(self, changes: "_Layer"):
+        def add(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+            if self.rows is None:
+                return None
+            self.waiting.discard(changes.path)
+            inputs = args[0] if args else kwargs["input"]
+            times, rest = divmod(inputs.shape[0], len(self.rows))
+            if rest:
+                raise AdapterError(
+                    f"{changes.path} runs on {inputs.shape[0]} rows of a batch of {len(self.rows)}; which row belongs to"
+                    " which branch cannot be known. Remove the patch that regroups them."
+                )
+            # Windows or frames of one row stand next to each other.
+            rows = self.rows if times == 1 else tuple(branch for branch in self.rows for _ in range(times))
+            return changes.add(module, inputs, output, rows)
+
+        return add
+
+
+class _Layer:
+    """One layer's differences, by branch."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.factors: dict[int, LowRank] = {}
+        self.parameters: dict[int, dict[str, Tensor]] = {}
+        self.ready: dict[object, object] = {}
+
+    def put(self, branch: int, parameter: str, difference: LowRank | Tensor) -> None:
+        if isinstance(difference, LowRank):
+            self.factors[branch] = difference
+        else:
+            self.parameters.setdefault(branch, {})[parameter] = difference
+
+    def release(self) -> None:
+        """Lets go of the copies on the sampling device."""
+        self.ready.clear()
+
+    def add(self, module: nn.Module, inputs: Tensor, output: Tensor, rows: Rows) -> Tensor:
+        """Adds each row's contribution to `output`, in place."""
+        if isinstance(module, nn.Linear):
+            self._add_products(inputs, output, rows)
+        else:
+            for branch in self.factors.keys() & set(rows):
+                where = _where(rows, {branch}, inputs.device)
+                up, down = self._kept(("factors", branch), inputs, lambda b=branch: self.factors[b])
+                hidden = module._conv_forward(_take(inputs, where), down.view(-1, *module.weight.shape[1:]), None)
+                _add(output, where, torch.einsum("or,br...->bo...", up, hidden))
+        for branch in self.parameters.keys() & set(rows):
+            where = _where(rows, {branch}, inputs.device)
+            names = list(self.parameters[branch])
+            kept = self._kept(("parameters", branch), inputs, lambda b=branch: tuple(self.parameters[b].values()))
+            _add(output, where, _affine(module, _take(inputs, where), **dict(zip(names, kept, strict=True))))
+        return output
+
+    def _add_products(self, inputs: Tensor, output: Tensor, rows: Rows) -> None:
+        """x A^T B^T row by row: concepts of equal rank in one batched product."""
+        tokens = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
+        target = output.view(output.shape[0], -1, output.shape[-1])
+        ranks = {self.factors[branch].rank for branch in self.factors.keys() & set(rows)}
+        for rank in ranks:
+            group = {branch for branch, factors in self.factors.items() if factors.rank == rank}
+            where = _where(rows, group, inputs.device)
+            down, up = self._kept((rows, rank), inputs, lambda g=group: self._stacked(rows, g))
+            hidden = torch.bmm(_take(tokens, where), down)
+            if isinstance(where, slice):
+                target[where].baddbmm_(hidden, up)
+            else:
+                target.index_add_(0, where, torch.bmm(hidden, up))
+
+    def _stacked(self, rows: Rows, group: set[int]) -> tuple[Tensor, Tensor]:
+        """Down (rows, in, rank) and up (rows, rank, out) of the rows whose branch is in `group`."""
+        chosen = [self.factors[branch] for branch in rows if branch in group]
+        return torch.stack([c.down.T for c in chosen]), torch.stack([c.up.T for c in chosen])
+
+    def _kept(self, key, like: Tensor, make) -> tuple[Tensor, ...]:
+        """`make()` on the device and in the precision of `like`, made once."""
+        key = (key, like.device, like.dtype)
+        if key not in self.ready:
+            # Not inference tensors, which autograd would refuse to save in a gradient pass.
+            with torch.inference_mode(False):
+                self.ready[key] = tuple(t.clone().to(like.device, like.dtype) for t in make())
+        return self.ready[key]  # pyright: ignore[reportReturnType]
+
+
+SUPPORTED = (nn.Linear, _ConvNd, nn.GroupNorm, nn.LayerNorm)
+
+
+def _affine(module: nn.Module, inputs: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """The layer's function with other parameters; one that is not given counts as zero."""
+    if weight is None:
+        weight = torch.zeros(module.weight.shape, device=inputs.device, dtype=inputs.dtype)
+    if isinstance(module, nn.Linear):
+        return F.linear(inputs, weight, bias)
+    if isinstance(module, _ConvNd):
+        return module._conv_forward(inputs, weight, bias)
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(inputs, module.num_groups, weight, bias, module.eps)
+    return F.layer_norm(inputs, module.normalized_shape, weight, bias, module.eps)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _where(rows: Rows, branches: set[int], device: torch.device) -> slice | Tensor:
+    """The rows of these branches: a slice where they lie together, which spares a copy."""
+    found = [i for i, branch in enumerate(rows) if branch in branches]
+    if found[-1] - found[0] + 1 == len(found):
+        return slice(found[0], found[-1] + 1)
+    return torch.tensor(found, device=device)
+
+
+def _take(tensor: Tensor, where: slice | Tensor) -> Tensor:
+    return tensor[where] if isinstance(where, slice) else tensor.index_select(0, where)
+
+
+def _add(output: Tensor, where: slice | Tensor, contribution: Tensor) -> None:
+    if isinstance(where, slice):
+        output[where].add_(contribution)
+    else:
+        output.index_add_(0, where, contribution)

@@ -1,0 +1,67 @@
+"""Gradients through a model that the host has loaded for inference."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def gradients() -> Iterator[None]:
+    """Autograd on, out of the inference mode that the executor runs nodes in.
+
+    Raises ValueError where another patch's tensors refuse to be differentiated.
+    """
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    except RuntimeError as error:
+        if "nference tensor" not in str(error):
+            raise
+        raise ValueError(
+            "Another patch on this model works on tensors that cannot be differentiated, so the latent cannot be updated"
+            f" through it ({error}). Set update_strength to 0, or remove that patch."
+        ) from error
+
+
+def make_normal(model: nn.Module) -> None:
+    """Replaces parameters and buffers made in inference mode, which autograd refuses to save, by ordinary clones.
+
+    One at a time, so the model is never held twice, and for good: the values are the same. Whenever the host patches
+    weights anew they are inference tensors again, so this belongs before every gradient pass.
+    """
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_inference():
+                module._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                module._buffers[name] = buffer.clone()
+
+
+def check_weights_stay(model: nn.Module, device: torch.device) -> None:
+    """Raises ValueError where weights pass through the host's reused transfer buffers, which spoils a backward pass."""
+    if comfy.model_management.NUM_STREAMS == 0:
+        return
+    if any(parameter.device != device for parameter in model.parameters()):
+        raise ValueError(
+            "The model does not fit on the device, and ComfyUI's asynchronous offloading overwrites weights that gradients"
+            " need. Start ComfyUI with --disable-async-offload, or set update_strength to 0."
+        )
+
+
+def attention(function: Callable, *args, **kwargs) -> Tensor:
+    """An `optimized_attention_override` that can be differentiated: torch's own, whatever the host has chosen."""
+    return attention_pytorch(*args, **kwargs)
+
+
+def part_from_skips(transformer_options: dict) -> None:
+    """Runs on from a copy after each input block: the host adds a ControlNet to the skip connections in place, which would
+    change what the backward pass still needs."""
+    patches = dict(transformer_options.get("patches", {}))
+    name = "input_block_patch_after_skip"
+    patches[name] = [*patches.get(name, []), lambda h, options: h.clone()]
+    transformer_options["patches"] = patches

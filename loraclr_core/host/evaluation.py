@@ -1,0 +1,135 @@
+"""One evaluation of the model for all branches, through the host's own batching.
+
+The host is asked for one list of conditioning per branch and role, and batches their rows as memory allows. Which branch
+a row belongs to is kept under a key of our own; `cond_or_uncond` is put back to what any node expects there before the
+model, or another pack's wrapper of it, runs.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from comfy.model_base import BaseModel
+from torch import Tensor
+
+from . import differentiable
+from .attention import Enough, Read, Recorder
+from .branches import BranchAdapters
+
+KEY = "loraclr_clora"  # of conditioning tags, wrappers, the attachment, and the rows' branches in transformer_options
+
+Role = Literal["positive", "negative"]
+
+# Patches that see attention rows, some of which count on one cond and one uncond chunk (the host's NAG does). With one
+# of them on the model, the branches run one after another.
+ROW_PATCHES = {"attn1_patch", "attn2_patch", "attn1_output_patch", "attn2_output_patch"}
+
+# Index of a call, branch.
+Wanted = tuple[int, int]
+
+
+class Call(NamedTuple):
+    """One of the lists of conditioning that the host asks predictions for.
+
+    role: None for a list that is not tagged (or None): it runs as it is, on the model without LoRAs.
+    branches: the entries of each branch; without a role, just the list.
+    """
+
+    role: Role | None
+    branches: list[list[dict] | None]
+
+
+class Evaluation:
+    """The model at one noise level, ready to be run on several latents.
+
+    executor: the host's next CALC_COND_BATCH wrapper. sigma: (batch,).
+    """
+
+    def __init__(self, executor: Callable, model: BaseModel, calls: list[Call], sigma: Tensor, options: dict, adapters):
+        self.executor = executor
+        self.model = model
+        self.calls = calls
+        self.sigma = sigma
+        self.options = options
+        self.adapters: BranchAdapters = adapters
+        positive = [i for i, call in enumerate(calls) if call.role == "positive"]
+        self.main = positive[0] if positive else None  # the call whose attention is read
+
+    def predict(self, z: Tensor, recorder: Recorder | None) -> list[list[Tensor]]:
+        """The denoised prediction of every branch of every call, each (batch, channels, h, w)."""
+        branches = max(len(call.branches) for call in self.calls)
+        # Backwards, because the host takes the lists from the end: the base rows come first, as any node expects them.
+        groups = [
+            [(i, branch) for i, call in enumerate(self.calls) if branch < len(call.branches)]
+            for branch in reversed(range(branches))
+        ]
+        patches = self.options.get("transformer_options", {}).get("patches", {})
+        if not any(patches.get(name) for name in ROW_PATCHES):
+            groups = [[wanted for group in groups for wanted in group]]
+        found: dict[Wanted, Tensor] = {}
+        for group in groups:
+            found |= zip(group, self._run(z, group, recorder), strict=True)
+        return [[found[i, branch] for branch in range(len(call.branches))] for i, call in enumerate(self.calls)]
+
+    def read(self, z: Tensor, recorder: Recorder, branches: list[int]) -> None:
+        """Only the attention of the conditional rows of these branches, as a function of `z`."""
+        assert self.main is not None
+        # The host's own handling (ControlNets, masks) sees the latent as a constant, only the model as a variable.
+        self._run(z.detach(), [(self.main, branch) for branch in branches], recorder, variable=z)
+
+    def _run(
+        self, z: Tensor, wanted: list[Wanted], recorder: Recorder | None, variable: Tensor | None = None
+    ) -> list[Tensor]:
+        lists = [self.calls[call].branches[branch] for call, branch in wanted]
+        inner = self.options.get("model_function_wrapper")
+        differentiate = variable is not None and torch.is_grad_enabled()
+
+        @torch.set_grad_enabled(differentiate)
+        def apply(apply_model: Callable, args: dict) -> Tensor:
+            chunks = [wanted[index] for index in args["cond_or_uncond"]]
+            per_chunk = args["input"].shape[0] // len(chunks)
+            rows = tuple(branch for _, branch in chunks for _ in range(per_chunk))
+            args = {**args, "cond_or_uncond": [call for call, _ in chunks]}
+            transformer_options = args["c"]["transformer_options"]
+            transformer_options["cond_or_uncond"] = args["cond_or_uncond"][:]
+            transformer_options[KEY] = rows
+            if variable is not None:
+                args["input"] = torch.cat([variable] * len(chunks))
+                differentiable.make_normal(self.model)
+                differentiable.check_weights_stay(self.model, variable.device)
+                if args["c"].get("control") is not None:
+                    differentiable.part_from_skips(transformer_options)
+            if recorder is not None:
+                recorder.begin(self._reads(chunks, per_chunk, transformer_options["uuids"]))
+            try:
+                with self.adapters.routed(rows):
+                    if inner is not None:
+                        output = inner(apply_model, args)
+                    else:
+                        output = apply_model(args["input"], args["timestep"], **args["c"])
+            except Enough:
+                output = torch.zeros_like(args["input"])
+            if recorder is not None:
+                recorder.end()
+            return output
+
+        options = {**self.options, "model_function_wrapper": apply}
+        transformer_options = dict(options.get("transformer_options", {}))
+        if recorder is not None:
+            replace = dict(transformer_options.get("patches_replace", {}))
+            replace["attn2"] = recorder.patches(replace.get("attn2", {}))
+            transformer_options["patches_replace"] = replace
+        if variable is not None:
+            transformer_options.setdefault("optimized_attention_override", differentiable.attention)
+        options["transformer_options"] = transformer_options
+        with torch.no_grad():
+            return self.executor(self.model, lists, z, self.sigma, options)
+
+    def _reads(self, chunks: list[Wanted], per_chunk: int, uuids: list) -> list[Read]:
+        reads = []
+        for i, ((call, branch), uuid) in enumerate(zip(chunks, uuids, strict=True)):
+            if call == self.main:
+                entry = next(entry for entry in self.calls[call].branches[branch] or [] if entry["uuid"] == uuid)
+                tokens = entry["model_conds"]["c_crossattn"].cond.shape[1]
+                reads.append(Read(range(i * per_chunk, (i + 1) * per_chunk), branch, tokens))
+        return reads

@@ -1,0 +1,71 @@
+"""One prompt for all branches: `a photo of {cat} and {dog} in a park`.
+
+Branch 0 reads every `{name}` as the concept's class word. Branch k reads concept k's as its trigger and the others' as
+their class words.
+"""
+
+import re
+from typing import NamedTuple
+
+from .concept import Concept
+
+Span = tuple[int, int]
+
+_MARK = re.compile(r"\{([^{}]*)\}")
+
+
+class PromptError(ValueError):
+    """A prompt that does not fit the concepts; the message shows the prompt and says what to write."""
+
+
+class BranchPrompt(NamedTuple):
+    """spans: for each concept, in the concepts' order, where its phrase stands in `text` (characters, end exclusive)."""
+
+    text: str
+    spans: list[list[Span]]
+
+
+def branches(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
+    """The prompts of branch 0 (base) and of branches 1…K, one per concept.
+
+    Raises PromptError for a `{name}` that no concept has, a concept the prompt never names, or a stray brace.
+    """
+    index = {concept.name: i for i, concept in enumerate(concepts)}
+    plain, named = [], []
+    end = 0
+    for mark in _MARK.finditer(prompt):
+        name = mark[1].strip()
+        if name not in index:
+            raise PromptError(
+                f"The prompt “{prompt}” names {mark[0]}, and no concept is called that. The concepts are:"
+                f" {_marks(concepts)}."
+            )
+        plain.append(prompt[end : mark.start()])
+        named.append(index[name])
+        end = mark.end()
+    plain.append(prompt[end:])
+    if any(brace in part for part in plain for brace in "{}"):
+        raise PromptError(
+            f"The prompt “{prompt}” has a brace without its partner: write each concept as {_marks(concepts)}."
+        )
+    missing = [concept for i, concept in enumerate(concepts) if i not in named]
+    if missing:
+        raise PromptError(
+            f"The prompt “{prompt}” never names {_marks(missing)}: write it where the concept belongs, or take the concept"
+            " out of the chain."
+        )
+    return [_branch(plain, named, concepts, own) for own in (None, *range(len(concepts)))]
+
+
+def _branch(plain: list[str], named: list[int], concepts: list[Concept], own: int | None) -> BranchPrompt:
+    text = plain[0]
+    spans: list[list[Span]] = [[] for _ in concepts]
+    for i, following in zip(named, plain[1:], strict=True):
+        phrase = concepts[i].trigger if i == own else concepts[i].class_word
+        spans[i].append((len(text), len(text) + len(phrase)))
+        text += phrase + following
+    return BranchPrompt(text, spans)
+
+
+def _marks(concepts: list[Concept]) -> str:
+    return ", ".join(f"{{{concept.name}}}" for concept in concepts)

@@ -1,0 +1,244 @@
+"""CLoRA: several concept LoRAs in one picture, kept apart while sampling; and what it looked at."""
+
+from comfy_api.latest import io
+
+from ..loraclr_core.host import clora, overlay, prompts
+from ..loraclr_core.masks import MORPHOLOGY
+from .types import CATEGORY, Concepts
+
+
+class CLoRASampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoRACLR_CLoRASampler",
+            display_name="CLoRA Attention Contrast Sampler",
+            category=CATEGORY,
+            description="Composes concept LoRAs while sampling and keeps them apart by their attention, as CLoRA (arXiv"
+            " 2403.19776). Connect all three outputs to any sampler node.",
+            search_aliases=["clora", "multi lora", "compose lora", "attention contrast", "multi concept"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample with. LoRAs loaded before act in every branch."),
+                io.Clip.Input("clip", tooltip="The model's text encoder."),
+                Concepts.Input("concepts", tooltip="The concepts, from the last Load Concept LoRA of the chain."),
+                io.String.Input(
+                    "prompt",
+                    default="a photo of {cat} and {dog} in a park",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    tooltip="The picture, with each concept by its name in braces. Every concept of the chain must be named.",
+                ),
+                io.String.Input(
+                    "negative",
+                    default="",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    tooltip="What the picture must not show; for all branches.",
+                ),
+                io.Float.Input(
+                    "update_strength",
+                    default=0.02,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.005,
+                    round=1e-5,
+                    advanced=True,
+                    tooltip="How far one update moves the latent to keep the concepts apart. relative: as a share of the"
+                    " latent, the same for every model (0.02 for SD1.5 and SDXL; try 0.005 to 0.05). absolute (paper): 20 for"
+                    " SD1.5, 0.02 for SDXL. 0: no updates, masks only, at about half the time.",
+                ),
+                io.Combo.Input(
+                    "update_unit",
+                    options=list(clora.UPDATE_UNITS),
+                    default="relative",
+                    advanced=True,
+                    tooltip="What update_strength counts in.",
+                ),
+                io.Float.Input(
+                    "update_start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Where in the schedule updates begin: 0 is pure noise, 1 the finished picture.",
+                ),
+                io.Float.Input(
+                    "update_end",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Where in the schedule updates end; 0.5 as published. Later steps only use the masks and are faster.",
+                ),
+                io.String.Input(
+                    "refine_steps",
+                    default="0, 10, 20",
+                    dynamic_prompts=False,
+                    advanced=True,
+                    tooltip="Steps with further updates, counted from 0, separated by commas. They must lie in the update range.",
+                ),
+                io.Int.Input(
+                    "refine_repeats",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    advanced=True,
+                    tooltip="How many further updates those steps get. 20 as published, each as slow as an update.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=0.5,
+                    min=0.01,
+                    max=100.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Of the contrast between concepts. Smaller looks at the most similar maps only.",
+                ),
+                io.Float.Input(
+                    "mask_threshold",
+                    default=0.3,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="A concept takes the places with at least this share of its strongest attention. Smaller: larger"
+                    " areas, more overlap.",
+                ),
+                io.Combo.Input(
+                    "mask_morphology",
+                    options=list(MORPHOLOGY),
+                    default="none",
+                    advanced=True,
+                    tooltip="Clean the masks by 3×3 cells of attention: dilate grows, erode shrinks, open drops specks, close"
+                    " fills holes.",
+                ),
+                io.Int.Input(
+                    "first_masked_step",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    advanced=True,
+                    tooltip="Before this step there are no masks and every branch counts everywhere.",
+                ),
+                io.Combo.Input(
+                    "gradient_memory",
+                    options=list(clora.GRADIENT_MEMORY),
+                    default="one branch at a time",
+                    advanced=True,
+                    tooltip="all at once makes updates faster and needs memory for the gradients of every branch together.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The model that samples all branches. It works only with this node's conditioning."
+                ),
+                io.Conditioning.Output(
+                    display_name="positive",
+                    tooltip="The prompt for every branch. ControlNet and mask nodes may follow.",
+                ),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt for every branch."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        concepts,
+        prompt,
+        negative,
+        update_strength,
+        update_unit,
+        update_start,
+        update_end,
+        refine_steps,
+        refine_repeats,
+        temperature,
+        mask_threshold,
+        mask_morphology,
+        first_masked_step,
+        gradient_memory,
+    ) -> io.NodeOutput:
+        settings = clora.Settings(
+            *(update_strength, update_unit, update_start, update_end, _steps(refine_steps), refine_repeats),
+            *(temperature, mask_threshold, mask_morphology, first_masked_step, gradient_memory),
+        )
+        return io.NodeOutput(*prompts.compose(model, clip, concepts, prompt, negative, settings))
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ValueError(
+            f"refine_steps is “{text}”: write step numbers separated by commas, such as “0, 10, 20”."
+        ) from error
+
+
+class CLoRAMaps(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoRACLR_CLoRAMaps",
+            display_name="CLoRA Attention Maps",
+            category=CATEGORY,
+            description="What CLoRA Attention Contrast Sampler looked at while it sampled a latent: masks, heat maps, loss.",
+            search_aliases=["clora", "attention map", "heat map", "lora mask"],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of CLoRA Attention Contrast Sampler."),
+                io.Latent.Input("latent", tooltip="The LATENT that a sampler made with that model."),
+                io.Int.Input(
+                    "batch_index",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    advanced=True,
+                    tooltip="Which picture of a batch to look at, counted from 0.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The decoded picture, to draw the heat maps over. Without it the latent's rough colours are used.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    display_name="masks",
+                    tooltip="Where each concept was drawn in the last step; one per concept, in order.",
+                ),
+                io.Image.Output(
+                    display_name="heat_maps", tooltip="Each concept's attention, mean over all steps, with its name."
+                ),
+                io.LossMap.Output(
+                    display_name="loss",
+                    tooltip="How alike the concepts' attention was, step by step. Connect to Plot Loss Graph.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, latent, batch_index, image=None) -> io.NodeOutput:
+        method = model.get_attachment(clora.KEY)
+        if method is None:
+            raise ValueError(
+                "This MODEL is not from CLoRA Attention Contrast Sampler; connect that node's MODEL output."
+            )
+        samples = latent["samples"]
+        record = method.record_of(samples)
+        if batch_index >= len(samples) or (image is not None and batch_index >= len(image)):
+            raise ValueError(
+                f"batch_index is {batch_index}, but the batch holds {len(samples)} latents"
+                f"{'' if image is None else f' and {len(image)} pictures'}: choose a smaller one."
+            )
+        if image is None:
+            picture = overlay.rough_picture(
+                model.get_model_object("latent_format"), samples[batch_index : batch_index + 1]
+            )
+        else:
+            picture = image[batch_index : batch_index + 1]
+        heat = overlay.heat_over(picture, record.heat[batch_index].to(picture), record.concepts)
+        losses = [float(loss[batch_index]) for _, loss in sorted(record.losses.items())]
+        return io.NodeOutput(record.masks[batch_index], heat, {"loss": losses})

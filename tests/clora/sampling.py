@@ -1,0 +1,76 @@
+"""Running the CLoRA nodes in process, as the executor does."""
+
+import nodes
+import torch
+
+# Quick settings; `plain` switches off everything that makes CLoRA differ from plain sampling of its branches' mean.
+CLORA = {
+    "prompt": "a photo of {cat} and {dog} in a park",
+    "negative": "blurry",
+    "update_strength": 0.05,
+    "update_unit": "relative",
+    "update_start": 0.0,
+    "update_end": 1.0,
+    "refine_steps": "",
+    "refine_repeats": 0,
+    "temperature": 0.5,
+    "mask_threshold": 0.9,
+    "mask_morphology": "none",
+    "first_masked_step": 0,
+    "gradient_memory": "all at once",
+}
+PLAIN = {"update_strength": 0.0, "first_masked_step": 1000}
+TRIGGERS = {"cat": "sks cat", "dog": "zwx dog", "bird": "qvk bird"}
+
+
+def run(node_id: str, **inputs):
+    """Outputs of one of our nodes."""
+    node = nodes.NODE_CLASS_MAPPINGS[node_id]
+    node.VALIDATE_CLASS()
+    return node.PREPARE_CLASS_CLONE(None).execute(**inputs).args
+
+
+def concept(demo_name: str, concepts=None, **inputs) -> list:
+    """A demo concept at the end of a chain; its name, trigger and class word are those of the demo unless given."""
+    values = {
+        "lora_name": f"loraclr_demo_{demo_name}.safetensors",
+        "trigger": TRIGGERS[demo_name],
+        "class_word": demo_name,
+        "name": demo_name,
+        "strength_model": 1.0,
+        "strength_clip": 1.0,
+    }
+    return run("LoRACLR_LoadConceptLoRA", concepts=concepts, **(values | inputs))[0]
+
+
+def clora(demo, concepts, **inputs):
+    """Outputs of the CLoRA sampler node: MODEL, positive, negative."""
+    values = {"model": demo.model, "clip": demo.clip, "concepts": concepts} | CLORA | inputs
+    return run("LoRACLR_CLoRASampler", **values)
+
+
+def maps(model, latent, **inputs):
+    """Outputs of the maps node: masks, heat maps, loss."""
+    return run("LoRACLR_CLoRAMaps", **({"model": model, "latent": latent, "batch_index": 0} | inputs))
+
+
+def encode(clip, text: str) -> list:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def sample(model, positive, negative, latent, sampler="euler", scheduler="normal", steps=2, cfg=5.0, seed=3, **inputs):
+    """The stock KSampler: LATENT."""
+    return nodes.common_ksampler(*(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent), **inputs)[
+        0
+    ]
+
+
+def plain(demo, latent, positive="a photo of cat and dog in a park", negative="blurry", **inputs):
+    """The same by the host alone."""
+    return sample(demo.model, encode(demo.clip, positive), encode(demo.clip, negative), latent, **inputs)
+
+
+def assert_same(found: dict, expected: dict, tolerance: float) -> None:
+    """Latents equal to `tolerance` of their size."""
+    scale = float(expected["samples"].abs().max())
+    torch.testing.assert_close(found["samples"], expected["samples"], rtol=0, atol=tolerance * scale)

@@ -1,0 +1,49 @@
+"""One prompt becomes the prompts of all branches."""
+
+from pathlib import Path
+
+import pytest
+from loraclr.loraclr_core import prompt
+from loraclr.loraclr_core.concept import Concept
+
+
+def concept(name: str, trigger: str, class_word: str) -> Concept:
+    return Concept(name, trigger, class_word, "x.safetensors", Path("x.safetensors"), "", 1.0, 1.0)
+
+
+CONCEPTS = [concept("cat", "sks cat", "cat"), concept("my dog", "zwx", "small dog")]
+
+
+def phrases(branch: prompt.BranchPrompt) -> list[list[str]]:
+    return [[branch.text[slice(*span)] for span in spans] for spans in branch.spans]
+
+
+def test_each_branch_has_one_trigger_in_place():
+    found = prompt.branches("{my dog} and a {cat}, {cat}s", CONCEPTS)
+    assert [branch.text for branch in found] == [
+        "small dog and a cat, cats",
+        "small dog and a sks cat, sks cats",
+        "zwx and a cat, cats",
+    ]
+    assert [phrases(branch) for branch in found] == [
+        [["cat", "cat"], ["small dog"]],
+        [["sks cat", "sks cat"], ["small dog"]],
+        [["cat", "cat"], ["zwx"]],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a {cat} and {my dog} and {bird}", "no concept is called that.*{cat}, {my dog}"),
+        ("a {cat}", "never names {my dog}"),
+        ("a {cat} and {my dog", "brace without its partner"),
+        ("a {cat}} and {my dog}", "brace without its partner"),
+        ("a {{cat} and {my dog}", "brace without its partner"),
+        ("", "never names {cat}, {my dog}"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_shown(text, complaint):
+    with pytest.raises(prompt.PromptError, match=complaint) as error:
+        prompt.branches(text, CONCEPTS)
+    assert f"“{text}”" in str(error.value)
