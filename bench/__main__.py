@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-SECTIONS = ["merge"]
+SECTIONS = ["merge", "clora"]
 ROOT = Path(__file__).resolve().parent.parent
 
 sys.path.insert(0, os.environ["COMFYUI_PATH"])
