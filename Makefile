@@ -23,7 +23,7 @@ bench: ## speed and memory, ending with one RESULT line
 
 serve: ## ComfyUI with this pack and the demo models, in the browser
 	$(HOST) tools/demo_assets.py
-	$(HOST) tools/serve.py
+	$(HOST) tools/serve.py $(ARGS)
 
 workflows: ## write example_workflows/ again after a node has changed
 	$(HOST) tools/workflows.py

@@ -1,4 +1,5 @@
-"""Merge three small LoRAs in a real ComfyUI, save the result, reload it with the stock loader, compare the pictures.
+"""Both methods in a real ComfyUI: merge three small LoRAs, save, reload with the stock loader, compare the pictures;
+then compose two of them while sampling, and look at the masks.
 
     make demo
     python3 tools/host.py tools/demo.py
@@ -9,6 +10,7 @@ Makes the models it needs (tools/demo_assets.py), starts a server of its own and
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,16 +59,23 @@ def show_progress(prompt: dict[str, dict]) -> OnMessage:
 
 
 def run(server: ComfyServer, name: str) -> dict[str, dict]:
-    """Runs a shipped workflow; returns what its output nodes showed, by node type."""
+    """Runs a shipped workflow; returns what its output nodes showed, by their titles."""
     say(f"running {name}")
     prompt = load_workflow(name)
     history = server.wait(server.queue(prompt), show_progress(prompt), timeout=3600)
-    return {prompt[node]["class_type"]: shown for node, shown in history["outputs"].items()}
+    return {prompt[node]["_meta"]["title"]: shown for node, shown in history["outputs"].items()}
 
 
-def picture_path(outputs: dict[str, dict]) -> Path:
-    (image,) = outputs["SaveImage"]["images"]
-    return OUTPUT / image["subfolder"] / image["filename"]
+def pictures(shown: dict) -> list[Path]:
+    return [OUTPUT / image["subfolder"] / image["filename"] for image in shown["images"]]
+
+
+def kept(server: ComfyServer, shown: dict) -> Path:
+    """A preview, which the server deletes when it stops, among the output pictures."""
+    (image,) = shown["images"]
+    path = OUTPUT / "loraclr" / "clora_loss.png"
+    shutil.copyfile(Path(server.scratch) / "temp" / image["subfolder"] / image["filename"], path)
+    return path
 
 
 def largest_difference(a: Path, b: Path) -> int:
@@ -82,18 +91,24 @@ def main() -> None:
         with server:
             merged = run(server, "loraclr_merge")
             reloaded = run(server, "loraclr_reload")
+            composed = run(server, "clora_two_concepts")
+            loss = kept(server, composed["Separation loss"])
     except NodeError as error:
         print(error.traceback, file=sys.stderr)
         sys.exit(f"demo: node {error.node_id} ({error.node_type}) failed: {error.message}\nlog: {server.log}")
 
     loader = next(node for node in load_workflow("loraclr_reload").values() if node["class_type"] == "LoraLoader")
     lora = Path(os.environ["COMFYUI_PATH"]) / "models" / "loras" / loader["inputs"]["lora_name"]
-    pictures = [picture_path(merged), picture_path(reloaded)]
-    print("\n".join(["", *merged["PreviewAny"]["text"], ""]))
-    say(f"largest difference between the merged and the reloaded picture: {largest_difference(*pictures)} of 255")
+    compared = [*pictures(merged["Picture"]), *pictures(reloaded["Picture"])]
+    print("\n".join(["", *merged["Report"]["text"], ""]))
+    say(f"largest difference between the merged and the reloaded picture: {largest_difference(*compared)} of 255")
     for what, path in [
-        ("merged picture", pictures[0]),
-        ("reloaded picture", pictures[1]),
+        ("merged picture", compared[0]),
+        ("reloaded picture", compared[1]),
+        *(("CLoRA picture", path) for path in pictures(composed["Picture"])),
+        *(("CLoRA heat map", path) for path in pictures(composed["Heat maps"])),
+        *(("CLoRA mask", path) for path in pictures(composed["Masks"])),
+        ("CLoRA separation loss", loss),
         ("merged LoRA", lora),
         ("server log", server.log),
         ("workflows, to drag into the page", WORKFLOWS),

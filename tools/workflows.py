@@ -229,7 +229,7 @@ def add_picture(graph: Graph, x: int, clip: Output, model: Output, vae: Output, 
         },
     )
     decoded = graph.add("VAEDecode", (x + 430, 360, 300, 60), {"samples": sampled["LATENT"], "vae": vae})
-    graph.add("SaveImage", (x + 760, 0, 320, 420), {"images": decoded["IMAGE"], "filename_prefix": prefix})
+    graph.add("SaveImage", (x + 760, 0, 320, 420), {"images": decoded["IMAGE"], "filename_prefix": prefix}, "Picture")
 
 
 def loraclr_merge(infos: NodeInfos) -> Graph:
@@ -313,7 +313,87 @@ def loraclr_reload(infos: NodeInfos) -> Graph:
     return graph
 
 
-WORKFLOWS = {"loraclr_merge": loraclr_merge, "loraclr_reload": loraclr_reload}
+def clora_two_concepts(infos: NodeInfos) -> Graph:
+    graph = Graph(infos)
+    graph.note(
+        "What to change first",
+        "1. **Checkpoint** and **LoRAs**: your own. The ones here are tiny, made by `make demo`, and paint nothing but"
+        " colours.\n"
+        "2. **Trigger** of each concept: the phrase its LoRA was trained on. **Name**: what the prompt calls it.\n"
+        "3. **Prompt**: each concept by its name in braces.\n"
+        "4. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL; 30 to 50 steps.\n\n"
+        "If subjects still blend, raise **update_strength**; if the picture breaks up, lower it. The masks show what each"
+        " concept was given.",
+        (-420, 0, 380, 340),
+    )
+    graph.group("Model", (-20, -60, 340, 420))
+    checkpoint = graph.add("CheckpointLoaderSimple", (0, 0, 300, 120), {"ckpt_name": CHECKPOINT})
+    latent = graph.add("EmptyLatentImage", (0, 200, 300, 130), {"width": 128, "height": 128})
+
+    graph.group("Concepts", (340, -60, 360, 700))
+    concepts: dict[str, Output] = {}
+    for row, word in enumerate(CONCEPTS[:2]):
+        concept = graph.add(
+            "LoRACLR_LoadConceptLoRA",
+            (360, 330 * row, 320, 270),
+            {
+                **{"lora_name": f"loraclr_demo_{word}.safetensors", "trigger": f"sks {word}", "class_word": word},
+                **concepts,
+            },
+            f"Concept: {word}",
+        )
+        concepts = {"concepts": concept["concepts"]}
+
+    graph.group("CLoRA", (720, -60, 440, 700))
+    clora = graph.add(
+        "LoRACLR_CLoRASampler",
+        (740, 0, 400, 560),
+        {
+            **{"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], **concepts},
+            **{"prompt": "a photo of {cat} and {dog} in a park"},
+        },
+    )
+    graph.group("Picture", (1180, -60, 700, 700))
+    sampled = graph.add(
+        "KSampler",
+        (1200, 0, 300, 300),
+        {
+            **{"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]},
+            **{"latent_image": latent["LATENT"], "seed": 1, "steps": 8, "cfg": 5.0},
+            **{"sampler_name": "euler", "scheduler": "normal"},
+        },
+    )
+    decoded = graph.add("VAEDecode", (1200, 360, 300, 60), {"samples": sampled["LATENT"], "vae": checkpoint["VAE"]})
+    graph.add(
+        "SaveImage",
+        (1530, 0, 320, 420),
+        {"images": decoded["IMAGE"], "filename_prefix": "loraclr/clora"},
+        "Picture",
+    )
+    graph.group("What it looked at", (1900, -60, 720, 980))
+    maps = graph.add(
+        "LoRACLR_CLoRAMaps",
+        (1920, 0, 300, 160),
+        {"model": clora["MODEL"], "latent": sampled["LATENT"], "image": decoded["IMAGE"]},
+    )
+    masks = graph.add("MaskToImage", (1920, 220, 300, 60), {"mask": maps["masks"]})
+    for row, (title, image, prefix) in enumerate(
+        [
+            ("Heat maps", maps["heat_maps"], "loraclr/clora_heat"),
+            ("Masks", masks["IMAGE"], "loraclr/clora_masks"),
+        ]
+    ):
+        graph.add("SaveImage", (2260, 470 * row, 320, 400), {"images": image, "filename_prefix": prefix}, title)
+    graph.add("LossGraphNode", (1920, 340, 300, 300), {"loss": maps["loss"]}, "Separation loss")
+    return graph
+
+
+WORKFLOWS = {
+    "loraclr_merge": loraclr_merge,
+    "loraclr_reload": loraclr_reload,
+    "clora_two_concepts": clora_two_concepts,
+}
+CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py")
 
 
 def load_node_infos() -> NodeInfos:
@@ -326,8 +406,8 @@ def load_node_infos() -> NodeInfos:
     from comfy_api.latest import io
 
     async def load() -> None:
-        core = Path(os.environ["COMFYUI_PATH"]) / "comfy_extras" / "nodes_preview_any.py"
-        for path in (core, ROOT):
+        extras = Path(os.environ["COMFYUI_PATH"]) / "comfy_extras"
+        for path in (*(extras / name for name in CORE_NODES), ROOT):
             if not await nodes.load_custom_node(str(path)):
                 raise RuntimeError(f"the host could not load {path}; its reason is above")
 

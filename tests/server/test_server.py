@@ -85,6 +85,19 @@ def test_saved_merge_reloads_to_the_same_picture(server, first_run):
     assert np.abs(pixels - first_run[0]).max() == 0
 
 
+def test_clora_workflow_runs_as_shipped(server):
+    prompt = api("clora_two_concepts")
+    history = server.wait(server.queue(prompt))
+    shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
+    assert [len(shown[title]["images"]) for title in ("Picture", "Heat maps", "Masks", "Separation loss")] == [
+        1,
+        2,
+        2,
+        1,
+    ]
+    assert picture(server, prompt, history).std() > 0
+
+
 def test_running_again_uses_the_host_s_cache(server):
     prompt = merge_prompt(capture_steps=1)
     run(server, prompt)
