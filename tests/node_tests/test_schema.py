@@ -1,6 +1,7 @@
 """What saved workflows and the page rely on."""
 
 import inspect
+from pathlib import Path
 
 import nodes
 import pytest
@@ -58,3 +59,9 @@ class TestNode:
 
 def test_the_pack_registers_these_nodes_and_no_others():
     assert {name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("LoRACLR_")} == WIDGETS.keys()
+
+
+def test_every_node_has_a_help_page_that_names_its_widgets():
+    for node_id, widgets in WIDGETS.items():
+        page = (Path(__file__).parents[2] / "web" / "docs" / f"{node_id}.md").read_text("utf-8")
+        assert [widget for widget in widgets if f"**{widget}**" not in page] == []
