@@ -29,13 +29,14 @@ def solve(
 ) -> LowRank:
     """The merged Δ of one layer, on the CPU in float32, of rank ≤ min(Σ rank_i, out, in).
 
-    gram: (in, in), the sum of the concepts' second moments and of whatever else is to stay as it is.
+    gram: (in, in), the sum of the concepts' second moments and of whatever else is to stay as it is; only its lower
+    triangle is read.
     ridge: ρ above, > 0.
     """
     if ridge <= 0:
         raise ValueError(f"ridge must be above 0, not {ridge}: second moments of real layers are close to singular")
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    system = _factorise(gram.to(device, dtype), ridge)
+    system = _factorise(gram.to(device, dtype, copy=True), ridge)
     up = torch.cat([c.delta.up for c in concepts], dim=1)
     response = torch.cat([c.response for c in concepts]).to(device, dtype)
     down = torch.cholesky_solve(response.T, system).T
@@ -48,7 +49,7 @@ def solve(
 
 
 def _factorise(gram: Tensor, ridge: float) -> Tensor:
-    """Lower Cholesky factor of G + μ I."""
+    """Lower Cholesky factor of G + μ I, from the lower triangle of G, which is overwritten."""
     mean = gram.diagonal().mean()
     # A layer that only ever saw zeros leaves Δ free; the ridge alone then makes it 0.
     gram.diagonal().add_(ridge * torch.where(mean > 0, mean, torch.ones_like(mean)))

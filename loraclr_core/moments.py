@@ -118,11 +118,6 @@ class LayerMoments:
         )
 
 
-def symmetric(lower: Tensor) -> Tensor:
-    """The full matrix from its lower triangle."""
-    return lower.tril() + lower.tril(-1).T
-
-
 @lru_cache(maxsize=256)
 def token_order(count: int, seed: int, call: int) -> Tensor:
     """A seeded permutation of the positions of one call."""

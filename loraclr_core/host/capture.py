@@ -22,8 +22,8 @@ from ..moments import ConceptStatistics, LayerMoments
 from .adapters import Effect, shapes
 
 # Tokens per layer and concept that are kept: to measure distances between concepts, and to judge the merge on.
-SAMPLES = 32
-HELD_OUT = 16
+SAMPLES = 16
+HELD_OUT = 12
 # The text encoder is judged on the first tokens of a prompt that no capture counts.
 HELD_OUT_TEXT = 8
 JUDGING_PROMPT = "a picture of {trigger}"

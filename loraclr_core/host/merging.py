@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import adamw, exact, lowrank
 from ..concept import Concept
 from ..lowrank import LowRank
-from ..moments import ConceptStatistics, symmetric
+from ..moments import ConceptStatistics
 from ..objective import Margin, held_out_error, negative_distances
 from . import adapters, captures, lora_file, lora_keys
 from .adapters import Effect, MatchedLoRA
@@ -144,7 +144,7 @@ def _solve_all(target: Target, result: MergeResult, device, progress, seconds: d
             gram = known.grams[key]
             if settings.anchor_weight != 0:
                 gram = gram + settings.anchor_weight * known.base_grams[key]
-            deltas[key] = exact.solve(symmetric(gram), concepts, settings.ridge, settings.margin, device)
+            deltas[key] = exact.solve(gram, concepts, settings.ridge, settings.margin, device)
         else:
             deltas[key] = adamw.solve(concepts, settings.margin, device)
         result.layers.append(_judge(key, concepts, deltas[key], settings.margin))

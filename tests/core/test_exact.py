@@ -79,6 +79,12 @@ def test_rank_is_bounded_by_the_concepts_and_the_layer(concepts, rank, bound):
     assert exact.solve(case.gram, case.concepts, 1e-2, IDLE, CPU).rank == bound
 
 
+def test_only_the_lower_triangle_of_the_moments_is_read():
+    case = problem()
+    lower = exact.solve(case.gram.tril(), case.concepts, 1e-2, IDLE, CPU)
+    assert torch.equal(lower.down, exact.solve(case.gram, case.concepts, 1e-2, IDLE, CPU).down)
+
+
 def test_rank_deficient_inputs_are_solved():
     """Inputs of real layers lie close to a subspace; the merge must stay finite and right on it."""
     case = problem(concepts=2, tokens=8, in_width=40, input_rank=3, rank=1)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from loraclr.loraclr_core.lowrank import LowRank, zero
-from loraclr.loraclr_core.moments import MAX_TOKENS_PER_CALL, LayerMoments, symmetric, token_order
+from loraclr.loraclr_core.moments import MAX_TOKENS_PER_CALL, LayerMoments, token_order
+from symmetric import full
 
 
 def observed(calls: list[torch.Tensor], samples: int = 12, held_out: int = 6, out_width: int = 3, width: int = 700):
@@ -14,7 +15,7 @@ def observed(calls: list[torch.Tensor], samples: int = 12, held_out: int = 6, ou
     for x in calls:
         moments.observe(x, x @ weight.T)
     statistics = moments.finish()
-    return symmetric(gram), statistics, delta, weight
+    return full(gram), statistics, delta, weight
 
 
 def test_gram_is_that_of_every_token_that_is_not_held_out():
@@ -34,7 +35,7 @@ def test_grams_of_several_concepts_add_up_in_place():
         moments = LayerMoments(gram, zero(3, 8), seed=0, calls=1, samples=0, held_out=0)
         moments.observe(x, x[:, :3])
         moments.finish()
-    torch.testing.assert_close(symmetric(gram), first.T @ first + second.T @ second)
+    torch.testing.assert_close(full(gram), first.T @ first + second.T @ second)
 
 
 def test_samples_pair_inputs_with_their_outputs():
