@@ -51,7 +51,7 @@ from loraclr_core.host.capture import SAMPLES, CaptureSettings
 from loraclr_core.host.lora_keys import Names
 from loraclr_core.host.merging import MergeSettings
 from loraclr_core.lowrank import LowRank
-from loraclr_core.moments import ConceptStatistics, LayerMoments
+from loraclr_core.moments import ConceptStatistics, LayerMoments, lower, no_gram
 from loraclr_core.objective import Margin, negative_distances
 
 CONCEPTS = (2, 12)
@@ -235,14 +235,14 @@ def solve_exactly(layer: Layer, ridge: float, device: torch.device) -> tuple[Low
     """The merged Δ and its seconds, from the layer's features on: moments, factorisation, solution."""
     outputs = layer.outputs()
     start = time.perf_counter()
-    gram, concepts = torch.zeros(*[layer.weight.shape[1]] * 2, device=device), []
+    gram, concepts = no_gram(layer.weight.shape[1], device), []
     for x, y, delta in zip(layer.inputs, outputs, layer.deltas, strict=True):
         calls = TOKENS // TOKENS_PER_CALL
         moments = LayerMoments(gram, delta, seed=0, calls=calls, samples=SAMPLES, held_out=0)
         for call_inputs, call_outputs in zip(x.split(TOKENS_PER_CALL), y.split(TOKENS_PER_CALL), strict=True):
             moments.observe(call_inputs, call_outputs)
         concepts.append(moments.finish())
-    merged = exact.solve(gram, concepts, ridge, MARGIN, device)
+    merged = exact.solve(lower(gram), concepts, ridge, MARGIN, device)
     seconds = time.perf_counter() - start
     if any(concept.tokens != TOKENS for concept in concepts):
         raise RuntimeError(f"the moments count {concepts[0].tokens} tokens instead of {TOKENS}")

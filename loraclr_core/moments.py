@@ -18,8 +18,26 @@ from .lowrank import LowRank
 # layer itself: at 512² an SD1.5 layer has 4096, 1024 or 256 tokens, most of them much alike.
 MAX_TOKENS_PER_CALL = 128
 # Rows gathered before they are multiplied: one large product instead of many small ones.
-ROWS_PER_PRODUCT = 256
+ROWS_PER_PRODUCT = 192
 PANEL = 256
+
+
+# G is symmetric: only its panels of PANEL columns, from the diagonal down, are computed and kept.
+Gram = list[Tensor]
+
+
+def no_gram(width: int, device: torch.device) -> Gram:
+    """A (width, width) matrix of zeros, as panels."""
+    return [torch.zeros(width - start, min(PANEL, width - start), device=device) for start in range(0, width, PANEL)]
+
+
+def lower(gram: Gram) -> Tensor:
+    """The (in, in) matrix; what stands above its diagonal is not to be read."""
+    width = len(gram[0])
+    matrix = torch.zeros(width, width, device=gram[0].device)
+    for index, panel in enumerate(gram):
+        matrix[index * PANEL :, index * PANEL : (index + 1) * PANEL] = panel
+    return matrix
 
 
 @dataclass
@@ -45,7 +63,7 @@ class ConceptStatistics:
 class LayerMoments:
     """Accumulates one layer's statistics over the calls of one concept's capture.
 
-    gram: (in, in), the sum over concepts so far; this concept's G is added to its lower triangle, in place.
+    gram: the sum over concepts so far, as `no_gram` makes it; this concept's G is added in place.
     delta: the concept's weight difference.
     seed: chooses the tokens; the same seed and shapes choose the same positions for every concept.
     calls: how many calls are expected, over which `samples` and `held_out` tokens are spread.
@@ -53,10 +71,10 @@ class LayerMoments:
     """
 
     def __init__(
-        self, gram: Tensor, delta: LowRank, seed: int, calls: int, samples: int, held_out: int, share: float = 1.0
+        self, gram: Gram, delta: LowRank, seed: int, calls: int, samples: int, held_out: int, share: float = 1.0
     ):
         self.gram, self.delta, self.share = gram, delta, share
-        self.down = delta.down.to(gram)
+        self.down = delta.down.to(gram[0])
         self.response = torch.zeros_like(self.down)
         self.seed, self.calls, self.samples, self.held_out_tokens = seed, calls, samples, held_out
         self.call = self.tokens = self.seen = 0
@@ -76,7 +94,7 @@ class LayerMoments:
         self.held_out.append(inputs[held].float())
         self.inputs.append(inputs[sampled].float())
         self.outputs.append(outputs[sampled].float())
-        self.pending.append(inputs[counted].to(self.gram))
+        self.pending.append(inputs[counted].to(self.down))
         self.tokens += len(counted)
         self.seen += count
         self.call += 1
@@ -91,10 +109,9 @@ class LayerMoments:
         rows = torch.cat(self.pending)
         self.pending.clear()
         self.response.addmm_((rows @ self.down.T).T, rows)
-        # XᵀX is symmetric: only the panels on and below its diagonal are computed.
-        for start in range(0, self.gram.shape[0], PANEL):
-            stop = start + PANEL
-            self.gram[start:, start:stop].addmm_(rows[:, start:].T, rows[:, start:stop])
+        for index, panel in enumerate(self.gram):
+            start = index * PANEL
+            panel.addmm_(rows[:, start:].T, rows[:, start : start + PANEL])
 
     def finish(self) -> ConceptStatistics:
         """The concept's statistics, on the CPU.
@@ -105,7 +122,7 @@ class LayerMoments:
             raise ValueError("the layer never ran")
         if self.pending:
             self._multiply()
-        if not torch.isfinite(self.gram.diagonal()).all():
+        if not all(torch.isfinite(panel.diagonal()).all() for panel in self.gram):
             raise ValueError("the layer's inputs are not finite")
         return ConceptStatistics(
             delta=self.delta,

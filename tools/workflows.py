@@ -232,6 +232,18 @@ def add_picture(graph: Graph, x: int, clip: Output, model: Output, vae: Output, 
     graph.add("SaveImage", (x + 760, 0, 320, 420), {"images": decoded["IMAGE"], "filename_prefix": prefix}, "Picture")
 
 
+def add_concepts(graph: Graph, words: tuple[str, ...]) -> Output:
+    """The demo's concepts, chained; returns the list of all."""
+    graph.group("Concepts", (340, -60, 360, 30 + 330 * len(words)))
+    chained: dict[str, Output] = {}
+    for row, word in enumerate(words):
+        values = {"lora_name": f"loraclr_demo_{word}.safetensors", "trigger": f"sks {word}", "class_word": word}
+        box = (360, 330 * row, 320, 270)
+        concept = graph.add("LoRACLR_LoadConceptLoRA", box, {**values, **chained}, f"Concept: {word}")
+        chained = {"concepts": concept["concepts"]}
+    return chained["concepts"]
+
+
 def loraclr_merge(infos: NodeInfos) -> Graph:
     graph = Graph(infos)
     graph.note(
@@ -249,27 +261,14 @@ def loraclr_merge(infos: NodeInfos) -> Graph:
     checkpoint = graph.add("CheckpointLoaderSimple", (0, 0, 300, 120), {"ckpt_name": CHECKPOINT})
     latent = graph.add("EmptyLatentImage", (0, 200, 300, 130), {"width": 128, "height": 128})
 
-    graph.group("Concepts", (340, -60, 360, 1020))
-    concepts: dict[str, Output] = {}
-    for row, word in enumerate(CONCEPTS):
-        concept = graph.add(
-            "LoRACLR_LoadConceptLoRA",
-            (360, 330 * row, 320, 270),
-            {
-                **{"lora_name": f"loraclr_demo_{word}.safetensors", "trigger": f"sks {word}", "class_word": word},
-                **concepts,
-            },
-            f"Concept: {word}",
-        )
-        concepts = {"concepts": concept["concepts"]}
-
+    concepts = add_concepts(graph, CONCEPTS)
     graph.group("Merge", (720, -60, 380, 1020))
     merge = graph.add(
         "LoRACLR_Merge",
         (740, 0, 340, 430),
         {
             **{"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], "latent": latent["LATENT"]},
-            **{"capture_steps": 8, **concepts},
+            **{"capture_steps": 8, "concepts": concepts},
         },
     )
     graph.add("PreviewAny", (1120, 700, 540, 300), {"source": merge["report"]}, "Report")
@@ -330,26 +329,13 @@ def clora_two_concepts(infos: NodeInfos) -> Graph:
     checkpoint = graph.add("CheckpointLoaderSimple", (0, 0, 300, 120), {"ckpt_name": CHECKPOINT})
     latent = graph.add("EmptyLatentImage", (0, 200, 300, 130), {"width": 128, "height": 128})
 
-    graph.group("Concepts", (340, -60, 360, 700))
-    concepts: dict[str, Output] = {}
-    for row, word in enumerate(CONCEPTS[:2]):
-        concept = graph.add(
-            "LoRACLR_LoadConceptLoRA",
-            (360, 330 * row, 320, 270),
-            {
-                **{"lora_name": f"loraclr_demo_{word}.safetensors", "trigger": f"sks {word}", "class_word": word},
-                **concepts,
-            },
-            f"Concept: {word}",
-        )
-        concepts = {"concepts": concept["concepts"]}
-
+    concepts = add_concepts(graph, CONCEPTS[:2])
     graph.group("CLoRA", (720, -60, 440, 700))
     clora = graph.add(
         "LoRACLR_CLoRASampler",
         (740, 0, 400, 560),
         {
-            **{"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], **concepts},
+            **{"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], "concepts": concepts},
             **{"prompt": "a photo of {cat} and {dog} in a park"},
         },
     )

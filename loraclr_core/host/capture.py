@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import lowrank
 from ..lowrank import LowRank
-from ..moments import ConceptStatistics, LayerMoments
+from ..moments import ConceptStatistics, Gram, LayerMoments, no_gram
 from .adapters import Effect, shapes
 
 # Tokens per layer and concept that are kept: to measure distances between concepts, and to judge the merge on.
@@ -46,8 +46,8 @@ class CaptureSettings(NamedTuple):
 
 
 Layers = dict[str, nn.Module]
-# Sums over concepts of each layer's second moments, (in, in), by weight key; their lower triangles count.
-Grams = dict[str, Tensor]
+# Sums over concepts of each layer's second moments, by weight key.
+Grams = dict[str, Gram]
 Observer = Callable[[str, Tensor, Tensor], None]
 
 
@@ -150,7 +150,7 @@ def _moments(
     moments = {}
     for key, module in layers.items():
         width = input_width(module)
-        gram = grams[key].to(device) if key in grams else torch.zeros(width, width, device=device)
+        gram = [panel.to(device) for panel in grams[key]] if key in grams else no_gram(width, device)
         delta = effect.merge.get(key) or lowrank.zero(output_width(module), width)
         # G costs in² per token and the layer itself in · out: a layer that narrows counts fewer of a picture's tokens.
         share = min(1.0, output_width(module) / width) if held_out else 1.0
@@ -165,7 +165,7 @@ def _finish(moments: dict[str, LayerMoments], grams: Grams) -> dict[str, Concept
             captured[key] = layer.finish()
         except ValueError as error:
             raise ValueError(f"Capture of {key} failed: {error}. Check the model and its upstream patches.") from error
-        grams[key] = layer.gram.cpu()
+        grams[key] = [panel.cpu() for panel in layer.gram]
     return captured
 
 

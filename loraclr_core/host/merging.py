@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import adamw, exact, lowrank
 from ..concept import Concept
 from ..lowrank import LowRank
-from ..moments import ConceptStatistics
+from ..moments import ConceptStatistics, lower
 from ..objective import Margin, held_out_error, negative_distances
 from . import adapters, captures, lora_file, lora_keys
 from .adapters import Effect, MatchedLoRA
@@ -141,9 +141,9 @@ def _solve_all(target: Target, result: MergeResult, device, progress, seconds: d
         progress(f"solving layer {index + 1} of {len(target.layers())}", CAPTURE_SHARE + (1 - CAPTURE_SHARE) * done)
         concepts = [statistics[key] for statistics in known.statistics]
         if settings.solver == "exact":
-            gram = known.grams[key]
+            gram = lower(known.grams[key])
             if settings.anchor_weight != 0:
-                gram = gram + settings.anchor_weight * known.base_grams[key]
+                gram += settings.anchor_weight * lower(known.base_grams[key])
             deltas[key] = exact.solve(gram, concepts, settings.ridge, settings.margin, device)
         else:
             deltas[key] = adamw.solve(concepts, settings.margin, device)
