@@ -18,7 +18,7 @@ from .lowrank import LowRank
 # layer itself: at 512² an SD1.5 layer has 4096, 1024 or 256 tokens, most of them much alike.
 MAX_TOKENS_PER_CALL = 128
 # Rows gathered before they are multiplied: one large product instead of many small ones.
-ROWS_PER_PRODUCT = 192
+ROWS_PER_PRODUCT = 256
 PANEL = 256
 
 
