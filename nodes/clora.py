@@ -45,7 +45,7 @@ class CLoRASampler(io.ComfyNode):
                     advanced=True,
                     tooltip="How far one update moves the latent to keep the concepts apart. relative: as a share of the"
                     " latent, the same for every model (0.02 for SD1.5 and SDXL; try 0.005 to 0.05). absolute (paper): 20 for"
-                    " SD1.5, 0.02 for SDXL. 0: no updates, masks only, at about half the time.",
+                    " SD1.5, 0.02 for SDXL. 0: no updates, masks only, and faster.",
                 ),
                 io.Combo.Input(
                     "update_unit",
