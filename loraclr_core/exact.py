@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import lowrank
+from .gram import Gram
 from .lowrank import LowRank
 from .moments import ConceptStatistics
 from .objective import Margin, negative_distances
@@ -24,36 +25,48 @@ from .objective import Margin, negative_distances
 DESCENT_STEPS = 40
 
 
-def solve(
-    gram: Tensor, concepts: list[ConceptStatistics], ridge: float, margin: Margin, device: torch.device
-) -> LowRank:
+def solve(gram: Gram, concepts: list[ConceptStatistics], ridge: float, margin: Margin, device: torch.device) -> LowRank:
     """The merged Δ of one layer, on the CPU in float32, of rank ≤ min(Σ rank_i, out, in).
 
-    gram: (in, in), the sum of the concepts' second moments and of whatever else is to stay as it is; only its lower
-    triangle is read.
+    gram: the sum of the concepts' second moments and of whatever else is to stay as it is.
     ridge: ρ above, > 0.
     """
     if ridge <= 0:
         raise ValueError(f"ridge must be above 0, not {ridge}: second moments of real layers are close to singular")
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    system = _factorise(gram.to(device, dtype, copy=True), ridge)
     up = torch.cat([c.delta.up for c in concepts], dim=1)
     response = torch.cat([c.response for c in concepts]).to(device, dtype)
-    down = torch.cholesky_solve(response.T, system).T
+    rows = gram.few_rows()
+    if rows is None:
+        down = torch.cholesky_solve(response.T, _factorise(gram.lower().to(device, dtype), ridge)).T
+    else:
+        down = _solve_among(rows.to(device, dtype), response, ridge)
     merged = lowrank.squeeze(LowRank(up, down.to("cpu", torch.float32)))
 
     distance = margin.resolve(concepts)
     if (negative_distances(concepts, merged) < distance).any():
-        merged = _descend(merged, system, concepts, distance)
+        merged = _descend(merged, _factorise(gram.lower().to(device, dtype), ridge), concepts, distance)
     return merged
 
 
 def _factorise(gram: Tensor, ridge: float) -> Tensor:
-    """Lower Cholesky factor of G + μ I, from the lower triangle of G, which is overwritten."""
-    mean = gram.diagonal().mean()
-    # A layer that only ever saw zeros leaves Δ free; the ridge alone then makes it 0.
-    gram.diagonal().add_(ridge * torch.where(mean > 0, mean, torch.ones_like(mean)))
+    """Lower Cholesky factor of S = G + μ I, from the lower triangle of G, which is overwritten."""
+    gram.diagonal().add_(_absolute(ridge, gram.diagonal().sum(), gram.shape[0]))
     return torch.linalg.cholesky(gram)
+
+
+def _solve_among(rows: Tensor, response: Tensor, ridge: float) -> Tensor:
+    """response S⁻¹ by way of the (n, n) matrix X Xᵀ (Woodbury): S⁻¹ = (I − Xᵀ (X Xᵀ + μ I)⁻¹ X) / μ."""
+    mu = _absolute(ridge, rows.square().sum(), rows.shape[1])
+    kernel = rows @ rows.T
+    kernel.diagonal().add_(mu)
+    weights = torch.cholesky_solve(rows @ response.T, torch.linalg.cholesky(kernel))
+    return (response - weights.T @ rows) / mu
+
+
+def _absolute(ridge: float, trace: Tensor, width: int) -> Tensor:
+    """μ = ρ · trace G / width. A layer that only ever saw zeros leaves Δ free; the ridge alone then makes it 0."""
+    return ridge * torch.where(trace > 0, trace / width, torch.ones_like(trace))
 
 
 class _Pair(NamedTuple):

@@ -12,32 +12,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .gram import Gram
 from .lowrank import LowRank
 
 # Tokens of one model evaluation that count, per layer, at most. More of them change G little and cost as much as the
 # layer itself: at 512² an SD1.5 layer has 4096, 1024 or 256 tokens, most of them much alike.
 MAX_TOKENS_PER_CALL = 128
-# Rows gathered before they are multiplied: one large product instead of many small ones.
-ROWS_PER_PRODUCT = 256
-PANEL = 256
-
-
-# G is symmetric: only its panels of PANEL columns, from the diagonal down, are computed and kept.
-Gram = list[Tensor]
-
-
-def no_gram(width: int, device: torch.device) -> Gram:
-    """A (width, width) matrix of zeros, as panels."""
-    return [torch.zeros(width - start, min(PANEL, width - start), device=device) for start in range(0, width, PANEL)]
-
-
-def lower(gram: Gram) -> Tensor:
-    """The (in, in) matrix; what stands above its diagonal is not to be read."""
-    width = len(gram[0])
-    matrix = torch.zeros(width, width, device=gram[0].device)
-    for index, panel in enumerate(gram):
-        matrix[index * PANEL :, index * PANEL : (index + 1) * PANEL] = panel
-    return matrix
 
 
 @dataclass
@@ -63,7 +43,7 @@ class ConceptStatistics:
 class LayerMoments:
     """Accumulates one layer's statistics over the calls of one concept's capture.
 
-    gram: the sum over concepts so far, as `no_gram` makes it; this concept's G is added in place.
+    gram: the sum over concepts so far; this concept's G is added to it.
     delta: the concept's weight difference.
     seed: chooses the tokens; the same seed and shapes choose the same positions for every concept.
     calls: how many calls are expected, over which `samples` and `held_out` tokens are spread.
@@ -74,11 +54,10 @@ class LayerMoments:
         self, gram: Gram, delta: LowRank, seed: int, calls: int, samples: int, held_out: int, share: float = 1.0
     ):
         self.gram, self.delta, self.share = gram, delta, share
-        self.down = delta.down.to(gram[0])
+        self.down = delta.down.to(gram.device, torch.float32)
         self.response = torch.zeros_like(self.down)
         self.seed, self.calls, self.samples, self.held_out_tokens = seed, calls, samples, held_out
         self.call = self.tokens = self.seen = 0
-        self.pending: list[Tensor] = []
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
         self.held_out: list[Tensor] = []
@@ -94,24 +73,16 @@ class LayerMoments:
         self.held_out.append(inputs[held].float())
         self.inputs.append(inputs[sampled].float())
         self.outputs.append(outputs[sampled].float())
-        self.pending.append(inputs[counted].to(self.down))
+        rows = inputs[counted].to(self.down)
+        self.response.addmm_((rows @ self.down.T).T, rows)
+        self.gram.add(rows)
         self.tokens += len(counted)
         self.seen += count
         self.call += 1
-        if sum(len(rows) for rows in self.pending) >= ROWS_PER_PRODUCT:
-            self._multiply()
 
     def hold_out(self, inputs: Tensor, count: int) -> None:
         """A call of which nothing counts and the first `count` tokens, of (tokens, in), are held out."""
         self.held_out.append(inputs[:count].float())
-
-    def _multiply(self) -> None:
-        rows = torch.cat(self.pending)
-        self.pending.clear()
-        self.response.addmm_((rows @ self.down.T).T, rows)
-        for index, panel in enumerate(self.gram):
-            start = index * PANEL
-            panel.addmm_(rows[:, start:].T, rows[:, start : start + PANEL])
 
     def finish(self) -> ConceptStatistics:
         """The concept's statistics, on the CPU.
@@ -120,9 +91,7 @@ class LayerMoments:
         """
         if self.call == 0:
             raise ValueError("the layer never ran")
-        if self.pending:
-            self._multiply()
-        if not all(torch.isfinite(panel.diagonal()).all() for panel in self.gram):
+        if not self.gram.is_finite():
             raise ValueError("the layer's inputs are not finite")
         return ConceptStatistics(
             delta=self.delta,

@@ -17,8 +17,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from .. import lowrank
+from ..gram import Gram
 from ..lowrank import LowRank
-from ..moments import ConceptStatistics, Gram, LayerMoments, no_gram
+from ..moments import ConceptStatistics, LayerMoments
 from .adapters import Effect, shapes
 
 # Tokens per layer and concept that are kept: to measure distances between concepts, and to judge the merge on.
@@ -150,7 +151,7 @@ def _moments(
     moments = {}
     for key, module in layers.items():
         width = input_width(module)
-        gram = [panel.to(device) for panel in grams[key]] if key in grams else no_gram(width, device)
+        gram = grams[key].to(device) if key in grams else Gram(width, device)
         delta = effect.merge.get(key) or lowrank.zero(output_width(module), width)
         # G costs in² per token and the layer itself in · out: a layer that narrows counts fewer of a picture's tokens.
         share = min(1.0, output_width(module) / width) if held_out else 1.0
@@ -165,7 +166,7 @@ def _finish(moments: dict[str, LayerMoments], grams: Grams) -> dict[str, Concept
             captured[key] = layer.finish()
         except ValueError as error:
             raise ValueError(f"Capture of {key} failed: {error}. Check the model and its upstream patches.") from error
-        grams[key] = [panel.cpu() for panel in layer.gram]
+        grams[key] = layer.gram.to(torch.device("cpu"))
     return captured
 
 
@@ -185,7 +186,7 @@ def _hook(key: str, delta: LowRank | None, observe: Observer):
         inputs = args[0] if args else kwargs["input"]
         if delta is not None:
             delta = delta.to(inputs)  # a no-op after the first call
-            output = output + _apply(module, delta, inputs)
+            output += _apply(module, delta, inputs)
         observe(key, input_tokens(module, inputs), output_tokens(module, output))
         return output
 

@@ -85,10 +85,6 @@ def of_concepts(
         captures.base_grams = {}
         for word in base_missing:
             run(f"the base model on “{word}”", word, (Effect(), Effect()), captures.base_grams)
-        # Weighted 1, the base counts as much as one concept.
-        for gram in captures.base_grams.values():
-            for panel in gram:
-                panel.div_(len(base_missing))
         captures.base_words = base_missing
     _known[target.model] = captures
     return captures, total

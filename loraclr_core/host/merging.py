@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import adamw, exact, lowrank
 from ..concept import Concept
 from ..lowrank import LowRank
-from ..moments import ConceptStatistics, lower
+from ..moments import ConceptStatistics
 from ..objective import Margin, held_out_error, negative_distances
 from . import adapters, captures, lora_file, lora_keys
 from .adapters import Effect, MatchedLoRA
@@ -141,9 +141,10 @@ def _solve_all(target: Target, result: MergeResult, device, progress, seconds: d
         progress(f"solving layer {index + 1} of {len(target.layers())}", CAPTURE_SHARE + (1 - CAPTURE_SHARE) * done)
         concepts = [statistics[key] for statistics in known.statistics]
         if settings.solver == "exact":
-            gram = lower(known.grams[key])
+            gram = known.grams[key]
             if settings.anchor_weight != 0:
-                gram += settings.anchor_weight * lower(known.base_grams[key])
+                # Weighted 1, the base counts as much as one concept.
+                gram = gram.plus(known.base_grams[key], settings.anchor_weight / len(known.base_words))
             deltas[key] = exact.solve(gram, concepts, settings.ridge, settings.margin, device)
         else:
             deltas[key] = adamw.solve(concepts, settings.margin, device)

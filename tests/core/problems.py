@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from loraclr.loraclr_core.gram import Gram
 from loraclr.loraclr_core.lowrank import LowRank
 from loraclr.loraclr_core.moments import ConceptStatistics
 from torch import Tensor
@@ -18,8 +19,15 @@ class Problem(NamedTuple):
     concepts: list[ConceptStatistics]
 
     @property
-    def gram(self) -> Tensor:
-        return torch.stack([x.T @ x for x in self.features]).sum(dim=0)
+    def gram(self) -> Gram:
+        gram = Gram(self.weight.shape[1], CPU)
+        for x in self.features:
+            gram.add(x)
+        return gram
+
+    def mu(self, ridge: float) -> float:
+        """What a relative ridge comes to."""
+        return ridge * sum(float(x.square().sum()) for x in self.features) / self.weight.shape[1]
 
 
 def problem(

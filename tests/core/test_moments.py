@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from loraclr.loraclr_core.gram import Gram
 from loraclr.loraclr_core.lowrank import LowRank, zero
-from loraclr.loraclr_core.moments import MAX_TOKENS_PER_CALL, LayerMoments, lower, no_gram, token_order
+from loraclr.loraclr_core.moments import MAX_TOKENS_PER_CALL, LayerMoments, token_order
 from symmetric import full
 
 CPU = torch.device("cpu")
@@ -12,12 +13,12 @@ CPU = torch.device("cpu")
 def observed(calls: list[torch.Tensor], samples: int = 12, held_out: int = 6, out_width: int = 3, width: int = 700):
     weight = torch.randn(out_width, width)
     delta = LowRank(torch.randn(out_width, 2), torch.randn(2, width))
-    gram = no_gram(width, CPU)
+    gram = Gram(width, CPU)
     moments = LayerMoments(gram, delta, seed=5, calls=len(calls), samples=samples, held_out=held_out)
     for x in calls:
         moments.observe(x, x @ weight.T)
     statistics = moments.finish()
-    return full(lower(gram)), statistics, delta, weight
+    return full(gram.lower()), statistics, delta, weight
 
 
 def test_gram_is_that_of_every_token_that_is_not_held_out():
@@ -32,12 +33,12 @@ def test_gram_is_that_of_every_token_that_is_not_held_out():
 
 def test_grams_of_several_concepts_add_up_in_place():
     first, second = torch.randn(40, 8), torch.randn(40, 8)
-    gram = no_gram(8, CPU)
+    gram = Gram(8, CPU)
     for x in (first, second):
         moments = LayerMoments(gram, zero(3, 8), seed=0, calls=1, samples=0, held_out=0)
         moments.observe(x, x[:, :3])
         moments.finish()
-    torch.testing.assert_close(full(lower(gram)), first.T @ first + second.T @ second)
+    torch.testing.assert_close(full(gram.lower()), first.T @ first + second.T @ second)
 
 
 def test_samples_pair_inputs_with_their_outputs():
@@ -72,6 +73,6 @@ def test_token_order_depends_on_the_seed_and_the_call_only():
 
 def test_a_layer_that_never_ran_or_saw_nan_is_an_error():
     with pytest.raises(ValueError, match="never ran"):
-        LayerMoments(no_gram(4, CPU), zero(4, 4), 0, 1, 1, 1).finish()
+        LayerMoments(Gram(4, CPU), zero(4, 4), 0, 1, 1, 1).finish()
     with pytest.raises(ValueError, match="not finite"):
         observed([torch.full((10, 4), float("nan"))], width=4)

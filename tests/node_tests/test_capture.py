@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from loraclr.loraclr_core.host import adapters, capture
 from loraclr.loraclr_core.host.adapters import Effect
 from loraclr.loraclr_core.host.capture import CaptureSettings, Target
-from loraclr.loraclr_core.moments import lower
 from symmetric import full
 
 CPU = torch.device("cpu")
@@ -40,7 +39,7 @@ def run(demo, model_effect: Effect, clip_effect: Effect, step_done=lambda: None)
     )
     grams: capture.Grams = {}
     statistics = capture.capture(target, model_effect, clip_effect, "sks cat", SETTINGS, grams, CPU, step_done)
-    return {key: (full(lower(grams[key])), found) for key, found in statistics.items()}
+    return {key: (full(grams[key].lower()), found) for key, found in statistics.items()}
 
 
 def effects(demo, tensors: dict) -> tuple[Effect, Effect]:

@@ -1,0 +1,76 @@
+"""The second moments G = XᵀX of rows that come in portions."""
+
+import torch
+from torch import Tensor
+
+# Rows gathered before they are multiplied: one large product instead of many small ones.
+ROWS_PER_PRODUCT = 256
+PANEL = 256
+
+
+class Gram:
+    """G = rowsᵀ rows + panels.
+
+    rows: (n, width) in portions, not multiplied yet. Up to a third of the width no row ever is: rows take less room
+    than G, and `exact` solves among them.
+    panels: G is symmetric, so only panels of PANEL columns, from the diagonal down, are computed and kept.
+    """
+
+    def __init__(self, width: int, device: torch.device):
+        self.width, self.device = width, device
+        self.rows: list[Tensor] = []
+        self.panels: list[Tensor] = []
+
+    def add(self, rows: Tensor) -> None:
+        """Adds rowsᵀ rows; rows (n, width) in float32, kept as they are."""
+        self.rows.append(rows)
+        if sum(map(len, self.rows)) > (ROWS_PER_PRODUCT if self.panels else self.width // 3):
+            self._multiply()
+
+    def plus(self, other: "Gram", weight: float) -> "Gram":
+        """G + weight · other, weight > 0; neither is changed."""
+        total = Gram(self.width, self.device)
+        total.panels = [panel.clone() for panel in self.panels]
+        for rows in self.rows:
+            total.add(rows)
+        for rows in other.rows:
+            total.add(rows * weight**0.5)
+        if other.panels:
+            total._multiply()
+            for panel, term in zip(total.panels, other.panels, strict=True):
+                panel.add_(term, alpha=weight)
+        return total
+
+    def lower(self) -> Tensor:
+        """The (width, width) matrix; what stands above its diagonal is not to be read."""
+        rows = self._gathered()
+        matrix = rows.T @ rows
+        for index, panel in enumerate(self.panels):
+            matrix[index * PANEL :, index * PANEL : (index + 1) * PANEL] += panel
+        return matrix
+
+    def few_rows(self) -> Tensor | None:
+        """X (n, width) while that is all there is, n ≤ width / 3."""
+        return None if self.panels else self._gathered()
+
+    def to(self, device: torch.device) -> "Gram":
+        moved = Gram(self.width, device)
+        moved.rows = [rows.to(device) for rows in self.rows]
+        moved.panels = [panel.to(device) for panel in self.panels]
+        return moved
+
+    def is_finite(self) -> bool:
+        found = [*self.rows, *(panel.diagonal() for panel in self.panels)]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in found)
+
+    def _gathered(self) -> Tensor:
+        return torch.cat([torch.zeros(0, self.width, device=self.device), *self.rows])
+
+    def _multiply(self) -> None:
+        rows = self._gathered()
+        self.rows.clear()
+        starts = range(0, self.width, PANEL)
+        if not self.panels:
+            self.panels = [rows.new_zeros(self.width - start, min(PANEL, self.width - start)) for start in starts]
+        for start, panel in zip(starts, self.panels, strict=True):
+            panel.addmm_(rows[:, start:].T, rows[:, start : start + PANEL])
