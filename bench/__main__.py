@@ -1,23 +1,22 @@
 """Measures the pack and ends with one line `RESULT {json}`.
 
-    python3 tools/host.py bench [section …]
+    python3 tools/host.py bench [section …]            # measure; all sections by default
+    python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
 
-Sections are modules of this folder with `run() -> dict`, whose keys go into the result; all of them by default. Tables
-go to stdout, progress to stderr. Figures are ratios within one run, so they compare between machines.
+Sections are modules of this folder with `run() -> dict`, whose keys go into the result. Tables go to stdout, progress to
+stderr. Figures are ratios within one run, so they compare between machines.
 """
 # ruff: noqa: E402  (the host can be imported only after its folder and its device are settled)
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
 
-SECTIONS = ["merge", "clora"]
-ROOT = Path(__file__).resolve().parent.parent
+SECTIONS = ["merge", "clora", "samplers"]
 
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
+sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).resolve().parent.parent / "tools")]
 
 import comfy.options
 
@@ -28,24 +27,18 @@ from comfy.cli_args import args
 
 args.cpu = not torch.cuda.is_available()  # before the rest of the host is imported
 
+import pack
 
-def import_core() -> None:
-    """Makes `import loraclr_core` work; the root itself stays off sys.path, where its `nodes` would hide ComfyUI's."""
-    folder = ROOT / "loraclr_core"
-    spec = importlib.util.spec_from_file_location(
-        "loraclr_core", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["loraclr_core"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+pack.load()
 
 
 def main(names: list[str]) -> None:
+    if names[:1] == ["shapes"]:
+        importlib.import_module("shapes.train").main(names[1:])
+        return
     unknown = sorted(set(names) - set(SECTIONS))
     if unknown:
         sys.exit(f"bench: there is no section {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
-    import_core()
     result = {}
     for name in names or SECTIONS:
         with torch.inference_mode():  # as ComfyUI runs nodes

@@ -43,18 +43,17 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from comfy.sd1_clip import SD1ClipModel
 from comfy.supported_models import SD15
+from loraclr.loraclr_core import adamw, exact, lowrank
+from loraclr.loraclr_core.concept import Concept
+from loraclr.loraclr_core.gram import Gram
+from loraclr.loraclr_core.host import lora_file, merging
+from loraclr.loraclr_core.host.capture import SAMPLES, CaptureSettings
+from loraclr.loraclr_core.host.lora_keys import Names
+from loraclr.loraclr_core.host.merging import MergeSettings
+from loraclr.loraclr_core.lowrank import LowRank
+from loraclr.loraclr_core.moments import ConceptStatistics, LayerMoments
+from loraclr.loraclr_core.objective import Margin, negative_distances
 from torch import Tensor, nn
-
-from loraclr_core import adamw, exact, lowrank
-from loraclr_core.concept import Concept
-from loraclr_core.gram import Gram
-from loraclr_core.host import lora_file, merging
-from loraclr_core.host.capture import SAMPLES, CaptureSettings
-from loraclr_core.host.lora_keys import Names
-from loraclr_core.host.merging import MergeSettings
-from loraclr_core.lowrank import LowRank
-from loraclr_core.moments import ConceptStatistics, LayerMoments
-from loraclr_core.objective import Margin, negative_distances
 
 CONCEPTS = (2, 12)
 RANK = 16
@@ -323,15 +322,16 @@ def measure_captures(counts: tuple[int, ...]) -> dict[int, dict]:
     model, clip = random_sd15(seed=0)
     with tempfile.TemporaryDirectory(prefix="loraclr-bench-") as folder:
         concepts = [random_concept(model, clip, Path(folder), index) for index in range(max(counts))]
-        bare_run(model, clip)
-        return {count: measure_merges(model, clip, concepts[:count]) for count in counts}
+        bare = BareRun(model, clip)
+        bare.seconds()  # the first run loads
+        return {count: measure_merges(model, clip, concepts[:count], bare) for count in counts}
 
 
-def measure_merges(model: ModelPatcher, clip, concepts: list[Concept]) -> dict:
+def measure_merges(model: ModelPatcher, clip, concepts: list[Concept], bare_run: "BareRun") -> dict:
     """The same merge until CAPTURED concepts have been captured: seconds of all of them, memory of the largest."""
     capture_seconds, bare, peak = 0.0, [], 0.0
     for _ in range(math.ceil(CAPTURED / len(concepts))):
-        seconds, found, memory = merged_once(model, clip, concepts)
+        seconds, found, memory = merged_once(model, clip, concepts, bare_run)
         capture_seconds, peak = capture_seconds + seconds, max(peak, memory)
         bare += found
     ratio = capture_seconds / (statistics.median(bare) * len(bare))
@@ -339,7 +339,9 @@ def measure_merges(model: ModelPatcher, clip, concepts: list[Concept]) -> dict:
     return {"capture_ratio": round(ratio, 3), "extra_memory_mib": round(peak)}
 
 
-def merged_once(model: ModelPatcher, clip, concepts: list[Concept]) -> tuple[float, list[float], float]:
+def merged_once(
+    model: ModelPatcher, clip, concepts: list[Concept], bare_run: "BareRun"
+) -> tuple[float, list[float], float]:
     """Seconds of the captures, seconds of every bare run between them, and MiB beyond the model."""
     capture = CaptureSettings(prompts=(PROMPT,), steps=STEPS, seed=0, latent_shape=LATENT)
     settings = MergeSettings("exact", MARGIN, RIDGE, 0.0, capture, True)
@@ -351,7 +353,7 @@ def merged_once(model: ModelPatcher, clip, concepts: list[Concept]) -> tuple[flo
         say(f"{len(concepts)} concepts, {phase}")
         # Before every concept's capture, the same evaluations without hooks.
         if phase.startswith("capturing ") and "evaluation" not in phase:
-            bare.append(bare_run(model, clip))
+            bare.append(bare_run.seconds())
 
     with peak_memory() as memory:
         result = merging.merge(model, clip, concepts, settings, progress)
@@ -364,17 +366,22 @@ def merged_once(model: ModelPatcher, clip, concepts: list[Concept]) -> tuple[flo
     return capture_seconds, bare, memory[0]
 
 
-def bare_run(model: ModelPatcher, clip) -> float:
-    """Seconds of one concept's UNet evaluations through the host's sampler."""
-    cond = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-    latent = torch.zeros(1, *LATENT)
-    noise = comfy.sample.prepare_noise(latent, 0)
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": cond})
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)
-    start = time.perf_counter()
-    guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
-    return time.perf_counter() - start
+class BareRun:
+    """One concept's UNet evaluations through the host's sampler, without hooks; the prompt is encoded beforehand."""
+
+    def __init__(self, model: ModelPatcher, clip):
+        self.guider = comfy.samplers.CFGGuider(model)
+        self.guider.inner_set_conds({"positive": clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))})
+        self.latent = torch.zeros(1, *LATENT)
+        self.noise = comfy.sample.prepare_noise(self.latent, 0)
+        sampling = model.get_model_object("model_sampling")
+        self.sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", STEPS)
+
+    def seconds(self) -> float:
+        sampler = comfy.samplers.sampler_object("euler")
+        start = time.perf_counter()
+        self.guider.sample(self.noise, self.latent, sampler, self.sigmas, disable_pbar=True, seed=0)
+        return time.perf_counter() - start
 
 
 def random_sd15(seed: int) -> tuple[ModelPatcher, comfy.sd.CLIP]:

@@ -11,8 +11,8 @@ PANEL = 256
 class Gram:
     """G = rowsᵀ rows + panels.
 
-    rows: (n, width) in portions, not multiplied yet. Up to a third of the width no row ever is: rows take less room
-    than G, and `exact` solves among them.
+    rows: (n, width) in portions, not multiplied yet. Up to half of the width no row ever is: rows take less room than
+    G, and `exact` solves among them.
     panels: G is symmetric, so only panels of PANEL columns, from the diagonal down, are computed and kept.
     """
 
@@ -24,7 +24,7 @@ class Gram:
     def add(self, rows: Tensor) -> None:
         """Adds rowsᵀ rows; rows (n, width) in float32, kept as they are."""
         self.rows.append(rows)
-        if sum(map(len, self.rows)) > (ROWS_PER_PRODUCT if self.panels else self.width // 3):
+        if sum(map(len, self.rows)) > (ROWS_PER_PRODUCT if self.panels else self.width // 2):
             self._multiply()
 
     def plus(self, other: "Gram", weight: float) -> "Gram":
@@ -50,7 +50,7 @@ class Gram:
         return matrix
 
     def few_rows(self) -> Tensor | None:
-        """X (n, width) while that is all there is, n ≤ width / 3."""
+        """X (n, width) while that is all there is, n ≤ width / 2."""
         return None if self.panels else self._gathered()
 
     def to(self, device: torch.device) -> "Gram":

@@ -1,6 +1,5 @@
 """The real host, in this process: ComfyUI on the CPU, with the pack loaded by ComfyUI's own loader."""
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -25,20 +24,11 @@ from comfy.cli_args import args  # noqa: E402
 
 args.cpu = True
 
-import demo_assets  # noqa: E402
-import folder_paths  # noqa: E402
-import nodes  # noqa: E402
+import pack  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from comfy.sd import CLIP, VAE  # noqa: E402
 
-PACK = COMFYUI / "custom_nodes" / "loraclr"
-if not asyncio.run(nodes.load_custom_node(str(PACK))):
-    raise pytest.UsageError(f"ComfyUI could not load the pack from {PACK}; see the log above.")
-# ComfyUI imports a pack under its path; tests know it as `loraclr`.
-host_name = str(PACK).replace(".", "_x_")
-for name, module in list(sys.modules.items()):
-    if name == host_name or name.startswith(f"{host_name}."):
-        sys.modules["loraclr" + name.removeprefix(host_name)] = module
+pack.load()
 
 
 class Demo(NamedTuple):
@@ -51,9 +41,8 @@ class Demo(NamedTuple):
 
 @pytest.fixture(scope="session")
 def demo() -> Demo:
-    demo_assets.write_assets(*(Path(folder_paths.get_folder_paths(folder)[0]) for folder in ("checkpoints", "loras")))
     with torch.inference_mode():
-        return Demo(*nodes.CheckpointLoaderSimple().load_checkpoint("loraclr_demo.safetensors"))
+        return Demo(*pack.demo_models())
 
 
 @pytest.fixture(autouse=True)

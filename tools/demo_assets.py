@@ -79,7 +79,7 @@ def make_text_encoder(device: str = "cpu") -> comfy.clip_model.CLIPTextModel:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, seed: int) -> None:
+def fill(model: nn.Module, seed: int, residual_gain: float = RESIDUAL_GAIN) -> None:
     """Seeded weights that keep the size of what passes through; branches beside the residual stream are damped."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
@@ -88,7 +88,7 @@ def fill(model: nn.Module, seed: int) -> None:
             weight.fill_(1.0 if kind == "weight" else 0.0)
         elif weight.ndim > 1:
             gain = 1.0 if "embedding" in name else weight[0].numel() ** -0.5
-            weight.normal_(0.0, gain * (RESIDUAL_GAIN if module.endswith(RESIDUAL_ENDS) else 1.0), generator=generator)
+            weight.normal_(0.0, gain * (residual_gain if module.endswith(RESIDUAL_ENDS) else 1.0), generator=generator)
 
 
 @torch.no_grad()

@@ -1,9 +1,7 @@
 """The example workflows, described once and written in both formats.
 
-    python3 tools/host.py tools/workflows.py          # write example_workflows/*.json and example_workflows/api/*.json
-    python3 tools/host.py tools/workflows.py --check  # exit 1 where a file is not what would be written
-
-The page opens the first format, `POST /prompt` takes the second. Slots and widget order come from the host's own schemas.
+python3 tools/host.py tools/workflows.py          # write example_workflows/*.json and example_workflows/api/*.json
+python3 tools/host.py tools/workflows.py --check  # exit 1 where a file is not what would be written
 """
 
 import argparse
@@ -11,225 +9,61 @@ import asyncio
 import json
 import os
 import sys
-import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from graph import Graph, Node, NodeInfos, Output, api_format, page_format
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "example_workflows"
 
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-SEED_NAMES = {"seed", "noise_seed"}  # the page adds control_after_generate to these unless the schema says otherwise
-SEED_CONTROL = "fixed"
-NOTE_TYPES = {"Note", "MarkdownNote"}
-OPTIONAL_SHAPE = 7  # LiteGraph draws optional inputs as a hollow circle
-NodeInfos = dict[str, dict[str, Any]]
-Box = tuple[int, int, int, int]  # x, y, width, height
-
-
-@dataclass(frozen=True)
-class Output:
-    node: "Node"
-    slot: int
-
-
-@dataclass
-class Node:
-    id: int
-    type: str
-    box: Box
-    inputs: dict[str, Any]  # values and Outputs, by input name
-    info: dict[str, Any]
-    title: str | None = None
-
-    def __getitem__(self, output_name: str) -> Output:
-        return Output(self, list(self.info["output_name"]).index(output_name))
-
-
-@dataclass
-class Graph:
-    infos: NodeInfos
-    nodes: list[Node] = field(default_factory=list)
-    notes: list[tuple[str, str, Box]] = field(default_factory=list)
-    groups: list[tuple[str, Box]] = field(default_factory=list)
-
-    def add(self, type: str, box: Box, inputs: dict[str, Any], title: str | None = None) -> Node:
-        info = self.infos[type]
-        known = {name: spec for name, spec, _ in schema(info)}
-        if unknown := inputs.keys() - known.keys():
-            raise ValueError(f"{type} has no input {sorted(unknown)}; it has {sorted(known)}")
-        widgets = {name: default(spec) for name, spec in known.items() if is_widget(spec)}
-        node = Node(len(self.nodes) + 1, type, box, {**widgets, **inputs}, info, title)
-        self.nodes.append(node)
-        return node
-
-    def note(self, title: str, text: str, box: Box) -> None:
-        self.notes.append((title, text, box))
-
-    def group(self, title: str, box: Box) -> None:
-        self.groups.append((title, box))
-
-
-def schema(info: dict[str, Any]) -> list[tuple[str, list, bool]]:
-    """(name, spec, optional) of every input a node shows, in the node's order."""
-    return [
-        (name, spec, part == "optional")
-        for part in ("required", "optional")
-        for name, spec in info["input"].get(part, {}).items()
-    ]
-
-
-def is_widget(spec: list) -> bool:
-    options = spec[1] if len(spec) > 1 else {}
-    return (isinstance(spec[0], (list, tuple)) or spec[0] in WIDGET_TYPES) and not options.get("forceInput")
-
-
-def default(spec: list) -> Any:
-    options = spec[1] if len(spec) > 1 else {}
-    choices = spec[0] if isinstance(spec[0], (list, tuple)) else options.get("options", ())
-    empty = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}
-    return options.get("default", empty.get(str(spec[0]), next(iter(choices), None)))
-
-
-def has_seed_control(name: str, spec: list) -> bool:
-    options = spec[1] if len(spec) > 1 else {}
-    return spec[0] == "INT" and bool(options.get("control_after_generate", name in SEED_NAMES))
-
-
-def api_format(graph: Graph) -> dict[str, dict]:
-    return {
-        str(node.id): {
-            "class_type": node.type,
-            "inputs": {
-                name: [str(value.node.id), value.slot] if isinstance(value, Output) else value
-                for name, _, _ in schema(node.info)
-                if (value := node.inputs.get(name)) is not None
-            },
-            "_meta": {"title": node.title or node.info["display_name"]},
-        }
-        for node in graph.nodes
-    }
-
-
-def page_format(graph: Graph, name: str) -> dict[str, Any]:
-    links: list[list] = []
-    nodes = [_page_node(node, order, links) for order, node in enumerate(graph.nodes)]
-    for link, source, slot, *_ in links:
-        nodes[source - 1]["outputs"][slot]["links"].append(link)
-    for title, text, box in graph.notes:
-        nodes.append(
-            {
-                **_frame(len(nodes) + 1, "MarkdownNote", box, len(nodes)),
-                **{"inputs": [], "outputs": [], "title": title, "properties": {}, "widgets_values": [text]},
-                **{"color": "#432", "bgcolor": "#653"},
-            }
-        )
-    return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name)),
-        "revision": 0,
-        "last_node_id": len(nodes),
-        "last_link_id": len(links),
-        "nodes": nodes,
-        "links": links,
-        "groups": [
-            {"id": i, "title": title, "bounding": list(box), "color": "#3f789e", "font_size": 24, "flags": {}}
-            for i, (title, box) in enumerate(graph.groups, 1)
-        ],
-        "config": {},
-        "extra": {},
-        "version": 0.4,
-    }
-
-
-def _page_node(node: Node, order: int, links: list[list]) -> dict[str, Any]:
-    sockets, values = [], []
-    for name, spec, optional in schema(node.info):
-        value = node.inputs.get(name)
-        linked = isinstance(value, Output)
-        if is_widget(spec):
-            values.append(default(spec) if linked else value)
-            if has_seed_control(name, spec):
-                values.append(SEED_CONTROL)
-            if not linked:
-                continue
-        kind = "COMBO" if isinstance(spec[0], (list, tuple)) else spec[0]
-        socket: dict[str, Any] = {"name": name, "type": kind, "link": None}
-        if optional:
-            socket["shape"] = OPTIONAL_SHAPE
-        if is_widget(spec):
-            socket["widget"] = {"name": name}
-        if linked:
-            socket["link"] = len(links) + 1
-            kind = value.node.info["output"][value.slot]
-            links.append([len(links) + 1, value.node.id, value.slot, node.id, len(sockets), kind])
-        sockets.append(socket)
-    outputs = zip(node.info["output_name"], node.info["output"], strict=True)
-    return {
-        **_frame(node.id, node.type, node.box, order),
-        "inputs": sockets,
-        "outputs": [{"name": name, "type": kind, "links": []} for name, kind in outputs],
-        **({"title": node.title} if node.title else {}),
-        "properties": {"Node name for S&R": node.type},
-        "widgets_values": values,
-    }
-
-
-def _frame(id: int, type: str, box: Box, order: int) -> dict[str, Any]:
-    return {"id": id, "type": type, "pos": box[:2], "size": box[2:], "flags": {}, "order": order, "mode": 0}
-
-
-def to_api(workflow: dict[str, Any], node_infos: NodeInfos) -> dict[str, dict]:
-    """The API format of a workflow in the page's format. `node_infos`: as `/object_info` gives them.
-
-    Raises ValueError for a node type that the host does not know.
-    """
-    links = {link: [str(source), slot] for link, source, slot, *_ in workflow["links"]}
-    prompt = {}
-    for node in workflow["nodes"]:
-        if node["type"] in NOTE_TYPES:
-            continue
-        if node["type"] not in node_infos:
-            raise ValueError(f"node {node['id']}: the host has no node type {node['type']!r}")
-        info = node_infos[node["type"]]
-        linked = {socket["name"]: socket["link"] for socket in node["inputs"] if socket["link"] is not None}
-        values = iter(node["widgets_values"])
-        inputs: dict[str, Any] = {}
-        for name, spec, _ in schema(info):
-            if is_widget(spec):
-                inputs[name] = next(values)
-                if has_seed_control(name, spec):
-                    next(values)
-            if name in linked:
-                inputs[name] = links[linked[name]]
-        title = node.get("title") or info["display_name"]
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
-    return prompt
-
-
-# The workflows
-
 PROMPT = "photo of a sks cat, a sks dog and a sks bird in a park"
+CLORA_PROMPT = "a photo of {cat} and {dog} in a park"
 CHECKPOINT = "loraclr_demo.safetensors"
 CONCEPTS = ("cat", "dog", "bird")
 
 
-def add_picture(graph: Graph, x: int, clip: Output, model: Output, vae: Output, latent: Output, prefix: str) -> None:
-    """Prompt, sampling and saving; the same in both workflows, so that their pictures can be compared."""
-    graph.group("Picture", (x - 20, -60, 1120, 700))
-    positive = graph.add("CLIPTextEncode", (x, 0, 400, 180), {"text": PROMPT, "clip": clip}, "Prompt: the triggers")
-    negative = graph.add("CLIPTextEncode", (x, 240, 400, 140), {"text": "", "clip": clip}, "Negative prompt")
-    sampled = graph.add(
-        "KSampler",
-        (x + 430, 0, 300, 300),
-        {
-            **{"model": model, "positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]},
-            **{"latent_image": latent, "seed": 1, "steps": 8, "cfg": 5.0},
-            **{"sampler_name": "euler", "scheduler": "normal"},
-        },
-    )
-    decoded = graph.add("VAEDecode", (x + 430, 360, 300, 60), {"samples": sampled["LATENT"], "vae": vae})
-    graph.add("SaveImage", (x + 760, 0, 320, 420), {"images": decoded["IMAGE"], "filename_prefix": prefix}, "Picture")
+def add_model(graph: Graph) -> tuple[Node, Output]:
+    """Checkpoint and empty latent."""
+    graph.group("Model", (-20, -60, 340, 420))
+    checkpoint = graph.add("CheckpointLoaderSimple", (0, 0, 300, 120), {"ckpt_name": CHECKPOINT})
+    latent = graph.add("EmptyLatentImage", (0, 200, 300, 130), {"width": 128, "height": 128})
+    return checkpoint, latent["LATENT"]
+
+
+def add_prompts(graph: Graph, x: int, y: int, clip: Output, prompt: str) -> dict[str, Output]:
+    positive = graph.add("CLIPTextEncode", (x, y, 400, 180), {"text": prompt, "clip": clip}, "Prompt: the triggers")
+    negative = graph.add("CLIPTextEncode", (x, y + 240, 400, 140), {"text": "", "clip": clip}, "Negative prompt")
+    return {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
+
+
+def add_sampling(
+    graph: Graph, x: int, y: int, sampled_from: dict[str, Output], vae: Output, prefix: str, title: str = "Picture"
+) -> tuple[Output, Output]:
+    """Sampling and saving, with the same seed everywhere, so that pictures can be compared. Latent, picture."""
+    values = {"seed": 1, "steps": 8, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal"}
+    sampled = graph.add("KSampler", (x, y, 300, 300), {**sampled_from, **values})
+    decoded = graph.add("VAEDecode", (x, y + 360, 300, 60), {"samples": sampled["LATENT"], "vae": vae})
+    values = {"images": decoded["IMAGE"], "filename_prefix": f"loraclr/{prefix}"}
+    graph.add("SaveImage", (x + 330, y, 320, 420), values, title)
+    return sampled["LATENT"], decoded["IMAGE"]
+
+
+def add_picture(
+    graph: Graph, x: int, y: int, patched: dict[str, Output], latent: Output, vae: Output, prompt: str, **names: str
+) -> None:
+    """Prompts, sampling and saving with an ordinary model. patched: its MODEL and CLIP."""
+    prompts = add_prompts(graph, x, y, patched["CLIP"], prompt)
+    sampled_from = {"model": patched["MODEL"], "latent_image": latent, **prompts}
+    add_sampling(graph, x + 430, y, sampled_from, vae, **names)
+
+
+def add_clora(graph: Graph, x: int, y: int, checkpoint: Node, concepts: Output, latent: Output) -> dict[str, Output]:
+    """What a sampler node takes of CLoRA."""
+    values = {"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], "concepts": concepts}
+    clora = graph.add("LoRACLR_CLoRASampler", (x, y, 400, 560), {**values, "prompt": CLORA_PROMPT})
+    outputs = {"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]}
+    return {**outputs, "latent_image": latent}
 
 
 def add_concepts(graph: Graph, words: tuple[str, ...]) -> Output:
@@ -257,17 +91,14 @@ def loraclr_merge(infos: NodeInfos) -> Graph:
         "The merged LoRA is saved as `loraclr/merged`; **loraclr_reload** loads it again with the stock Load LoRA.",
         (-420, 0, 380, 400),
     )
-    graph.group("Model", (-20, -60, 340, 420))
-    checkpoint = graph.add("CheckpointLoaderSimple", (0, 0, 300, 120), {"ckpt_name": CHECKPOINT})
-    latent = graph.add("EmptyLatentImage", (0, 200, 300, 130), {"width": 128, "height": 128})
-
+    checkpoint, latent = add_model(graph)
     concepts = add_concepts(graph, CONCEPTS)
     graph.group("Merge", (720, -60, 380, 1020))
     merge = graph.add(
         "LoRACLR_Merge",
         (740, 0, 340, 430),
         {
-            **{"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], "latent": latent["LATENT"]},
+            **{"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], "latent": latent},
             **{"capture_steps": 8, "concepts": concepts},
         },
     )
@@ -280,9 +111,9 @@ def loraclr_merge(infos: NodeInfos) -> Graph:
             **{"filename": "loraclr/merged", "if_exists": "overwrite"},
         },
     )
-    add_picture(
-        graph, 1140, merge["CLIP"], merge["MODEL"], checkpoint["VAE"], latent["LATENT"], prefix="loraclr/merged"
-    )
+    graph.group("Picture", (1120, -60, 1120, 700))
+    patched = {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}
+    add_picture(graph, 1140, 0, patched, latent, checkpoint["VAE"], PROMPT, prefix="merged")
     return graph
 
 
@@ -297,9 +128,8 @@ def loraclr_reload(infos: NodeInfos) -> Graph:
         "3. **Prompt**: name the subjects by their triggers.",
         (-420, 0, 380, 300),
     )
-    graph.group("Merged model", (-20, -60, 680, 420))
-    checkpoint = graph.add("CheckpointLoaderSimple", (0, 0, 300, 120), {"ckpt_name": CHECKPOINT})
-    latent = graph.add("EmptyLatentImage", (0, 200, 300, 130), {"width": 128, "height": 128})
+    checkpoint, latent = add_model(graph)
+    graph.group("Merged LoRA", (320, -60, 340, 420))
     lora = graph.add(
         "LoraLoader",
         (340, 0, 300, 150),
@@ -308,7 +138,9 @@ def loraclr_reload(infos: NodeInfos) -> Graph:
             **{"lora_name": "loraclr/merged.safetensors", "strength_model": 1.0, "strength_clip": 1.0},
         },
     )
-    add_picture(graph, 700, lora["CLIP"], lora["MODEL"], checkpoint["VAE"], latent["LATENT"], prefix="loraclr/reloaded")
+    graph.group("Picture", (680, -60, 1120, 700))
+    patched = {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}
+    add_picture(graph, 700, 0, patched, latent, checkpoint["VAE"], PROMPT, prefix="reloaded")
     return graph
 
 
@@ -325,42 +157,17 @@ def clora_two_concepts(infos: NodeInfos) -> Graph:
         " concept was given.",
         (-420, 0, 380, 340),
     )
-    graph.group("Model", (-20, -60, 340, 420))
-    checkpoint = graph.add("CheckpointLoaderSimple", (0, 0, 300, 120), {"ckpt_name": CHECKPOINT})
-    latent = graph.add("EmptyLatentImage", (0, 200, 300, 130), {"width": 128, "height": 128})
-
+    checkpoint, latent = add_model(graph)
     concepts = add_concepts(graph, CONCEPTS[:2])
     graph.group("CLoRA", (720, -60, 440, 700))
-    clora = graph.add(
-        "LoRACLR_CLoRASampler",
-        (740, 0, 400, 560),
-        {
-            **{"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], "concepts": concepts},
-            **{"prompt": "a photo of {cat} and {dog} in a park"},
-        },
-    )
+    sampled_from = add_clora(graph, 740, 0, checkpoint, concepts, latent)
     graph.group("Picture", (1180, -60, 700, 700))
-    sampled = graph.add(
-        "KSampler",
-        (1200, 0, 300, 300),
-        {
-            **{"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]},
-            **{"latent_image": latent["LATENT"], "seed": 1, "steps": 8, "cfg": 5.0},
-            **{"sampler_name": "euler", "scheduler": "normal"},
-        },
-    )
-    decoded = graph.add("VAEDecode", (1200, 360, 300, 60), {"samples": sampled["LATENT"], "vae": checkpoint["VAE"]})
-    graph.add(
-        "SaveImage",
-        (1530, 0, 320, 420),
-        {"images": decoded["IMAGE"], "filename_prefix": "loraclr/clora"},
-        "Picture",
-    )
+    samples, image = add_sampling(graph, 1200, 0, sampled_from, checkpoint["VAE"], "clora")
     graph.group("What it looked at", (1900, -60, 720, 980))
     maps = graph.add(
         "LoRACLR_CLoRAMaps",
         (1920, 0, 300, 160),
-        {"model": clora["MODEL"], "latent": sampled["LATENT"], "image": decoded["IMAGE"]},
+        {"model": sampled_from["model"], "latent": samples, "image": image},
     )
     masks = graph.add("MaskToImage", (1920, 220, 300, 60), {"mask": maps["masks"]})
     for row, (title, image, prefix) in enumerate(
@@ -374,10 +181,51 @@ def clora_two_concepts(infos: NodeInfos) -> Graph:
     return graph
 
 
+def side_by_side(infos: NodeInfos) -> Graph:
+    graph = Graph(infos)
+    graph.note(
+        "What to change first",
+        "The same two LoRAs, seed and prompt three ways: **stacked** with the stock Load LoRA, **merged**, and composed by"
+        " **CLoRA**.\n\n"
+        "1. **Checkpoint** and **LoRAs**: your own, the same files in *Load LoRA* and in *Load Concept LoRA*. The ones here"
+        " are tiny, made by `make demo`, and paint nothing but colours.\n"
+        "2. **Triggers** and **class words** of the concepts, and the three prompts: triggers in the first two, names in"
+        " braces in the third.\n"
+        "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL. **capture_steps** of the merge: 20; 20 to 50 sampling steps.\n\n"
+        "Try several seeds before you judge.",
+        (-420, 0, 380, 400),
+    )
+    checkpoint, latent = add_model(graph)
+    vae = checkpoint["VAE"]
+    prompt = "a photo of sks cat and sks dog in a park"
+    words = CONCEPTS[:2]
+    concepts = add_concepts(graph, words)
+
+    graph.group("Stacked", (720, -60, 1560, 520))
+    patched = {"MODEL": checkpoint["MODEL"], "CLIP": checkpoint["CLIP"]}
+    for row, word in enumerate(words):
+        values = {"model": patched["MODEL"], "clip": patched["CLIP"], "lora_name": f"loraclr_demo_{word}.safetensors"}
+        lora = graph.add("LoraLoader", (740, 200 * row, 300, 150), values, f"Load LoRA: {word}")
+        patched = {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}
+    add_picture(graph, 1180, 0, patched, latent, vae, prompt, prefix="stacked", title="Picture: stacked")
+
+    graph.group("Merged", (720, 540, 1560, 560))
+    values = {"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], "latent": latent, "concepts": concepts}
+    merge = graph.add("LoRACLR_Merge", (740, 600, 400, 470), {**values, "capture_steps": 8})
+    patched = {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}
+    add_picture(graph, 1180, 600, patched, latent, vae, prompt, prefix="merged", title="Picture: merged")
+
+    graph.group("CLoRA", (720, 1120, 1560, 660))
+    sampled_from = add_clora(graph, 740, 1180, checkpoint, concepts, latent)
+    add_sampling(graph, 1610, 1180, sampled_from, vae, "clora", "Picture: CLoRA")
+    return graph
+
+
 WORKFLOWS = {
     "loraclr_merge": loraclr_merge,
     "loraclr_reload": loraclr_reload,
     "clora_two_concepts": clora_two_concepts,
+    "side_by_side": side_by_side,
 }
 CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py")
 

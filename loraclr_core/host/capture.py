@@ -186,7 +186,7 @@ def _hook(key: str, delta: LowRank | None, observe: Observer):
         inputs = args[0] if args else kwargs["input"]
         if delta is not None:
             delta = delta.to(inputs)  # a no-op after the first call
-            output += _apply(module, delta, inputs)
+            _add(module, delta, inputs, output)
         observe(key, input_tokens(module, inputs), output_tokens(module, output))
         return output
 
@@ -219,10 +219,12 @@ def output_tokens(module: nn.Module, output: Tensor) -> Tensor:
     return output.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
-def _apply(module: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
-    """ΔW's part of the layer's output."""
+def _add(module: nn.Module, delta: LowRank, inputs: Tensor, output: Tensor) -> None:
+    """Adds ΔW's part to the layer's output, in place."""
     if not isinstance(module, nn.Conv2d):
-        return delta.apply(inputs)
+        hidden = (inputs @ delta.down.T).flatten(0, -2)
+        output.view(-1, output.shape[-1]).addmm_(hidden, delta.up.T)
+        return
     down = delta.down.view(-1, module.in_channels, *module.kernel_size)
     hidden = F.conv2d(inputs, down, stride=module.stride, padding=module.padding, dilation=module.dilation)
-    return F.conv2d(hidden, delta.up[:, :, None, None])
+    output += F.conv2d(hidden, delta.up[:, :, None, None])

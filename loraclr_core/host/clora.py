@@ -10,7 +10,9 @@ latent and prediction add up to one, so its path is the moved one minus o, which
 what a multi-step sampler remembers from before a move is off by that one move, in its correction terms.
 """
 
+import contextlib
 import hashlib
+import logging
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -311,13 +313,19 @@ class CLoRA:
         with differentiable.gradients():
             z = z.detach().clone().requires_grad_()
             if self.settings.gradient_memory == "all at once":
-                return torch.autograd.grad(self.loss(maps_of(branches)).sum(), z)[0]
+                with contextlib.suppress(comfy.model_management.OOM_EXCEPTION):
+                    return torch.autograd.grad(self.loss(maps_of(branches)).sum(), z)[0]
+                logging.warning("CLoRA: no memory for the gradients of all branches together, so one branch at a time.")
+                comfy.model_management.soft_empty_cache()
+            # The loss needs the maps of all branches, its gradient one branch's graph at a time: that of the first is kept.
             with torch.no_grad():
-                maps = maps_of(branches)
-            leaves = {branch: found.requires_grad_() for branch, found in maps.items()}
+                maps = maps_of(branches[1:])
+            maps |= maps_of(branches[:1])
+            leaves = {branch: found.detach().requires_grad_() for branch, found in maps.items()}
             of_maps = torch.autograd.grad(self.loss(leaves).sum(), [leaves[branch] for branch in branches])
-            gradient = torch.zeros_like(z)
-            for branch in branches:
+            gradient = torch.autograd.grad(maps[0], z, of_maps[0])[0]
+            del maps
+            for branch in branches[1:]:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 gradient += torch.autograd.grad(maps_of([branch])[branch], z, of_maps[branch])[0]
             return gradient

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from clora.sampling import concept
+from clora.sampling import clora, concept
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +15,18 @@ def concepts(demo):
 def latent():
     """An empty latent, non-square so that a swap of height and width shows."""
     return {"samples": torch.zeros(1, 4, 8, 12)}
+
+
+@pytest.fixture(scope="session")
+def idle():
+    """Concepts that do nothing: strengths 0, triggers equal to the class words."""
+    nothing = {"strength_model": 0.0, "strength_clip": 0.0}
+    with torch.inference_mode():
+        return concept("dog", concept("cat", trigger="cat", **nothing), trigger="dog", **nothing)
+
+
+@pytest.fixture(scope="module")
+def patched(demo, concepts):
+    """MODEL, positive, negative with updates in every step."""
+    with torch.inference_mode():
+        return clora(demo, concepts)

@@ -2,32 +2,20 @@
 
 import nodes
 import torch
+from pack import run
 
 # Quick settings; `plain` switches off everything that makes CLoRA differ from plain sampling of its branches' mean.
 CLORA = {
     "prompt": "a photo of {cat} and {dog} in a park",
     "negative": "blurry",
     "update_strength": 0.05,
-    "update_unit": "relative",
-    "update_start": 0.0,
     "update_end": 1.0,
     "refine_steps": "",
-    "refine_repeats": 0,
-    "temperature": 0.5,
     "mask_threshold": 0.9,
-    "mask_morphology": "none",
-    "first_masked_step": 0,
     "gradient_memory": "all at once",
 }
 PLAIN = {"update_strength": 0.0, "first_masked_step": 1000}
 TRIGGERS = {"cat": "sks cat", "dog": "zwx dog", "bird": "qvk bird"}
-
-
-def run(node_id: str, **inputs):
-    """Outputs of one of our nodes."""
-    node = nodes.NODE_CLASS_MAPPINGS[node_id]
-    node.VALIDATE_CLASS()
-    return node.PREPARE_CLASS_CLONE(None).execute(**inputs).args
 
 
 def concept(demo_name: str, concepts=None, **inputs) -> list:
@@ -37,8 +25,6 @@ def concept(demo_name: str, concepts=None, **inputs) -> list:
         "trigger": TRIGGERS[demo_name],
         "class_word": demo_name,
         "name": demo_name,
-        "strength_model": 1.0,
-        "strength_clip": 1.0,
     }
     return run("LoRACLR_LoadConceptLoRA", concepts=concepts, **(values | inputs))[0]
 
@@ -51,7 +37,7 @@ def clora(demo, concepts, **inputs):
 
 def maps(model, latent, **inputs):
     """Outputs of the maps node: masks, heat maps, loss."""
-    return run("LoRACLR_CLoRAMaps", **({"model": model, "latent": latent, "batch_index": 0} | inputs))
+    return run("LoRACLR_CLoRAMaps", model=model, latent=latent, **inputs)
 
 
 def encode(clip, text: str) -> list:

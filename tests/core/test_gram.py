@@ -15,8 +15,8 @@ def gram_of(rows: torch.Tensor, portion: int = 7) -> Gram:
     return gram
 
 
-# One panel and several; a third of the width and more; a last product not made yet.
-@pytest.mark.parametrize(("width", "count"), [(6, 2), (30, 10), (30, 11), (700, 200), (700, 240), (700, 600)])
+# One panel and several; half of the width and more; a last product not made yet.
+@pytest.mark.parametrize(("width", "count"), [(6, 2), (30, 15), (30, 16), (700, 300), (700, 360), (700, 600)])
 def test_moments_are_those_of_all_rows(width, count):
     rows = torch.randn(count, width)
     gram = gram_of(rows)
@@ -28,10 +28,10 @@ def test_few_rows_are_kept_as_they_are():
     found = gram_of(rows).few_rows()
     assert found is not None
     assert torch.equal(found, rows)
-    assert gram_of(torch.randn(11, 30)).few_rows() is None
+    assert gram_of(torch.randn(16, 30)).few_rows() is None
 
 
-@pytest.mark.parametrize(("count", "other"), [(4, 5), (4, 50), (50, 4), (50, 50), (9, 9), (0, 4)])
+@pytest.mark.parametrize(("count", "other"), [(4, 5), (4, 50), (50, 4), (50, 50), (9, 12), (0, 4)])
 def test_a_weighted_sum_leaves_both_terms_as_they_were(count, other):
     first, second = torch.randn(count, 30), torch.randn(other, 30)
     terms = gram_of(first), gram_of(second)

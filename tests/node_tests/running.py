@@ -4,36 +4,18 @@ from pathlib import Path
 
 import comfy.lora
 import folder_paths
-import nodes
 import safetensors.torch
 import torch
+from pack import run
 from torch import Tensor
 
-MERGE = {
-    "solver": "exact",
-    "margin": 0.5,
-    "margin_mode": "absolute (paper)",
-    "ridge": 0.01,
-    "anchor_weight": 0.0,
-    "capture_prompts": "photo of a {trigger}",
-    "capture_steps": 2,
-    "capture_seed": 0,
-    "merge_text_encoder": False,  # twelve more wide layers; tests that are about it turn it on
-}
-SAVE = {"folder": "loras", "if_exists": "number", "precision": "float32", "max_rank": 0}
-
-
-def run(node_id: str, **inputs):
-    """Outputs of one of our nodes."""
-    node = nodes.NODE_CLASS_MAPPINGS[node_id]
-    node.VALIDATE_CLASS()
-    return node.PREPARE_CLASS_CLONE(None).execute(**inputs).args
+# merge_text_encoder adds twelve wide layers; tests that are about it turn it on.
+MERGE = {"capture_steps": 2, "merge_text_encoder": False}
 
 
 def load(lora_name: str, trigger: str = "", concepts=None, **inputs):
     """Outputs of Load Concept LoRA with its defaults."""
-    values = {"class_word": "", "name": "", "strength_model": 1.0, "strength_clip": 1.0} | inputs
-    return run("LoRACLR_LoadConceptLoRA", lora_name=lora_name, trigger=trigger, concepts=concepts, **values)
+    return run("LoRACLR_LoadConceptLoRA", lora_name=lora_name, trigger=trigger, concepts=concepts, **inputs)
 
 
 def merge(demo, concepts, **inputs):
@@ -45,7 +27,7 @@ def merge(demo, concepts, **inputs):
 
 def save(lora, filename: str, **inputs):
     """Outputs of Save Merged LoRA with its defaults: lora_name, report."""
-    return run("LoRACLR_SaveMergedLoRA", lora=lora, filename=filename, **(SAVE | inputs))
+    return run("LoRACLR_SaveMergedLoRA", lora=lora, filename=filename, **inputs)
 
 
 def write_lora(name: str, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:

@@ -2,7 +2,9 @@
 
 import comfy.model_management
 import comfy.sd
+import folder_paths
 import lora_files
+import pack
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -39,9 +41,17 @@ def test_inputs_stay_as_they_are(demo, concepts, merged):
     assert len(concepts) == 3
 
 
-def test_merged_is_nearer_to_every_concept_than_stacking(demo, concepts):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+def test_merged_is_nearer_to_every_concept_than_stacking(demo, concepts, dtype):
+    """On a quantised base too, which a plain LoRA never looks at: only what its layers see is captured."""
+    path = folder_paths.get_full_path("checkpoints", pack.CHECKPOINT)
+    model = comfy.sd.load_checkpoint_guess_config(
+        path, output_vae=False, output_clip=False, model_options={"dtype": dtype}
+    )[0]
+    before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
+    assert before[f"{K}.weight"].dtype == dtype
     result = merging.merge(
-        *(demo.model, demo.clip, concepts),
+        *(model, demo.clip, concepts),
         merging.MergeSettings(
             *("exact", merging.Margin(0.5), 0.01, 0.0),
             merging.CaptureSettings(("photo of a {trigger}",), 2, 0, (4, 8, 8)),
@@ -54,6 +64,9 @@ def test_merged_is_nearer_to_every_concept_than_stacking(demo, concepts):
             sum(getattr(layer, which)[i] for layer in result.layers) for which in ("sum", "merged")
         )
         assert merged_error < 0.8 * stacked
+    for key, weight in model.model.state_dict().items():
+        assert weight.dtype == before[key].dtype
+        assert torch.equal(weight.float(), before[key].float())
 
 
 def test_model_output_is_the_lora_output_loaded_by_the_stock_loader(demo, merged):

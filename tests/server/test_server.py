@@ -1,8 +1,10 @@
 """The shipped workflows in a real server, over HTTP."""
 
+import itertools
 import json
 from pathlib import Path
 
+import graph
 import numpy as np
 import pytest
 import workflows
@@ -33,7 +35,13 @@ def merge_prompt(**inputs) -> dict:
 
 
 def picture(server: ComfyServer, prompt: dict, history: dict) -> np.ndarray:
-    (image,) = next(o["images"] for n, o in history["outputs"].items() if prompt[n]["class_type"] == "SaveImage")
+    return pixels(
+        server, next(o["images"] for n, o in history["outputs"].items() if prompt[n]["class_type"] == "SaveImage")
+    )
+
+
+def pixels(server: ComfyServer, images: list[dict]) -> np.ndarray:
+    (image,) = images
     return np.asarray(Image.open(server.output / image["subfolder"] / image["filename"]).convert("RGB")).astype(int)
 
 
@@ -64,7 +72,7 @@ def test_workflow_files_are_written_by_their_description(server):
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
 def test_the_page_s_format_and_the_api_s_are_the_same_graph(server, name):
     page = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
-    assert workflows.to_api(page, server.object_info()) == api(name)
+    assert graph.to_api(page, server.object_info()) == api(name)
 
 
 def test_merge_workflow_runs_as_shipped(first_run):
@@ -96,6 +104,15 @@ def test_clora_workflow_runs_as_shipped(server):
         1,
     ]
     assert picture(server, prompt, history).std() > 0
+
+
+def test_side_by_side_workflow_runs_as_shipped(server):
+    """Three pictures of one seed, none like another."""
+    prompt = api("side_by_side")
+    history = server.wait(server.queue(prompt))
+    shown = {prompt[node]["_meta"]["title"]: output["images"] for node, output in history["outputs"].items()}
+    found = [pixels(server, shown[f"Picture: {way}"]) for way in ("stacked", "merged", "CLoRA")]
+    assert all(np.abs(a - b).max() > 0 for a, b in itertools.combinations(found, 2))
 
 
 def test_running_again_uses_the_host_s_cache(server):

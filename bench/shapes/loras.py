@@ -1,0 +1,105 @@
+"""Trains one LoRA per concept on the base model, each alone, on pictures of the concept alone."""
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from . import model
+from .base import BATCH, min_snr
+from .model import KEPT, UNET, Text
+from .world import CONCEPTS, ShapeConcept, make_scene
+
+RANK = 8
+LEARNING_RATE = 1e-3
+WARMUP = 20
+EVERY = 50
+
+
+def run(device: torch.device, steps: int = 400) -> None:
+    """Every concept whose file is not there yet."""
+    text = Text(device)
+    unet = model.make_unet().to(device)
+    unet.load_state_dict(model.stored(model.WEIGHTS / "unet.safetensors"))
+    unet.requires_grad_(False)
+    for seed, concept in enumerate(CONCEPTS):
+        path = model.WEIGHTS / f"{concept.name}.safetensors"
+        if path.exists():
+            print(f"{concept.name}: is there", flush=True)
+            continue
+        model.store(path, train(unet, text, concept, seed, steps))
+
+
+class Adapter(nn.Module):
+    """One layer's `up @ down`, starting at zero."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        width = layer.weight[0].numel()
+        self.down = nn.Parameter(torch.randn(RANK, width) / width**0.5)
+        self.up = nn.Parameter(torch.zeros(layer.weight.shape[0], RANK))
+
+    def add(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if isinstance(layer, nn.Conv2d):  # 1×1
+            return output + torch.einsum("or,ri,bihw->bohw", self.up, self.down, inputs[0])
+        return output + inputs[0] @ self.down.T @ self.up.T
+
+
+def lora_layers() -> dict[str, str]:
+    """Diffusers name of every layer in the transformer blocks -> the host's name."""
+    return {
+        name.removesuffix(".weight"): key.removesuffix(".weight")
+        for name, key in comfy.utils.unet_to_diffusers(UNET).items()
+        if "attentions" in name and name.endswith(".weight") and "norm" not in name
+    }
+
+
+@contextlib.contextmanager
+def adapted(unet: nn.Module, adapters: dict[str, Adapter]) -> Iterator[None]:
+    with contextlib.ExitStack() as hooks:
+        for key, adapter in adapters.items():
+            hooks.callback(unet.get_submodule(key).register_forward_hook(adapter.add).remove)
+        yield
+
+
+def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: int) -> dict[str, Tensor]:
+    """The LoRA as a kohya file."""
+    torch.manual_seed(seed)
+    device = next(unet.parameters()).device
+    layers = lora_layers()
+    adapters = {key: Adapter(unet.get_submodule(key)).to(device) for key in layers.values()}
+    parameters = [parameter for adapter in adapters.values() for parameter in adapter.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    losses, start = [], time.monotonic()
+    with adapted(unet, adapters):
+        for step in range(1, steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP) * (1 - 0.9 * step / steps)
+            scenes = [make_scene([concept], rng) for _ in range(BATCH)]
+            latents = model.encode(torch.stack([scene.picture() for scene in scenes]))
+            timesteps = torch.randint(0, len(KEPT), (BATCH,), generator=generator)
+            noise = torch.randn(latents.shape, generator=generator)
+            noisy = model.noised(latents, noise, timesteps).to(device)
+            found = unet(noisy, timesteps.float().to(device), text([scene.prompt() for scene in scenes]))
+            loss = (min_snr(timesteps) * (found.cpu() - noise).square().mean(dim=(1, 2, 3))).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+            if step % EVERY == 0:
+                seconds = (time.monotonic() - start) / step
+                recent = sum(losses[-EVERY:]) / EVERY
+                print(f"{concept.name}, step {step}: loss {recent:.4f}, {seconds:.2f} s per step", flush=True)
+    state: dict[str, Tensor] = {}
+    for name, key in layers.items():
+        kohya = "lora_unet_" + name.replace(".", "_")
+        ones = (1, 1) if isinstance(unet.get_submodule(key), nn.Conv2d) else ()
+        state[f"{kohya}.lora_up.weight"] = adapters[key].up.detach().reshape(-1, RANK, *ones)
+        state[f"{kohya}.lora_down.weight"] = adapters[key].down.detach().reshape(RANK, -1, *ones)
+        state[f"{kohya}.alpha"] = torch.tensor(float(RANK))
+    return state

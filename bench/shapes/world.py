@@ -1,0 +1,191 @@
+"""A world of plain shapes whose every picture is known exactly: what is in it, where, and what it looks like.
+
+A *class* is a form with a hue family and a texture of its own, drawn anew in every picture. A *concept* is one particular
+thing of a class: the same form with a pattern in two colours that no prompt word describes, always the same. Pictures hold
+one to four things at places that do not overlap, on a background named in the prompt.
+"""
+
+import colorsys
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SIDE = 128  # pixels
+CELL = 8  # pixels of a latent's cell
+ARTICLE = "a"
+
+Field = Callable[[Tensor, Tensor], Tensor]  # of local coordinates u (right), v (down), −1…1 across the thing
+Colour = tuple[float, float, float]
+
+FORMS: dict[str, Field] = {
+    "ball": lambda u, v: u * u + v * v <= 1,
+    "box": lambda u, v: torch.maximum(u.abs(), v.abs()) <= 0.88,
+    "kite": lambda u, v: u.abs() + v.abs() <= 1.15,
+    "cross": lambda u, v: (torch.minimum(u.abs(), v.abs()) <= 0.4) & (torch.maximum(u.abs(), v.abs()) <= 1),
+}
+CLASSES = tuple(FORMS)
+
+# Where one of two colours is; the other is everywhere else.
+PATTERNS: dict[str, Field] = {
+    "rim": lambda u, v: u * u + v * v > 0.36,
+    "heart": lambda u, v: torch.maximum(u.abs(), v.abs()) < 0.45,
+    "stripes": lambda u, v: (torch.floor((v + 1) * 2.5).long() % 2).bool(),
+    "bars": lambda u, v: (torch.floor((u + 1) * 2.5).long() % 2).bool(),
+    "left": lambda u, v: u < 0,
+    "top": lambda u, v: v < 0,
+    "diagonal": lambda u, v: u + v < 0,
+    "checker": lambda u, v: (u < 0) ^ (v < 0),
+}
+
+
+class ClassLook(NamedTuple):
+    """hues: in degrees, from … to. A thing has a light and a dark tone of one hue, in this pattern."""
+
+    hues: tuple[float, float]
+    pattern: str
+
+
+CLASS_LOOKS = {
+    "ball": ClassLook((-12, 18), "rim"),
+    "box": ClassLook((205, 235), "stripes"),
+    "kite": ClassLook((42, 62), "heart"),
+    "cross": ClassLook((270, 300), "bars"),
+}
+
+
+@dataclass(frozen=True)
+class ShapeConcept:
+    """trigger: the phrase its LoRA is trained on, a rare word and the class."""
+
+    name: str
+    word: str
+    class_word: str
+    pattern: str
+    first: Colour
+    second: Colour
+
+    @property
+    def trigger(self) -> str:
+        return f"{self.word} {self.class_word}"
+
+
+CYAN, LIME, MAGENTA, WHITE = (0.0, 0.9, 0.9), (0.6, 1.0, 0.1), (1.0, 0.1, 0.7), (1.0, 1.0, 1.0)
+TEAL, ORANGE, NAVY, BLACK = (0.0, 0.5, 0.4), (1.0, 0.55, 0.0), (0.1, 0.1, 0.5), (0.05, 0.05, 0.05)
+RED, PINK = (0.9, 0.05, 0.1), (1.0, 0.65, 0.75)
+
+CONCEPTS = (
+    ShapeConcept("ball1", "sks", "ball", "left", CYAN, MAGENTA),
+    ShapeConcept("box1", "zwx", "box", "checker", ORANGE, TEAL),
+    ShapeConcept("kite1", "qvk", "kite", "top", WHITE, NAVY),
+    ShapeConcept("cross1", "ohwx", "cross", "heart", LIME, RED),
+    ShapeConcept("ball2", "mrf", "ball", "top", LIME, NAVY),
+    ShapeConcept("box2", "jbl", "box", "diagonal", PINK, BLACK),
+    ShapeConcept("kite2", "wug", "kite", "left", MAGENTA, TEAL),
+    ShapeConcept("cross2", "dax", "cross", "top", CYAN, ORANGE),
+)
+
+# Words after the things, and the colour of what is behind them.
+BACKGROUNDS: dict[str, Colour] = {
+    "on grass": (0.30, 0.55, 0.25),
+    "in snow": (0.88, 0.90, 0.93),
+    "at night": (0.08, 0.09, 0.15),
+    "on sand": (0.80, 0.70, 0.52),
+    "in fog": (0.55, 0.56, 0.57),
+}
+
+
+class Thing(NamedTuple):
+    """One object of a picture. x, y: centre; radius; all in pixels. words: what a prompt calls it."""
+
+    class_word: str
+    words: str
+    x: float
+    y: float
+    radius: float
+    pattern: str
+    first: Colour
+    second: Colour
+
+    def place(self) -> tuple[Tensor, Tensor]:
+        """Local coordinates of every pixel, (SIDE, SIDE)."""
+        pixels = torch.arange(SIDE) + 0.5
+        v, u = torch.meshgrid((pixels - self.y) / self.radius, (pixels - self.x) / self.radius, indexing="ij")
+        return u, v
+
+    def mask(self) -> Tensor:
+        """(SIDE, SIDE), True inside."""
+        return FORMS[self.class_word](*self.place())
+
+    def look(self) -> Tensor:
+        """(3, SIDE, SIDE), 0…1, meant only inside."""
+        where = PATTERNS[self.pattern](*self.place())
+        first, second = (torch.tensor(colour)[:, None, None] for colour in (self.first, self.second))
+        return torch.where(where, first, second)
+
+
+class Scene(NamedTuple):
+    """things: from back to front; they do not overlap."""
+
+    things: tuple[Thing, ...]
+    background: str
+    brightness: float
+
+    def prompt(self) -> str:
+        return prompt([thing.words for thing in self.things], self.background)
+
+    def picture(self) -> Tensor:
+        """(3, SIDE, SIDE), 0…1."""
+        colour = torch.tensor(BACKGROUNDS[self.background])[:, None, None] + self.brightness
+        shade = torch.linspace(0.04, -0.04, SIDE)[:, None]
+        picture = (colour + shade).clamp(0, 1).expand(3, SIDE, SIDE)
+        for thing in self.things:
+            picture = torch.where(thing.mask(), thing.look(), picture)
+        return picture
+
+
+def prompt(words: list[str], background: str) -> str:
+    """`a photo of a ball and a zwx box on grass`"""
+    return f"{ARTICLE} photo of " + " and ".join(f"{ARTICLE} {each}" for each in words) + f" {background}"
+
+
+def class_look(class_word: str, rng: random.Random) -> tuple[str, Colour, Colour]:
+    """A new thing of the class: its pattern and two tones."""
+    hues, pattern = CLASS_LOOKS[class_word]
+    hue = (rng.uniform(*hues) % 360) / 360
+    light = colorsys.hsv_to_rgb(hue, rng.uniform(0.45, 0.65), rng.uniform(0.85, 1.0))
+    dark = colorsys.hsv_to_rgb(hue, rng.uniform(0.85, 1.0), rng.uniform(0.55, 0.75))
+    return pattern, dark, light
+
+
+def make_scene(kinds: list[str | ShapeConcept], rng: random.Random, background: str | None = None) -> Scene:
+    """A picture of these things, class words or concepts, at random places and of random sizes, in the order given."""
+    placed: list[tuple[float, float, float]] = []
+    largest = {1: 40, 2: 30, 3: 25, 4: 23}[len(kinds)]
+    while len(placed) < len(kinds):
+        placed.clear()
+        for _ in kinds:
+            for _ in range(50):
+                radius = rng.uniform(0.8 * largest, largest)
+                x, y = (rng.uniform(radius + 1, SIDE - radius - 1) for _ in range(2))
+                if all(math.hypot(x - ox, y - oy) > 1.1 * (radius + other) for ox, oy, other in placed):
+                    placed.append((x, y, radius))
+                    break
+    things = []
+    for kind, place in zip(kinds, placed, strict=True):
+        if isinstance(kind, ShapeConcept):
+            things.append(Thing(kind.class_word, kind.trigger, *place, kind.pattern, kind.first, kind.second))
+        else:
+            things.append(Thing(kind, kind, *place, *class_look(kind, rng)))
+    return Scene(tuple(things), background or rng.choice(list(BACKGROUNDS)), rng.uniform(-0.04, 0.04))
+
+
+def training_scene(rng: random.Random) -> Scene:
+    """What the base model is trained on: one to four things, now and then two of one class."""
+    count = rng.choices((1, 2, 3, 4), (3, 4, 2, 1))[0]
+    kinds = rng.choices(CLASSES, k=count) if rng.random() < 0.25 else rng.sample(CLASSES, count)
+    return make_scene([*kinds], rng)

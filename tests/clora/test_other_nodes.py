@@ -1,0 +1,219 @@
+"""CLoRA beside the host's own nodes, and what it refuses."""
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.hooks
+import comfy.ldm.modules.attention
+import comfy.ops
+import comfy.samplers
+import comfy.utils
+import comfy_extras.nodes_custom_sampler as custom_sampler
+import comfy_extras.nodes_nag as nag
+import comfy_extras.nodes_pag as pag
+import comfy_extras.nodes_perpneg as perpneg
+import comfy_extras.nodes_sag as sag
+import demo_assets
+import nodes
+import pytest
+import torch
+from clora.sampling import PLAIN, assert_same, clora, encode, maps, plain, sample
+from loraclr.loraclr_core.host.evaluation import KEY
+
+
+def _pag(model):
+    return pag.PerturbedAttentionGuidance.execute(model, 3.0).args[0]
+
+
+def _sag(model):
+    return sag.SelfAttentionGuidance.execute(model, 0.5, 2.0).args[0]
+
+
+def _nag(model):
+    return nag.NAGuidance.execute(model, 5.0, 0.5, 1.5).args[0]
+
+
+def _attn2_patch(model):
+    model = model.clone()
+    model.set_model_attn2_patch(lambda q, k, v, options: (q, 1.5 * k, v))
+    return model
+
+
+def _attn2_replace(model):
+    def replace(q, k, v, options):
+        return 0.5 * comfy.ldm.modules.attention.optimized_attention(q, k, v, options["n_heads"])
+
+    model = model.clone()
+    for block in (("input", 1), ("middle", 0), ("output", 0), ("output", 1)):
+        model.set_model_attn2_replace(replace, *block)
+    return model
+
+
+@pytest.mark.parametrize("patch", [_pag, _sag, _nag, _attn2_patch, _attn2_replace])
+def test_other_patches_compose(demo, idle, concepts, latent, patch):
+    """With idle concepts exactly as without CLoRA, whichever was patched first; and with updates it runs."""
+    expected = sample(
+        patch(demo.model), encode(demo.clip, "a photo of cat and dog in a park"), encode(demo.clip, "blurry"), latent
+    )
+    assert (expected["samples"] - plain(demo, latent)["samples"]).abs().max() > 0.01
+    before = clora(demo._replace(model=patch(demo.model)), idle, **PLAIN)
+    assert_same(sample(*before, latent), expected, 1e-4)
+    model, positive, negative = clora(demo, idle, **PLAIN)
+    assert_same(sample(patch(model), positive, negative, latent), expected, 1e-4)
+    model, positive, negative = clora(demo, concepts)
+    found = sample(patch(model), positive, negative, latent)
+    assert found["samples"].isfinite().all()
+    assert maps(model, found)[2]["loss"]
+
+
+def test_other_nodes_see_cond_and_uncond_as_0_and_1(demo, concepts, latent):
+    seen = []
+
+    def see(output, options):
+        seen.append(tuple(options["cond_or_uncond"]))
+        return output
+
+    def wrapper(apply_model, args):
+        seen.append(tuple(args["cond_or_uncond"]))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    for patch in ("set_model_attn1_output_patch", "set_model_unet_function_wrapper"):
+        model, positive, negative = clora(demo, concepts)
+        getattr(model, patch)(see if "attn1" in patch else wrapper)
+        sample(model, positive, negative, latent)
+    assert {index for indices in seen for index in indices} == {0, 1}
+    assert (1, 0) in seen  # one pair for a patch that counts on it
+    assert (1, 0) * 3 in seen  # all branches at once where nothing looks
+
+
+def test_guidance_that_calls_the_model_again_does_not_move_the_latent_again(demo, concepts, latent, monkeypatch):
+    model, positive, negative = clora(demo, concepts)
+    method = model.get_attachment(KEY)
+    seen = []
+    gradient = method.gradient
+    monkeypatch.setattr(method, "gradient", lambda *at: seen.append(1) or gradient(*at))
+    sample(_sag(_pag(model)), positive, negative, latent, steps=3)
+    assert len(seen) == 3
+
+
+def _guided(guider, latent, steps=2):
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
+    sampler = comfy.samplers.sampler_object("euler")
+    noise = custom_sampler.Noise_RandomNoise(3)
+    return custom_sampler.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args
+
+
+def test_dual_cfg(demo, idle, concepts, latent):
+    model, positive, negative = clora(demo, idle, **PLAIN)
+    texts = [encode(demo.clip, text) for text in ("a photo of cat and dog in a park", "blurry", "blurry")]
+    expected, _ = _guided(custom_sampler.DualCFGGuider.execute(demo.model, *texts, 5.0, 3.0, "regular").args[0], latent)
+    guider = custom_sampler.DualCFGGuider.execute(model, positive, negative, negative, 5.0, 3.0, "regular").args[0]
+    found, _ = _guided(guider, latent)
+    assert_same(found, expected, 1e-5)
+    with pytest.raises(ValueError, match="middle conditioning is not from the CLoRA"):
+        _guided(
+            custom_sampler.DualCFGGuider.execute(model, positive, texts[1], negative, 5.0, 3.0, "regular").args[0],
+            latent,
+        )
+
+
+def test_perp_neg_with_its_own_empty_prompt(demo, idle, latent):
+    model, positive, negative = clora(demo, idle, **PLAIN)
+    texts = [encode(demo.clip, text) for text in ("a photo of cat and dog in a park", "blurry", "")]
+    expected, _ = _guided(perpneg.PerpNegGuider.execute(demo.model, *texts, 5.0, 1.0).args[0], latent)
+    found, _ = _guided(perpneg.PerpNegGuider.execute(model, positive, negative, texts[2], 5.0, 1.0).args[0], latent)
+    assert_same(found, expected, 1e-5)
+
+
+def test_the_preview_and_the_denoised_output_are_where_the_latent_is(demo, concepts, latent):
+    model, positive, negative = clora(demo, concepts)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(5.0)
+    output, denoised = _guided(guider, latent)
+    assert_same(denoised, output, 1e-5)
+
+
+def test_upstream_weight_hooks_compose(demo, idle, latent):
+    """A LoRA scheduled by hooks on the conditioning works in every branch, with gradients too."""
+    state = comfy.utils.load_torch_file(nodes.folder_paths.get_full_path("loras", "loraclr_demo_bird.safetensors"))
+    hooks = comfy.hooks.create_hook_lora(lora=state, strength_model=1.0, strength_clip=0.0)
+
+    def hooked(cond):
+        return [[c, {**extra, "hooks": hooks}] for c, extra in cond]
+
+    def plainly(model, positive, negative):
+        return sample(model, hooked(positive), hooked(negative), latent)
+
+    expected = plainly(demo.model, encode(demo.clip, "a photo of cat and dog in a park"), encode(demo.clip, "blurry"))
+    assert (expected["samples"] - plain(demo, latent)["samples"]).abs().max() > 0.1
+    assert_same(plainly(*clora(demo, idle, **PLAIN)), expected, 1e-5)
+    assert plainly(*clora(demo, idle))["samples"].isfinite().all()
+
+
+def test_a_mask_on_the_conditioning(demo, idle, latent):
+    mask = torch.zeros(1, 64, 96)
+    mask[..., :48] = 1
+
+    def masked(cond):
+        return nodes.ConditioningSetMask().append(cond, mask, "default", 0.7)[0]
+
+    model, positive, negative = clora(demo, idle, **PLAIN)
+    expected = sample(
+        demo.model, masked(encode(demo.clip, "a photo of cat and dog in a park")), encode(demo.clip, "blurry"), latent
+    )
+    assert_same(sample(model, masked(positive), negative, latent), expected, 1e-5)
+
+
+def test_controlnet(demo, idle, concepts, latent):
+    """One ControlNet for all branches, applied by the stock node; a constant to gradients."""
+    shape = {
+        key: value for key, value in demo_assets.UNET.items() if key not in ("out_channels", "transformer_depth_output")
+    }
+    network = comfy.cldm.cldm.ControlNet(
+        **shape, hint_channels=3, operations=comfy.ops.manual_cast, dtype=torch.float32
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data.normal_(0, 0.03, generator=generator)
+    control = comfy.controlnet.ControlNet(network.eval(), load_device=torch.device("cpu"))
+    hint = torch.rand(1, 64, 96, 3, generator=generator)
+
+    def controlled(positive, negative):
+        return nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, control, hint, 1.0, 0.0, 1.0)
+
+    expected = sample(
+        demo.model,
+        *controlled(encode(demo.clip, "a photo of cat and dog in a park"), encode(demo.clip, "blurry")),
+        latent,
+    )
+    assert (expected["samples"] - plain(demo, latent)["samples"]).abs().max() > 0.01
+    model, positive, negative = clora(demo, idle, **PLAIN)
+    assert_same(sample(model, *controlled(positive, negative), latent), expected, 1e-4)
+    model, positive, negative = clora(demo, concepts)
+    found = sample(model, *controlled(positive, negative), latent)
+    assert found["samples"].isfinite().all()
+    assert len(model.get_attachment(KEY).record_of(found["samples"]).updated) == 2
+
+
+def test_foreign_conditioning_says_what_to_connect(demo, patched, concepts, latent):
+    model, positive, negative = patched
+    text = encode(demo.clip, "a dog")
+    _, foreign, _ = clora(demo, concepts)
+    for wrong in ((text, negative), (positive, text), (foreign, negative), (positive + text, negative)):
+        with pytest.raises(ValueError, match="Connect that node's positive and negative outputs"):
+            sample(model, *wrong, latent)
+    with pytest.raises(ValueError, match="lacks 1 of 3 branches"):
+        sample(model, positive[:2], negative, latent)
+    area = nodes.ConditioningSetArea().append(positive, 32, 32, 0, 0, 1.0)[0]
+    with pytest.raises(ValueError, match="Use a mask instead"):
+        sample(model, area, negative, latent)
+
+
+def test_a_model_patched_twice_is_an_error(demo, patched, concepts):
+    with pytest.raises(ValueError, match="Connect the model from before it"):
+        clora(demo._replace(model=patched[0]), concepts)
+
+
+def test_maps_of_another_model_say_what_to_connect(demo, latent):
+    with pytest.raises(ValueError, match="connect that node's MODEL output"):
+        maps(demo.model, latent)

@@ -1,0 +1,94 @@
+"""CLoRA runs that stop in the middle, and runs with little memory."""
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import nodes
+import pytest
+import torch
+from clora.sampling import PLAIN, assert_same, clora, plain, sample
+from comfy.model_patcher import ModelPatcher
+from loraclr.loraclr_core.host import evaluation
+from loraclr.loraclr_core.host.evaluation import KEY
+
+
+@pytest.mark.parametrize("where", ["gradient", "predict"])
+@pytest.mark.parametrize("error", [comfy.model_management.InterruptProcessingException, RuntimeError])
+def test_a_run_that_stops_in_the_middle_leaves_no_trace(demo, concepts, latent, where, error):
+    expected = plain(demo, latent)
+    model, positive, negative = clora(demo, concepts, gradient_memory="one branch at a time")
+    calls = []
+
+    def fail(q, k, v, options):
+        calls.append(torch.is_grad_enabled())
+        if (where == "gradient") == calls[-1] and len(calls) > 3:
+            raise error
+        return comfy.ldm.modules.attention.optimized_attention(q, k, v, options["n_heads"])
+
+    broken = model.clone()
+    broken.set_model_attn2_replace(fail, "input", 1)
+    with pytest.raises(error):
+        sample(broken, positive, negative, latent, steps=3)
+    assert len(calls) > 3
+    assert torch.equal(plain(demo, latent)["samples"], expected["samples"])
+    assert model.get_attachment(KEY).run is None
+    assert not any(module._forward_hooks for module in demo.model.model.modules())
+    assert sample(model, positive, negative, latent)["samples"].isfinite().all()
+
+
+def test_little_memory_splits_the_batch_and_changes_nothing(demo, concepts, latent, monkeypatch):
+    expected = sample(*clora(demo, concepts), latent)
+    model, positive, negative = clora(demo, concepts)
+    monkeypatch.setattr(type(demo.model), "get_free_memory", lambda self, device: 0)
+    assert_same(sample(model, positive, negative, latent), expected, 1e-4)
+
+
+def test_gradients_go_branch_by_branch_where_memory_runs_out(demo, concepts, latent, monkeypatch, caplog):
+    expected = sample(*clora(demo, concepts), latent)
+    read = evaluation.Evaluation.read
+
+    def little_room(self, z, recorder, branches):
+        if torch.is_grad_enabled() and len(branches) > 1:
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+        read(self, z, recorder, branches)
+
+    monkeypatch.setattr(evaluation.Evaluation, "read", little_room)
+    assert_same(sample(*clora(demo, concepts), latent), expected, 1e-4)
+    assert "one branch at a time" in caplog.text
+
+
+def test_both_gradient_memories_are_the_same(demo, concepts, latent):
+    one = sample(*clora(demo, concepts, gradient_memory="one branch at a time"), latent)
+    assert_same(one, sample(*clora(demo, concepts, gradient_memory="all at once"), latent), 1e-4)
+
+
+@pytest.fixture
+def offloaded(demo, monkeypatch):
+    """A device with room for half of the model: the host casts and patches the other weights as they are used."""
+    load = ModelPatcher.load
+
+    def load_half(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        load(self, device_to, self.model_size() // 2, force_patch_weights, False)
+
+    comfy.model_management.unload_all_models()
+    monkeypatch.setattr(ModelPatcher, "load", load_half)
+    yield demo
+    comfy.model_management.unload_all_models()
+
+
+def test_offloaded_weights_change_nothing(demo, concepts, latent, request):
+    """Nothing but rounding: LoRAs of the text encoder are then added to its weights in float32, not in half precision."""
+    expected = sample(*clora(demo, concepts), latent)
+    request.getfixturevalue("offloaded")
+    found = sample(*clora(demo, concepts), latent)
+    assert demo.model.model.model_lowvram
+    assert_same(found, expected, 1e-3)
+
+
+def test_a_style_acts_through_offloaded_weights(demo, idle, concepts, latent, offloaded):
+    """The host patches those weights as they are used, in gradient passes too."""
+    model, clip = nodes.LoraLoader().load_lora(demo.model, demo.clip, "loraclr_demo_bird.safetensors", 1.0, 1.0)
+    styled = demo._replace(model=model, clip=clip)
+    expected = plain(styled, latent)
+    assert demo.model.model.lowvram_patch_counter > 0
+    assert_same(sample(*clora(styled, idle, **PLAIN), latent), expected, 1e-5)
+    assert sample(*clora(styled, concepts), latent)["samples"].isfinite().all()

@@ -1,0 +1,42 @@
+"""The pack in this process, loaded by the host's own loader: for tests and measurements.
+
+The host must be importable and its arguments settled before this is imported. After `load()`, `import loraclr…` finds the
+pack's modules and `run` runs its nodes.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import folder_paths
+import nodes
+from demo_assets import write_assets
+
+CHECKPOINT = "loraclr_demo.safetensors"
+
+
+def load() -> None:
+    folder = Path(os.environ["COMFYUI_PATH"]) / "custom_nodes" / "loraclr"
+    if not asyncio.run(nodes.load_custom_node(str(folder))):
+        raise RuntimeError(f"ComfyUI could not load the pack from {folder}; see the log above")
+    # ComfyUI imports a pack under its path; here it is known as `loraclr`.
+    host_name = str(folder).replace(".", "_x_")
+    for name, module in list(sys.modules.items()):
+        if name == host_name or name.startswith(f"{host_name}."):
+            sys.modules["loraclr" + name.removeprefix(host_name)] = module
+
+
+def run(node_id: str, **inputs) -> tuple:
+    """Outputs of one of the pack's nodes, as the executor runs it; widgets that are not given have their defaults."""
+    node = nodes.NODE_CLASS_MAPPINGS[node_id]
+    schema = node.define_schema()
+    node.VALIDATE_CLASS()
+    values = {i.id: i.default for i in schema.inputs if getattr(i, "default", None) is not None}
+    return node.PREPARE_CLASS_CLONE(None).execute(**(values | inputs)).args
+
+
+def demo_models() -> tuple:
+    """MODEL, CLIP, VAE of the demo checkpoint by the stock loader; its LoRAs are in the loras folder."""
+    write_assets(*(Path(folder_paths.get_folder_paths(folder)[0]) for folder in ("checkpoints", "loras")))
+    return nodes.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
