@@ -15,10 +15,10 @@ import comfy.samplers
 import nodes
 import pack
 import torch
-from merge import say
+from sd15 import say
 
-STEPS = 6
-LATENT = (1, 4, 8, 8)
+STEPS = 3
+LATENT = (1, 4, 6, 6)
 CFG = 5.0
 STRENGTH = 0.05
 PROMPT = "a photo of {cat} and {dog} in a park"

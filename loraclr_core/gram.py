@@ -3,16 +3,14 @@
 import torch
 from torch import Tensor
 
-# Rows gathered before they are multiplied: one large product instead of many small ones.
-ROWS_PER_PRODUCT = 256
 PANEL = 256
 
 
 class Gram:
-    """G = rowsᵀ rows + panels.
+    """G of few rows is kept as the rows, of more as panels.
 
-    rows: (n, width) in portions, not multiplied yet. Up to half of the width no row ever is: rows take less room than
-    G, and `exact` solves among them.
+    rows: (n, width) in portions, up to half of the width: there they take less room than G, and `exact` solves among
+    them.
     panels: G is symmetric, so only panels of PANEL columns, from the diagonal down, are computed and kept.
     """
 
@@ -24,7 +22,7 @@ class Gram:
     def add(self, rows: Tensor) -> None:
         """Adds rowsᵀ rows; rows (n, width) in float32, kept as they are."""
         self.rows.append(rows)
-        if sum(map(len, self.rows)) > (ROWS_PER_PRODUCT if self.panels else self.width // 2):
+        if self.panels or sum(map(len, self.rows)) > self.width // 2:
             self._multiply()
 
     def plus(self, other: "Gram", weight: float) -> "Gram":
@@ -43,10 +41,12 @@ class Gram:
 
     def lower(self) -> Tensor:
         """The (width, width) matrix; what stands above its diagonal is not to be read."""
-        rows = self._gathered()
-        matrix = rows.T @ rows
+        if not self.panels:
+            rows = self._gathered()
+            return rows.T @ rows
+        matrix = torch.zeros(self.width, self.width, device=self.device)
         for index, panel in enumerate(self.panels):
-            matrix[index * PANEL :, index * PANEL : (index + 1) * PANEL] += panel
+            matrix[index * PANEL :, index * PANEL : (index + 1) * PANEL] = panel
         return matrix
 
     def few_rows(self) -> Tensor | None:
@@ -58,10 +58,6 @@ class Gram:
         moved.rows = [rows.to(device) for rows in self.rows]
         moved.panels = [panel.to(device) for panel in self.panels]
         return moved
-
-    def is_finite(self) -> bool:
-        found = [*self.rows, *(panel.diagonal() for panel in self.panels)]
-        return all(bool(torch.isfinite(tensor).all()) for tensor in found)
 
     def _gathered(self) -> Tensor:
         return torch.cat([torch.zeros(0, self.width, device=self.device), *self.rows])

@@ -18,6 +18,8 @@ from .lowrank import LowRank
 # Tokens of one model evaluation that count, per layer, at most. More of them change G little and cost as much as the
 # layer itself: at 512² an SD1.5 layer has 4096, 1024 or 256 tokens, most of them much alike.
 MAX_TOKENS_PER_CALL = 128
+# Rows gathered before they are multiplied: one large product instead of many small ones.
+ROWS_PER_PRODUCT = 256
 
 
 @dataclass
@@ -57,7 +59,9 @@ class LayerMoments:
         self.down = delta.down.to(gram.device, torch.float32)
         self.response = torch.zeros_like(self.down)
         self.seed, self.calls, self.samples, self.held_out_tokens = seed, calls, samples, held_out
+        self.total = torch.zeros((), device=gram.device)  # of all rows; not finite as soon as one of them is not
         self.call = self.tokens = self.seen = 0
+        self.pending: list[Tensor] = []
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
         self.held_out: list[Tensor] = []
@@ -66,23 +70,32 @@ class LayerMoments:
         """One call of the layer: inputs (tokens, in), outputs (tokens, out)."""
         count = inputs.shape[0]
         order = token_order(count, self.seed, self.call).to(inputs.device)
-        held, rest = order.split_with_sizes(_split(count, _share(self.held_out_tokens, self.call, self.calls)))
-        counted = rest[: min(MAX_TOKENS_PER_CALL, math.ceil(count * self.share))]
-        sampled = counted[: _share(self.samples, self.call, self.calls)]
+        held = min(count, _share(self.held_out_tokens, self.call, self.calls))
+        counted = min(count - held, MAX_TOKENS_PER_CALL, math.ceil(count * self.share))
+        sampled = min(counted, _share(self.samples, self.call, self.calls))
+        # One gather for all: the hooks' time goes into the number of operations more than into their size.
+        rows = inputs[order[: held + counted]].to(self.down)
 
-        self.held_out.append(inputs[held].float())
-        self.inputs.append(inputs[sampled].float())
-        self.outputs.append(outputs[sampled].float())
-        rows = inputs[counted].to(self.down)
-        self.response.addmm_((rows @ self.down.T).T, rows)
-        self.gram.add(rows)
-        self.tokens += len(counted)
+        self.held_out.append(rows[:held].clone())
+        self.inputs.append(rows[held : held + sampled].clone())
+        self.outputs.append(outputs[order[held : held + sampled]].float())
+        self.pending.append(rows[held:])
+        self.tokens += counted
         self.seen += count
         self.call += 1
+        if sum(map(len, self.pending)) >= ROWS_PER_PRODUCT:
+            self._multiply()
 
     def hold_out(self, inputs: Tensor, count: int) -> None:
         """A call of which nothing counts and the first `count` tokens, of (tokens, in), are held out."""
         self.held_out.append(inputs[:count].float())
+
+    def _multiply(self) -> None:
+        rows = torch.cat(self.pending)
+        self.pending.clear()
+        self.total += rows.sum()
+        self.response.addmm_((rows @ self.down.T).T, rows)
+        self.gram.add(rows)
 
     def finish(self) -> ConceptStatistics:
         """The concept's statistics, on the CPU.
@@ -91,7 +104,9 @@ class LayerMoments:
         """
         if self.call == 0:
             raise ValueError("the layer never ran")
-        if not self.gram.is_finite():
+        if self.pending:
+            self._multiply()
+        if not torch.isfinite(self.total):
             raise ValueError("the layer's inputs are not finite")
         return ConceptStatistics(
             delta=self.delta,
@@ -113,8 +128,3 @@ def token_order(count: int, seed: int, call: int) -> Tensor:
 def _share(total: int, call: int, calls: int) -> int:
     """How many of `total` fall to `call` when they are spread evenly over `calls`."""
     return total * (call + 1) // calls - total * call // calls
-
-
-def _split(count: int, held: int) -> list[int]:
-    held = min(held, count)
-    return [held, count - held]

@@ -14,7 +14,7 @@ COMFYUI = Path(os.environ.get("COMFYUI_PATH", ""))
 if not (COMFYUI / "main.py").is_file():
     raise pytest.UsageError("These tests run inside a real ComfyUI: start them with `make test`.")
 
-sys.path[:0] = [str(COMFYUI), str(ROOT / "tools"), str(Path(__file__).parent)]
+sys.path[:0] = [str(COMFYUI), str(ROOT / "tools"), str(ROOT / "bench"), str(Path(__file__).parent)]
 
 import comfy.options  # noqa: E402
 

@@ -80,9 +80,10 @@ def capture(
     step_done is called after every evaluation and may raise to stop.
     Raises ValueError where a layer never runs or sees NaN.
     """
-    model = _with_summed(target.model, model_effect)
-    clip = target.clip.clone()
-    clip.patcher = _with_summed(clip.patcher, clip_effect)
+    model, clip = _with_summed(target.model, model_effect), target.clip
+    if clip_effect.add:
+        clip = clip.clone()
+        clip.patcher = _with_summed(clip.patcher, clip_effect)
     prompts = [template.replace("{trigger}", phrase) for template in settings.prompts]
     latent = empty_latent(target.model, settings.latent_shape)
     noise = comfy.sample.prepare_noise(latent, settings.seed)

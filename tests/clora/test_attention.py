@@ -6,24 +6,8 @@ import torch
 from clora.sampling import clora, sample
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from loraclr.loraclr_core.host.attention import read_layers
+from sd15 import UNET_CONFIG as SD15
 
-SD15 = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "transformer_depth_middle": 1,
-    "context_dim": 768,
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": False,
-    "adm_in_channels": None,
-    "use_temporal_attention": False,
-    "legacy": False,
-}
 SDXL = SD15 | {
     "num_res_blocks": [2, 2, 2],
     "channel_mult": [1, 2, 4],

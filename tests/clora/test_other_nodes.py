@@ -12,6 +12,7 @@ import comfy_extras.nodes_nag as nag
 import comfy_extras.nodes_pag as pag
 import comfy_extras.nodes_perpneg as perpneg
 import comfy_extras.nodes_sag as sag
+import comfy_extras.nodes_slg as slg
 import demo_assets
 import nodes
 import pytest
@@ -63,6 +64,14 @@ def test_other_patches_compose(demo, idle, concepts, latent, patch):
     found = sample(patch(model), positive, negative, latent)
     assert found["samples"].isfinite().all()
     assert maps(model, found)[2]["loss"]
+
+
+def test_slg_finds_no_difference_where_it_skips_nothing(demo, concepts, latent):
+    """A U-Net has none of the layers it skips, so its own call must come out as the sampler's did, masks and moves in it."""
+    model, positive, negative = clora(demo, concepts)
+    expected = sample(model, positive, negative, latent)
+    guided = slg.SkipLayerGuidanceDiT.execute(model, 3.0, 0.0, 1.0, "0", "0").args[0]
+    assert_same(sample(guided, positive, negative, latent), expected, 1e-4)
 
 
 def test_other_nodes_see_cond_and_uncond_as_0_and_1(demo, concepts, latent):

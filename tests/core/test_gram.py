@@ -15,7 +15,7 @@ def gram_of(rows: torch.Tensor, portion: int = 7) -> Gram:
     return gram
 
 
-# One panel and several; half of the width and more; a last product not made yet.
+# One panel and several; half of the width and more.
 @pytest.mark.parametrize(("width", "count"), [(6, 2), (30, 15), (30, 16), (700, 300), (700, 360), (700, 600)])
 def test_moments_are_those_of_all_rows(width, count):
     rows = torch.randn(count, width)
@@ -39,11 +39,3 @@ def test_a_weighted_sum_leaves_both_terms_as_they_were(count, other):
     torch.testing.assert_close(full(total.lower()), first.T @ first + 0.25 * second.T @ second, rtol=1e-4, atol=1e-4)
     for gram, rows in zip(terms, (first, second), strict=True):
         torch.testing.assert_close(full(gram.lower()), rows.T @ rows, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("count", [3, 50])
-def test_nan_is_noticed(count):
-    rows = torch.randn(count, 30)
-    assert gram_of(rows).is_finite()
-    rows[1, 2] = float("nan")
-    assert not gram_of(rows).is_finite()

@@ -29,7 +29,7 @@ from loraclr.loraclr_core.host import adapters, differentiable
 from loraclr.loraclr_core.host.attention import Read, Recorder, read_layers
 from loraclr.loraclr_core.host.branches import BranchAdapters
 from loraclr.loraclr_core.host.clora import CLoRA, GradientMemory, Settings
-from merge import random_sd15, say
+from sd15 import random_sd15, say
 from torch import Tensor
 
 CONCEPTS = (2, 4)
