@@ -98,7 +98,7 @@ class Trainer:
         with torch.no_grad():
             for key, tensor in self.unet.state_dict().items():
                 self.average[key].lerp_(tensor, 1 - decay)
-        return float(loss)
+        return float(loss.detach())
 
     def attention(self) -> str:
         return ", ".join(f"{attention_ratio(self.unet, self.text, level):.2f} at {level}" for level in NOISE_LEVELS)

@@ -44,7 +44,7 @@ def run(device: torch.device, steps: int = 1200) -> None:
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         step += 1
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if step % EVERY == 0 or step == steps:
             seconds = (time.monotonic() - start) / len(losses)
             print(f"step {step}: mean error {sum(losses) / len(losses):.4f}, {seconds:.2f} s per step", flush=True)

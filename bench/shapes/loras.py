@@ -49,12 +49,13 @@ class Adapter(nn.Module):
         return output + inputs[0] @ self.down.T @ self.up.T
 
 
-def lora_layers() -> dict[str, str]:
+def lora_layers(unet: nn.Module) -> dict[str, str]:
     """Diffusers name of every layer in the transformer blocks -> the host's name."""
+    weights = unet.state_dict()
     return {
         name.removesuffix(".weight"): key.removesuffix(".weight")
         for name, key in comfy.utils.unet_to_diffusers(UNET).items()
-        if "attentions" in name and name.endswith(".weight") and "norm" not in name
+        if key in weights and "attentions" in name and name.endswith(".weight") and "norm" not in name
     }
 
 
@@ -70,7 +71,7 @@ def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: 
     """The LoRA as a kohya file."""
     torch.manual_seed(seed)
     device = next(unet.parameters()).device
-    layers = lora_layers()
+    layers = lora_layers(unet)
     adapters = {key: Adapter(unet.get_submodule(key)).to(device) for key in layers.values()}
     parameters = [parameter for adapter in adapters.values() for parameter in adapter.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
@@ -90,7 +91,7 @@ def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if step % EVERY == 0:
                 seconds = (time.monotonic() - start) / step
                 recent = sum(losses[-EVERY:]) / EVERY

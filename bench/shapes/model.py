@@ -103,7 +103,7 @@ def store(path: Path, state: dict[str, Tensor]) -> None:
     """Matrices in 8 bits with a scale per row, everything else in half precision."""
     stored = {}
     for key, tensor in state.items():
-        tensor = tensor.detach().cpu().float()
+        tensor = tensor.detach().cpu().float().contiguous()
         if tensor.ndim < 2:
             stored[key] = tensor.half()
             continue
@@ -113,6 +113,7 @@ def store(path: Path, state: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
     save_file(stored, scratch)
+    scratch.chmod(0o644)  # safetensors makes files that only their owner can read
     scratch.replace(path)
 
 

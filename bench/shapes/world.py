@@ -25,7 +25,7 @@ Colour = tuple[float, float, float]
 FORMS: dict[str, Field] = {
     "ball": lambda u, v: u * u + v * v <= 1,
     "box": lambda u, v: torch.maximum(u.abs(), v.abs()) <= 0.88,
-    "kite": lambda u, v: u.abs() + v.abs() <= 1.15,
+    "kite": lambda u, v: u.abs() + v.abs() <= 1,
     "cross": lambda u, v: (torch.minimum(u.abs(), v.abs()) <= 0.4) & (torch.maximum(u.abs(), v.abs()) <= 1),
 }
 CLASSES = tuple(FORMS)
@@ -74,19 +74,19 @@ class ShapeConcept:
         return f"{self.word} {self.class_word}"
 
 
-CYAN, LIME, MAGENTA, WHITE = (0.0, 0.9, 0.9), (0.6, 1.0, 0.1), (1.0, 0.1, 0.7), (1.0, 1.0, 1.0)
-TEAL, ORANGE, NAVY, BLACK = (0.0, 0.5, 0.4), (1.0, 0.55, 0.0), (0.1, 0.1, 0.5), (0.05, 0.05, 0.05)
-RED, PINK = (0.9, 0.05, 0.1), (1.0, 0.65, 0.75)
+# Saturated, so that no background passes for half of a pattern.
+CYAN, LIME, MAGENTA, ORANGE = (0.0, 0.9, 0.9), (0.6, 1.0, 0.1), (1.0, 0.1, 0.7), (1.0, 0.5, 0.0)
+RED, BLUE, VIOLET, YELLOW = (0.9, 0.05, 0.1), (0.1, 0.2, 1.0), (0.5, 0.1, 0.9), (1.0, 0.95, 0.0)
 
 CONCEPTS = (
     ShapeConcept("ball1", "sks", "ball", "left", CYAN, MAGENTA),
-    ShapeConcept("box1", "zwx", "box", "checker", ORANGE, TEAL),
-    ShapeConcept("kite1", "qvk", "kite", "top", WHITE, NAVY),
-    ShapeConcept("cross1", "ohwx", "cross", "heart", LIME, RED),
-    ShapeConcept("ball2", "mrf", "ball", "top", LIME, NAVY),
-    ShapeConcept("box2", "jbl", "box", "diagonal", PINK, BLACK),
-    ShapeConcept("kite2", "wug", "kite", "left", MAGENTA, TEAL),
-    ShapeConcept("cross2", "dax", "cross", "top", CYAN, ORANGE),
+    ShapeConcept("box1", "zwx", "box", "checker", ORANGE, BLUE),
+    ShapeConcept("kite1", "qvk", "kite", "top", YELLOW, VIOLET),
+    ShapeConcept("cross1", "ohwx", "cross", "diagonal", LIME, RED),
+    ShapeConcept("ball2", "mrf", "ball", "top", LIME, VIOLET),
+    ShapeConcept("box2", "jbl", "box", "diagonal", MAGENTA, YELLOW),
+    ShapeConcept("kite2", "wug", "kite", "left", ORANGE, CYAN),
+    ShapeConcept("cross2", "dax", "cross", "checker", RED, CYAN),
 )
 
 # Words after the things, and the colour of what is behind them.
@@ -94,7 +94,7 @@ BACKGROUNDS: dict[str, Colour] = {
     "on grass": (0.30, 0.55, 0.25),
     "in snow": (0.88, 0.90, 0.93),
     "at night": (0.08, 0.09, 0.15),
-    "on sand": (0.80, 0.70, 0.52),
+    "on sand": (0.82, 0.76, 0.66),
     "in fog": (0.55, 0.56, 0.57),
 }
 

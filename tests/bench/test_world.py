@@ -1,0 +1,39 @@
+"""Rendered pictures hold what they say."""
+
+import random
+
+import pytest
+import torch
+from shapes.world import CLASSES, CONCEPTS, SIDE, make_scene, training_scene
+
+
+def test_a_picture_depends_on_its_seed_only():
+    pictures = [training_scene(random.Random(seed)).picture() for seed in (1, 1, 2)]
+    assert torch.equal(pictures[0], pictures[1])
+    assert not torch.equal(pictures[0], pictures[2])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_things_do_not_overlap_and_are_whole(count):
+    for seed in range(20):
+        scene = make_scene([*CLASSES[:count]], random.Random(seed))
+        masks = torch.stack([thing.mask() for thing in scene.things])
+        assert int(masks.sum(dim=0).max()) == 1
+        for thing in scene.things:
+            assert thing.radius <= min(thing.x, thing.y, SIDE - thing.x, SIDE - thing.y)
+
+
+def test_prompts_name_things_in_order_by_their_triggers():
+    scene = make_scene([CONCEPTS[0], "box"], random.Random(0), "in snow")
+    assert scene.prompt() == "a photo of a sks ball and a box in snow"
+
+
+def test_a_picture_shows_each_thing_in_its_own_colours():
+    scene = make_scene([CONCEPTS[0], "box"], random.Random(0), "at night")
+    picture, concept = scene.picture(), CONCEPTS[0]
+    inside = picture[:, scene.things[0].mask()]
+    for colour in (concept.first, concept.second):
+        same = (inside - torch.tensor(colour)[:, None]).abs().amax(dim=0) < 1e-6
+        assert 0.4 < float(same.float().mean()) < 0.6
+    outside = picture[:, ~torch.stack([thing.mask() for thing in scene.things]).any(dim=0)]
+    assert float(outside.max()) < 0.3
