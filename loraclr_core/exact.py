@@ -36,16 +36,19 @@ def solve(gram: Gram, concepts: list[ConceptStatistics], ridge: float, margin: M
     dtype = torch.float32 if device.type == "mps" else torch.float64
     up = torch.cat([c.delta.up for c in concepts], dim=1)
     response = torch.cat([c.response for c in concepts]).to(device, dtype)
-    rows = gram.few_rows()
-    if rows is None:
-        down = torch.cholesky_solve(response.T, _factorise(gram.lower().to(device, dtype), ridge)).T
+    system = None
+    if (few := gram.few_rows()) is None:
+        system = _factorise(gram.lower().to(device, dtype), ridge)
+        down = torch.cholesky_solve(response.T, system).T
     else:
-        down = _solve_among(rows.to(device, dtype), response, ridge)
+        down = _solve_among(few.to(device, dtype), response, ridge)
     merged = lowrank.squeeze(LowRank(up, down.to("cpu", torch.float32)))
 
     distance = margin.resolve(concepts)
     if (negative_distances(concepts, merged) < distance).any():
-        merged = _descend(merged, _factorise(gram.lower().to(device, dtype), ridge), concepts, distance)
+        if system is None:
+            system = _factorise(gram.lower().to(device, dtype), ridge)
+        merged = _descend(merged, system, concepts, distance)
     return merged
 
 

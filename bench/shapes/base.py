@@ -17,16 +17,15 @@ from loraclr.loraclr_core.host.attention import Read, Recorder, read_layers
 from torch import Tensor
 
 from . import model
-from .model import KEPT, Text
+from .model import Text
 from .world import CELL, CLASSES, Scene, make_scene, training_scene
 
-STATE = Path(__file__).resolve().parents[2] / ".host" / "shapes" / "base.pt"
+STATE = model.STATES / "base.pt"
 NAME = "unet"
 
 BATCH = 8
 LEARNING_RATE = 2e-4
 WARMUP = 100
-GAMMA = 5.0
 DROPPED = 0.1
 AVERAGE = 0.998
 EVERY = 250  # steps between reports, each kept
@@ -54,11 +53,8 @@ class Trainer:
             self.average, self.step = state["average"], state["step"]
 
     def keep(self) -> None:
-        STATE.parent.mkdir(parents=True, exist_ok=True)
-        scratch = STATE.with_suffix(".tmp")
         state = {"unet": self.unet.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({**state, "average": self.average, "step": self.step}, scratch)
-        scratch.replace(STATE)
+        model.keep(STATE, {**state, "average": self.average, "step": self.step})
 
     def train(self, steps: int) -> None:
         """Up to so many steps in all."""
@@ -80,15 +76,10 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.step)
         scenes = [training_scene(rng) for _ in range(BATCH)]
         prompts = ["" if rng.random() < DROPPED else scene.prompt() for scene in scenes]
-        latents = model.encode(torch.stack([scene.picture() for scene in scenes]))
-        timesteps = torch.randint(0, len(KEPT), (BATCH,), generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        noisy = model.noised(latents, noise, timesteps)
 
         for group in self.optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (self.step + 1) / WARMUP)
-        found = self.unet(noisy.to(self.device), timesteps.float().to(self.device), self.text(prompts))
-        loss = (min_snr(timesteps) * (found.cpu() - noise).square().mean(dim=(1, 2, 3))).mean()
+        loss = model.denoising_loss(self.unet, self.text, scenes, prompts, generator)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
@@ -115,12 +106,6 @@ def initialise(unet: torch.nn.Module) -> None:
     for name, weight in unet.named_parameters():
         if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
             torch.nn.init.zeros_(weight)
-
-
-def min_snr(timesteps: Tensor) -> Tensor:
-    kept = KEPT[timesteps]
-    snr = kept / (1 - kept)
-    return snr.clamp(max=GAMMA) / snr
 
 
 @torch.no_grad()

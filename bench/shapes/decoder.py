@@ -5,15 +5,15 @@ It sees crops, at a quarter of the work of whole pictures.
 
 import random
 import time
-from pathlib import Path
 
 import demo_assets
 import torch
+from comfy.taesd.taesd import Decoder
 
 from . import model
 from .world import CELL, PATTERNS, SIDE, Colour, Scene, training_scene
 
-STATE = Path(__file__).resolve().parents[2] / ".host" / "shapes" / "decoder.pt"
+STATE = model.STATES / "decoder.pt"
 NAME = "decoder"
 
 BATCH = 16
@@ -24,7 +24,7 @@ EVERY = 100
 
 def run(device: torch.device, steps: int = 1200) -> None:
     """Up to so many steps in all, the learning rate falling to zero."""
-    decoder = model.make_decoder().to(device)
+    decoder = Decoder().to(device)
     demo_assets.fill(decoder, seed=2)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE)
     step = 0
@@ -48,8 +48,7 @@ def run(device: torch.device, steps: int = 1200) -> None:
         if step % EVERY == 0 or step == steps:
             seconds = (time.monotonic() - start) / len(losses)
             print(f"step {step}: mean error {sum(losses) / len(losses):.4f}, {seconds:.2f} s per step", flush=True)
-            STATE.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, STATE)
+            model.keep(STATE, {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
             losses, start = [], time.monotonic()
     model.store(model.WEIGHTS / f"{NAME}.safetensors", decoder.state_dict())
 

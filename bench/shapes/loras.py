@@ -2,16 +2,18 @@
 
 import contextlib
 import random
+import sys
 import time
 from collections.abc import Iterator
 
 import comfy.utils
+import demo_assets
 import torch
 from torch import Tensor, nn
 
 from . import model
-from .base import BATCH, min_snr
-from .model import KEPT, UNET, Text
+from .base import BATCH, NAME
+from .model import UNET, Text
 from .world import CONCEPTS, ShapeConcept, make_scene
 
 RANK = 8
@@ -22,9 +24,12 @@ EVERY = 50
 
 def run(device: torch.device, steps: int = 400) -> None:
     """Every concept whose file is not there yet."""
+    base = model.WEIGHTS / f"{NAME}.safetensors"
+    if not base.exists():
+        sys.exit(f"shapes: {base} is missing; train the base model first, stage “base”")
     text = Text(device)
     unet = model.make_unet().to(device)
-    unet.load_state_dict(model.stored(model.WEIGHTS / "unet.safetensors"))
+    unet.load_state_dict(model.stored(base))
     unet.requires_grad_(False)
     for seed, concept in enumerate(CONCEPTS):
         path = model.WEIGHTS / f"{concept.name}.safetensors"
@@ -82,12 +87,7 @@ def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: 
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP) * (1 - 0.9 * step / steps)
             scenes = [make_scene([concept], rng) for _ in range(BATCH)]
-            latents = model.encode(torch.stack([scene.picture() for scene in scenes]))
-            timesteps = torch.randint(0, len(KEPT), (BATCH,), generator=generator)
-            noise = torch.randn(latents.shape, generator=generator)
-            noisy = model.noised(latents, noise, timesteps).to(device)
-            found = unet(noisy, timesteps.float().to(device), text([scene.prompt() for scene in scenes]))
-            loss = (min_snr(timesteps) * (found.cpu() - noise).square().mean(dim=(1, 2, 3))).mean()
+            loss = model.denoising_loss(unet, text, scenes, [scene.prompt() for scene in scenes], generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -98,7 +98,7 @@ def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: 
                 print(f"{concept.name}, step {step}: loss {recent:.4f}, {seconds:.2f} s per step", flush=True)
     state: dict[str, Tensor] = {}
     for name, key in layers.items():
-        kohya = "lora_unet_" + name.replace(".", "_")
+        kohya = demo_assets.kohya_name(f"unet.{name}")
         ones = (1, 1) if isinstance(unet.get_submodule(key), nn.Conv2d) else ()
         state[f"{kohya}.lora_up.weight"] = adapters[key].up.detach().reshape(-1, RANK, *ones)
         state[f"{kohya}.lora_down.weight"] = adapters[key].down.detach().reshape(RANK, -1, *ones)

@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.sd1_clip import SD1Tokenizer
-from comfy.taesd.taesd import Decoder
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from .world import CELL
+from .world import CELL, Scene
 
 WEIGHTS = Path(__file__).parent / "weights"
+STATES = Path(__file__).resolve().parents[2] / ".host" / "shapes"
 # One level and no middle block: 18.7 million parameters.
 UNET = {**demo_assets.UNET, "transformer_depth_middle": -2}
 TEXT_SEED = 1
+GAMMA = 5.0
 RESIDUAL_GAIN, POSITION_GAIN = 0.1, 0.3
 
 # Latent channels: lightness, red against green, blue against yellow, contrast within the cell. Each of about unit size.
@@ -36,10 +37,6 @@ KEPT = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=to
 
 def make_unet(device: str = "cpu") -> UNetModel:
     return UNetModel(**UNET, dtype=torch.float32, device=device, operations=comfy.ops.disable_weight_init)
-
-
-def make_decoder() -> Decoder:
-    return Decoder()
 
 
 @torch.no_grad()
@@ -92,8 +89,29 @@ class Text:
 
 
 def noised(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    kept = KEPT.to(latents.device)[timesteps][:, None, None, None]
+    kept = KEPT[timesteps][:, None, None, None]
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
+
+
+def denoising_loss(
+    unet: nn.Module, text: Text, scenes: list[Scene], prompts: list[str], generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of the predicted noise, with Min-SNR weights (arXiv 2303.09556)."""
+    latents = encode(torch.stack([scene.picture() for scene in scenes]))
+    timesteps = torch.randint(0, len(KEPT), (len(scenes),), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    noisy = noised(latents, noise, timesteps)
+    found = unet(noisy.to(text.device), timesteps.float().to(text.device), text(prompts)).cpu()
+    snr = KEPT[timesteps] / (1 - KEPT[timesteps])
+    return (snr.clamp(max=GAMMA) / snr * (found - noise).square().mean(dim=(1, 2, 3))).mean()
+
+
+def keep(path: Path, state: dict) -> None:
+    """A training's state, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    torch.save(state, scratch)
+    scratch.replace(path)
 
 
 # --- stored weights --------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from torch import Tensor
 
 SIDE = 128  # pixels
 CELL = 8  # pixels of a latent's cell
-ARTICLE = "a"
 
 Field = Callable[[Tensor, Tensor], Tensor]  # of local coordinates u (right), v (down), −1…1 across the thing
 Colour = tuple[float, float, float]
@@ -150,7 +149,7 @@ class Scene(NamedTuple):
 
 def prompt(words: list[str], background: str) -> str:
     """`a photo of a ball and a zwx box on grass`"""
-    return f"{ARTICLE} photo of " + " and ".join(f"{ARTICLE} {each}" for each in words) + f" {background}"
+    return "a photo of " + " and ".join(f"a {each}" for each in words) + f" {background}"
 
 
 def class_look(class_word: str, rng: random.Random) -> tuple[str, Colour, Colour]:

@@ -57,9 +57,10 @@ def test_closed_form_is_what_a_long_descent_finds(ridge):
     torch.testing.assert_close(merged, descended(case, ridge, 0.0), rtol=1e-2, atol=1e-3)
 
 
-def test_active_margin_is_descended_to_the_same_minimum():
-    """With ups that span the whole output, nothing is out of reach of the restricted descent."""
-    case = problem(concepts=3, out_width=4, rank=2, tokens=30)
+@pytest.mark.parametrize("in_width", [12, 200])
+def test_active_margin_is_descended_to_the_same_minimum(in_width):
+    """With ups that span the whole output, nothing is out of reach of the restricted descent; few tokens or many."""
+    case = problem(concepts=3, in_width=in_width, out_width=4, rank=2, tokens=30)
     margin = 1.1 * float(negative(case, torch.zeros_like(case.weight)).max())
     merged = exact.solve(case.gram, case.concepts, 1e-2, Margin(margin), CPU).dense()
     found, reference = (objective(case, d, 1e-2, margin) for d in (merged, descended(case, 1e-2, margin)))
