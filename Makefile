@@ -1,7 +1,7 @@
 # Every target prepares what it needs: .host/ gets a virtual environment, torch and a ComfyUI the first time.
 HOST := python3 tools/host.py
 
-.PHONY: demo test lint format bench serve workflows
+.PHONY: demo test lint format bench bench-quality serve workflows
 
 demo: ## merge three concept LoRAs through a real server, save, reload, and show the pictures
 	$(HOST) tools/demo.py
@@ -20,6 +20,9 @@ format:
 
 bench: ## speed and memory, ending with one RESULT line
 	$(HOST) bench $(ARGS)
+
+bench-quality: ## score every method on the shapes world; goes on where it was stopped
+	$(HOST) bench quality $(ARGS)
 
 serve: ## ComfyUI with this pack and the demo models, in the browser
 	$(HOST) tools/demo_assets.py

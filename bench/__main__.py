@@ -2,6 +2,7 @@
 
     python3 tools/host.py bench [section …]            # measure; all sections by default
     python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
+    python3 tools/host.py bench quality [row …]        # score the methods on it (quality.py)
 
 Sections are modules of this folder with `run() -> dict`, whose keys go into the result. Tables go to stdout, progress to
 stderr. Figures are ratios within one run, so they compare between machines.
@@ -35,6 +36,9 @@ pack.load()
 def main(names: list[str]) -> None:
     if names[:1] == ["shapes"]:
         importlib.import_module("shapes.train").main(names[1:])
+        return
+    if names[:1] == ["quality"]:
+        importlib.import_module("quality").main(names[1:])
         return
     unknown = sorted(set(names) - set(SECTIONS))
     if unknown:

@@ -21,8 +21,8 @@ STEPS = 3
 LATENT = (1, 4, 6, 6)
 CFG = 5.0
 STRENGTH = 0.05
-PROMPT = "a photo of {cat} and {dog} in a park"
-CONCEPTS = {"cat": "sks cat", "dog": "zwx dog"}
+PROMPT = "a photo of a {ball} and a {box} on grass"
+CONCEPTS = {"ball": "sks ball", "box": "zwx box"}
 
 
 def run() -> dict:

@@ -25,6 +25,7 @@ from comfy.cli_args import args  # noqa: E402
 args.cpu = True
 
 import pack  # noqa: E402
+import random_models  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from comfy.sd import CLIP, VAE  # noqa: E402
 
@@ -32,7 +33,7 @@ pack.load()
 
 
 class Demo(NamedTuple):
-    """The demo checkpoint, as the stock loader gives it."""
+    """A small checkpoint of random weights, as the stock loader gives it."""
 
     model: ModelPatcher
     clip: CLIP
@@ -42,7 +43,7 @@ class Demo(NamedTuple):
 @pytest.fixture(scope="session")
 def demo() -> Demo:
     with torch.inference_mode():
-        return Demo(*pack.demo_models())
+        return Demo(*random_models.load())
 
 
 @pytest.fixture(autouse=True)

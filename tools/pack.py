@@ -9,11 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-import folder_paths
 import nodes
-from demo_assets import write_assets
-
-CHECKPOINT = "loraclr_demo.safetensors"
+from demo_assets import CHECKPOINT, write_assets
 
 
 def load() -> None:
@@ -27,16 +24,22 @@ def load() -> None:
             sys.modules["loraclr" + name.removeprefix(host_name)] = module
 
 
+def node(node_id: str):
+    return nodes.NODE_CLASS_MAPPINGS[node_id]
+
+
+def defaults(node_id: str) -> dict:
+    """What a node's widgets hold when it is added."""
+    return {i.id: i.default for i in node(node_id).define_schema().inputs if getattr(i, "default", None) is not None}
+
+
 def run(node_id: str, **inputs) -> tuple:
     """Outputs of one of the pack's nodes, as the executor runs it; widgets that are not given have their defaults."""
-    node = nodes.NODE_CLASS_MAPPINGS[node_id]
-    schema = node.define_schema()
-    node.VALIDATE_CLASS()
-    values = {i.id: i.default for i in schema.inputs if getattr(i, "default", None) is not None}
-    return node.PREPARE_CLASS_CLONE(None).execute(**(values | inputs)).args
+    node(node_id).VALIDATE_CLASS()
+    return node(node_id).PREPARE_CLASS_CLONE(None).execute(**(defaults(node_id) | inputs)).args
 
 
 def demo_models() -> tuple:
     """MODEL, CLIP, VAE of the demo checkpoint by the stock loader; its LoRAs are in the loras folder."""
-    write_assets(*(Path(folder_paths.get_folder_paths(folder)[0]) for folder in ("checkpoints", "loras")))
+    write_assets()
     return nodes.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)

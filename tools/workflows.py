@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ from graph import Graph, Node, NodeInfos, Output, api_format, page_format
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "example_workflows"
 
-PROMPT = "photo of a sks cat, a sks dog and a sks bird in a park"
-CLORA_PROMPT = "a photo of {cat} and {dog} in a park"
+# As the demo's LoRAs were trained (tools/demo_assets.py).
+CONCEPTS = {"ball": "sks ball", "box": "zwx box", "cross": "ohwx cross"}
+CLORA_PROMPT = "a photo of a {ball} and a {box} on grass"
+PAIR = ("ball", "box")
 CHECKPOINT = "loraclr_demo.safetensors"
-CONCEPTS = ("cat", "dog", "bird")
+
+
+def prompt_of(names: Iterable[str]) -> str:
+    return "a photo of " + " and ".join(f"a {CONCEPTS[name]}" for name in names) + " on grass"
 
 
 def add_model(graph: Graph) -> tuple[Node, Output]:
@@ -41,7 +47,7 @@ def add_sampling(
     graph: Graph, x: int, y: int, sampled_from: dict[str, Output], vae: Output, prefix: str, title: str = "Picture"
 ) -> tuple[Output, Output]:
     """Sampling and saving, with the same seed everywhere, so that pictures can be compared. Latent, picture."""
-    values = {"seed": 1, "steps": 8, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal"}
+    values = {"seed": 1, "steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
     sampled = graph.add("KSampler", (x, y, 300, 300), {**sampled_from, **values})
     decoded = graph.add("VAEDecode", (x, y + 360, 300, 60), {"samples": sampled["LATENT"], "vae": vae})
     values = {"images": decoded["IMAGE"], "filename_prefix": f"loraclr/{prefix}"}
@@ -66,14 +72,14 @@ def add_clora(graph: Graph, x: int, y: int, checkpoint: Node, concepts: Output, 
     return {**outputs, "latent_image": latent}
 
 
-def add_concepts(graph: Graph, words: tuple[str, ...]) -> Output:
-    """The demo's concepts, chained; returns the list of all."""
-    graph.group("Concepts", (340, -60, 360, 30 + 330 * len(words)))
+def add_concepts(graph: Graph, names: tuple[str, ...]) -> Output:
+    """Some of the demo's concepts, chained; returns the list of all."""
+    graph.group("Concepts", (340, -60, 360, 30 + 330 * len(names)))
     chained: dict[str, Output] = {}
-    for row, word in enumerate(words):
-        values = {"lora_name": f"loraclr_demo_{word}.safetensors", "trigger": f"sks {word}", "class_word": word}
+    for row, name in enumerate(names):
+        values = {"lora_name": f"loraclr_demo_{name}.safetensors", "trigger": CONCEPTS[name], "class_word": name}
         box = (360, 330 * row, 320, 270)
-        concept = graph.add("LoRACLR_LoadConceptLoRA", box, {**values, **chained}, f"Concept: {word}")
+        concept = graph.add("LoRACLR_LoadConceptLoRA", box, {**values, **chained}, f"Concept: {name}")
         chained = {"concepts": concept["concepts"]}
     return chained["concepts"]
 
@@ -82,8 +88,8 @@ def loraclr_merge(infos: NodeInfos) -> Graph:
     graph = Graph(infos)
     graph.note(
         "What to change first",
-        "1. **Checkpoint** and **LoRAs**: your own. The ones here are tiny, made by `make demo`, and paint nothing but"
-        " colours.\n"
+        "1. **Checkpoint** and **LoRAs**: your own. The ones here are tiny, made by `make demo`, and paint plain"
+        " shapes.\n"
         "2. **Trigger** of each concept: the phrase its LoRA was trained on. **Class word**: plain words for it.\n"
         "3. **Prompt**: name the subjects by their triggers.\n"
         "4. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL. It is also the size of the captures.\n"
@@ -92,7 +98,7 @@ def loraclr_merge(infos: NodeInfos) -> Graph:
         (-420, 0, 380, 400),
     )
     checkpoint, latent = add_model(graph)
-    concepts = add_concepts(graph, CONCEPTS)
+    concepts = add_concepts(graph, tuple(CONCEPTS))
     graph.group("Merge", (720, -60, 380, 1020))
     merge = graph.add(
         "LoRACLR_Merge",
@@ -113,7 +119,7 @@ def loraclr_merge(infos: NodeInfos) -> Graph:
     )
     graph.group("Picture", (1120, -60, 1120, 700))
     patched = {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}
-    add_picture(graph, 1140, 0, patched, latent, checkpoint["VAE"], PROMPT, prefix="merged")
+    add_picture(graph, 1140, 0, patched, latent, checkpoint["VAE"], prompt_of(CONCEPTS), prefix="merged")
     return graph
 
 
@@ -140,7 +146,7 @@ def loraclr_reload(infos: NodeInfos) -> Graph:
     )
     graph.group("Picture", (680, -60, 1120, 700))
     patched = {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}
-    add_picture(graph, 700, 0, patched, latent, checkpoint["VAE"], PROMPT, prefix="reloaded")
+    add_picture(graph, 700, 0, patched, latent, checkpoint["VAE"], prompt_of(CONCEPTS), prefix="reloaded")
     return graph
 
 
@@ -148,8 +154,8 @@ def clora_two_concepts(infos: NodeInfos) -> Graph:
     graph = Graph(infos)
     graph.note(
         "What to change first",
-        "1. **Checkpoint** and **LoRAs**: your own. The ones here are tiny, made by `make demo`, and paint nothing but"
-        " colours.\n"
+        "1. **Checkpoint** and **LoRAs**: your own. The ones here are tiny, made by `make demo`, and paint plain"
+        " shapes.\n"
         "2. **Trigger** of each concept: the phrase its LoRA was trained on. **Name**: what the prompt calls it.\n"
         "3. **Prompt**: each concept by its name in braces.\n"
         "4. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL; 30 to 50 steps.\n\n"
@@ -158,7 +164,7 @@ def clora_two_concepts(infos: NodeInfos) -> Graph:
         (-420, 0, 380, 340),
     )
     checkpoint, latent = add_model(graph)
-    concepts = add_concepts(graph, CONCEPTS[:2])
+    concepts = add_concepts(graph, PAIR)
     graph.group("CLoRA", (720, -60, 440, 700))
     sampled_from = add_clora(graph, 740, 0, checkpoint, concepts, latent)
     graph.group("Picture", (1180, -60, 700, 700))
@@ -188,7 +194,7 @@ def side_by_side(infos: NodeInfos) -> Graph:
         "The same two LoRAs, seed and prompt three ways: **stacked** with the stock Load LoRA, **merged**, and composed by"
         " **CLoRA**.\n\n"
         "1. **Checkpoint** and **LoRAs**: your own, the same files in *Load LoRA* and in *Load Concept LoRA*. The ones here"
-        " are tiny, made by `make demo`, and paint nothing but colours.\n"
+        " are tiny, made by `make demo`, and paint plain shapes.\n"
         "2. **Triggers** and **class words** of the concepts, and the three prompts: triggers in the first two, names in"
         " braces in the third.\n"
         "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL. **capture_steps** of the merge: 20; 20 to 50 sampling steps.\n\n"
@@ -197,15 +203,14 @@ def side_by_side(infos: NodeInfos) -> Graph:
     )
     checkpoint, latent = add_model(graph)
     vae = checkpoint["VAE"]
-    prompt = "a photo of sks cat and sks dog in a park"
-    words = CONCEPTS[:2]
-    concepts = add_concepts(graph, words)
+    prompt = prompt_of(PAIR)
+    concepts = add_concepts(graph, PAIR)
 
     graph.group("Stacked", (720, -60, 1560, 520))
     patched = {"MODEL": checkpoint["MODEL"], "CLIP": checkpoint["CLIP"]}
-    for row, word in enumerate(words):
-        values = {"model": patched["MODEL"], "clip": patched["CLIP"], "lora_name": f"loraclr_demo_{word}.safetensors"}
-        lora = graph.add("LoraLoader", (740, 200 * row, 300, 150), values, f"Load LoRA: {word}")
+    for row, name in enumerate(PAIR):
+        values = {"model": patched["MODEL"], "clip": patched["CLIP"], "lora_name": f"loraclr_demo_{name}.safetensors"}
+        lora = graph.add("LoraLoader", (740, 200 * row, 300, 150), values, f"Load LoRA: {name}")
         patched = {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}
     add_picture(graph, 1180, 0, patched, latent, vae, prompt, prefix="stacked", title="Picture: stacked")
 

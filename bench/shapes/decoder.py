@@ -25,7 +25,7 @@ EVERY = 100
 def run(device: torch.device, steps: int = 1200) -> None:
     """Up to so many steps in all, the learning rate falling to zero."""
     decoder = Decoder().to(device)
-    demo_assets.fill(decoder, seed=2)
+    demo_assets.fill(decoder, seed=2, residual_gain=0.4)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE)
     step = 0
     if STATE.exists():
@@ -50,7 +50,7 @@ def run(device: torch.device, steps: int = 1200) -> None:
             print(f"step {step}: mean error {sum(losses) / len(losses):.4f}, {seconds:.2f} s per step", flush=True)
             model.keep(STATE, {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
             losses, start = [], time.monotonic()
-    model.store(model.WEIGHTS / f"{NAME}.safetensors", decoder.state_dict())
+    demo_assets.store(NAME, decoder.state_dict())
 
 
 def any_look(scene: Scene, rng: random.Random) -> Scene:

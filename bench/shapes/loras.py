@@ -6,14 +6,13 @@ import sys
 import time
 from collections.abc import Iterator
 
-import comfy.utils
 import demo_assets
 import torch
 from torch import Tensor, nn
 
 from . import model
 from .base import BATCH, NAME
-from .model import UNET, Text
+from .model import Text
 from .world import CONCEPTS, ShapeConcept, make_scene
 
 RANK = 8
@@ -24,19 +23,19 @@ EVERY = 50
 
 def run(device: torch.device, steps: int = 400) -> None:
     """Every concept whose file is not there yet."""
-    base = model.WEIGHTS / f"{NAME}.safetensors"
+    base = demo_assets.WEIGHTS / f"{NAME}.safetensors"
     if not base.exists():
         sys.exit(f"shapes: {base} is missing; train the base model first, stage “base”")
     text = Text(device)
-    unet = model.make_unet().to(device)
-    unet.load_state_dict(model.stored(base))
+    unet = demo_assets.make_unet().to(device)
+    unet.load_state_dict(demo_assets.stored(NAME))
     unet.requires_grad_(False)
     for seed, concept in enumerate(CONCEPTS):
-        path = model.WEIGHTS / f"{concept.name}.safetensors"
+        path = demo_assets.WEIGHTS / f"{concept.name}.safetensors"
         if path.exists():
             print(f"{concept.name}: is there", flush=True)
             continue
-        model.store(path, train(unet, text, concept, seed, steps))
+        demo_assets.store(concept.name, train(unet, text, concept, seed, steps), {"trigger": concept.trigger})
 
 
 class Adapter(nn.Module):
@@ -54,16 +53,6 @@ class Adapter(nn.Module):
         return output + inputs[0] @ self.down.T @ self.up.T
 
 
-def lora_layers(unet: nn.Module) -> dict[str, str]:
-    """Diffusers name of every layer in the transformer blocks -> the host's name."""
-    weights = unet.state_dict()
-    return {
-        name.removesuffix(".weight"): key.removesuffix(".weight")
-        for name, key in comfy.utils.unet_to_diffusers(UNET).items()
-        if key in weights and "attentions" in name and name.endswith(".weight") and "norm" not in name
-    }
-
-
 @contextlib.contextmanager
 def adapted(unet: nn.Module, adapters: dict[str, Adapter]) -> Iterator[None]:
     with contextlib.ExitStack() as hooks:
@@ -73,10 +62,10 @@ def adapted(unet: nn.Module, adapters: dict[str, Adapter]) -> Iterator[None]:
 
 
 def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: int) -> dict[str, Tensor]:
-    """The LoRA as a kohya file."""
+    """The LoRA's factors: `<diffusers name>.up` (out, rank, …) and `<diffusers name>.down` (rank, in, …)."""
     torch.manual_seed(seed)
     device = next(unet.parameters()).device
-    layers = lora_layers(unet)
+    layers = demo_assets.lora_layers(unet)
     adapters = {key: Adapter(unet.get_submodule(key)).to(device) for key in layers.values()}
     parameters = [parameter for adapter in adapters.values() for parameter in adapter.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
@@ -98,9 +87,7 @@ def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: 
                 print(f"{concept.name}, step {step}: loss {recent:.4f}, {seconds:.2f} s per step", flush=True)
     state: dict[str, Tensor] = {}
     for name, key in layers.items():
-        kohya = demo_assets.kohya_name(f"unet.{name}")
         ones = (1, 1) if isinstance(unet.get_submodule(key), nn.Conv2d) else ()
-        state[f"{kohya}.lora_up.weight"] = adapters[key].up.detach().reshape(-1, RANK, *ones)
-        state[f"{kohya}.lora_down.weight"] = adapters[key].down.detach().reshape(RANK, -1, *ones)
-        state[f"{kohya}.alpha"] = torch.tensor(float(RANK))
+        state[f"{name}.up"] = adapters[key].up.detach().reshape(-1, RANK, *ones)
+        state[f"{name}.down"] = adapters[key].down.detach().reshape(RANK, -1, *ones)
     return state

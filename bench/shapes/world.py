@@ -72,20 +72,25 @@ class ShapeConcept:
     def trigger(self) -> str:
         return f"{self.word} {self.class_word}"
 
+    @property
+    def braced(self) -> str:
+        """Its name as CLoRA's prompts have it."""
+        return f"{{{self.name}}}"
 
-# Saturated, so that no background passes for half of a pattern.
-CYAN, LIME, MAGENTA, ORANGE = (0.0, 0.9, 0.9), (0.6, 1.0, 0.1), (1.0, 0.1, 0.7), (1.0, 0.5, 0.0)
-RED, BLUE, VIOLET, YELLOW = (0.9, 0.05, 0.1), (0.1, 0.2, 1.0), (0.5, 0.1, 0.9), (1.0, 0.95, 0.0)
+
+# Far from each other and from every background; no two concepts have the same pair.
+RED, LIME, BLUE = (0.9, 0.05, 0.1), (0.4, 1.0, 0.0), (0.1, 0.2, 1.0)
+CYAN, MAGENTA, YELLOW = (0.0, 0.9, 0.9), (1.0, 0.1, 0.7), (1.0, 0.95, 0.0)
 
 CONCEPTS = (
-    ShapeConcept("ball1", "sks", "ball", "left", CYAN, MAGENTA),
-    ShapeConcept("box1", "zwx", "box", "checker", ORANGE, BLUE),
-    ShapeConcept("kite1", "qvk", "kite", "top", YELLOW, VIOLET),
-    ShapeConcept("cross1", "ohwx", "cross", "diagonal", LIME, RED),
-    ShapeConcept("ball2", "mrf", "ball", "top", LIME, VIOLET),
-    ShapeConcept("box2", "jbl", "box", "diagonal", MAGENTA, YELLOW),
-    ShapeConcept("kite2", "wug", "kite", "left", ORANGE, CYAN),
-    ShapeConcept("cross2", "dax", "cross", "checker", RED, CYAN),
+    ShapeConcept("ball", "sks", "ball", "left", CYAN, MAGENTA),
+    ShapeConcept("box", "zwx", "box", "checker", RED, YELLOW),
+    ShapeConcept("kite", "qvk", "kite", "top", CYAN, RED),
+    ShapeConcept("cross", "ohwx", "cross", "diagonal", YELLOW, BLUE),
+    ShapeConcept("ball2", "mrf", "ball", "top", LIME, BLUE),
+    ShapeConcept("box2", "jbl", "box", "diagonal", MAGENTA, LIME),
+    ShapeConcept("kite2", "wug", "kite", "left", BLUE, MAGENTA),
+    ShapeConcept("cross2", "dax", "cross", "checker", LIME, CYAN),
 )
 
 # Words after the things, and the colour of what is behind them.

@@ -21,7 +21,7 @@ TRIGGERS = {"cat": "sks cat", "dog": "zwx dog", "bird": "qvk bird"}
 def concept(demo_name: str, concepts=None, **inputs) -> list:
     """A demo concept at the end of a chain; its name, trigger and class word are those of the demo unless given."""
     values = {
-        "lora_name": f"loraclr_demo_{demo_name}.safetensors",
+        "lora_name": f"loraclr_random_{demo_name}.safetensors",
         "trigger": TRIGGERS[demo_name],
         "class_word": demo_name,
         "name": demo_name,

@@ -16,6 +16,7 @@ import comfy_extras.nodes_slg as slg
 import demo_assets
 import nodes
 import pytest
+import random_models
 import torch
 from clora.sampling import PLAIN, assert_same, clora, encode, maps, plain, sample
 from loraclr.loraclr_core.host.evaluation import KEY
@@ -144,7 +145,7 @@ def test_the_preview_and_the_denoised_output_are_where_the_latent_is(demo, conce
 
 def test_upstream_weight_hooks_compose(demo, idle, latent):
     """A LoRA scheduled by hooks on the conditioning works in every branch, with gradients too."""
-    state = comfy.utils.load_torch_file(nodes.folder_paths.get_full_path("loras", "loraclr_demo_bird.safetensors"))
+    state = comfy.utils.load_torch_file(nodes.folder_paths.get_full_path("loras", "loraclr_random_bird.safetensors"))
     hooks = comfy.hooks.create_hook_lora(lora=state, strength_model=1.0, strength_clip=0.0)
 
     def hooked(cond):
@@ -175,9 +176,8 @@ def test_a_mask_on_the_conditioning(demo, idle, latent):
 
 def test_controlnet(demo, idle, concepts, latent):
     """One ControlNet for all branches, applied by the stock node; a constant to gradients."""
-    shape = {
-        key: value for key, value in demo_assets.UNET.items() if key not in ("out_channels", "transformer_depth_output")
-    }
+    shape = {**demo_assets.UNET, **random_models.MIDDLE}
+    shape = {key: value for key, value in shape.items() if key not in ("out_channels", "transformer_depth_output")}
     network = comfy.cldm.cldm.ControlNet(
         **shape, hint_channels=3, operations=comfy.ops.manual_cast, dtype=torch.float32
     )

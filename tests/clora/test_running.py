@@ -86,7 +86,7 @@ def test_offloaded_weights_change_nothing(demo, concepts, latent, request):
 
 def test_a_style_acts_through_offloaded_weights(demo, idle, concepts, latent, offloaded):
     """The host patches those weights as they are used, in gradient passes too."""
-    model, clip = nodes.LoraLoader().load_lora(demo.model, demo.clip, "loraclr_demo_bird.safetensors", 1.0, 1.0)
+    model, clip = nodes.LoraLoader().load_lora(demo.model, demo.clip, "loraclr_random_bird.safetensors", 1.0, 1.0)
     styled = demo._replace(model=model, clip=clip)
     expected = plain(styled, latent)
     assert demo.model.model.lowvram_patch_counter > 0

@@ -26,7 +26,7 @@ def test_idle_concepts_with_masks_give_the_plain_picture(demo, idle, latent):
 
 
 def test_a_style_loaded_upstream_acts_in_every_branch(demo, idle, latent):
-    style = nodes.LoraLoader().load_lora(demo.model, demo.clip, "loraclr_demo_bird.safetensors", 1.0, 1.0)
+    style = nodes.LoraLoader().load_lora(demo.model, demo.clip, "loraclr_random_bird.safetensors", 1.0, 1.0)
     styled = demo._replace(model=style[0], clip=style[1])
     expected = plain(styled, latent)
     assert_same(sample(*clora(styled, idle, **PLAIN), latent), expected, 1e-5)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from node_tests.running import load, merge
 
-DEMO_LORAS = {"loraclr_demo_cat.safetensors": "sks cat", "loraclr_demo_dog.safetensors": "zwx dog"}
-DEMO_LORAS |= {"loraclr_demo_bird.safetensors": "qvk bird"}
+DEMO_LORAS = {"loraclr_random_cat.safetensors": "sks cat", "loraclr_random_dog.safetensors": "zwx dog"}
+DEMO_LORAS |= {"loraclr_random_bird.safetensors": "qvk bird"}
 
 
 @pytest.fixture(scope="session", autouse=True)

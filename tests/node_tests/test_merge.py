@@ -167,7 +167,7 @@ def test_adamw_runs_and_is_further_from_the_concepts_than_exact(demo, concepts):
         for solver in ("adamw (paper)", "exact")
     }
     shares = {
-        solver: [float(line.split("|")[-2].strip(" %")) for line in report.splitlines() if "loraclr_demo" in line]
+        solver: [float(line.split("|")[-2].strip(" %")) for line in report.splitlines() if "loraclr_random" in line]
         for solver, report in reports.items()
     }
     assert all(exact < adamw for exact, adamw in zip(shares["exact"], shares["adamw (paper)"], strict=True))
@@ -217,7 +217,7 @@ def test_every_phase_is_reported_and_the_bar_only_grows(demo, concepts):
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     text = "\n".join(phase for phase, _ in seen)
-    for phase in ("reading loraclr_demo_cat.safetensors", "capturing cat, evaluation 2 of 4", "solving layer 1 of"):
+    for phase in ("reading loraclr_random_cat.safetensors", "capturing cat, evaluation 2 of 4", "solving layer 1 of"):
         assert phase in text
 
 
@@ -253,7 +253,7 @@ def test_capture_prompts_must_name_the_trigger(demo, concepts, prompts):
 
 
 def test_zero_strengths_are_allowed_and_said(demo, concepts):
-    chain, _, _ = load("loraclr_demo_dog.safetensors", "zwx dog", concepts[:1], strength_model=0.0, strength_clip=0.0)
+    chain, _, _ = load("loraclr_random_dog.safetensors", "zwx dog", concepts[:1], strength_model=0.0, strength_clip=0.0)
     assert "both strengths are 0" in merge(demo, chain)[4]
 
 
@@ -261,38 +261,38 @@ def test_zero_strengths_are_allowed_and_said(demo, concepts):
 
 
 def test_trigger_class_word_and_name_have_sensible_defaults(demo):
-    (concept,), *_ = load("loraclr_demo_cat.safetensors")
+    (concept,), *_ = load("loraclr_random_cat.safetensors")
     assert (concept.trigger, concept.class_word, concept.name) == ("sks cat", "cat", "cat")
 
 
 def test_a_file_without_a_trigger_needs_one():
-    with pytest.raises(ValueError, match=r"loraclr_demo_dog\.safetensors does not say what it was trained on"):
-        load("loraclr_demo_dog.safetensors")
+    with pytest.raises(ValueError, match=r"loraclr_random_dog\.safetensors does not say what it was trained on"):
+        load("loraclr_random_dog.safetensors")
 
 
 def test_names_are_unique_and_the_list_is_not_changed_in_place(concepts):
     with pytest.raises(ValueError, match="Two concepts are called “cat”"):
-        load("loraclr_demo_cat.safetensors", concepts=concepts)
-    longer, *_ = load("loraclr_demo_cat.safetensors", concepts=concepts, name="cat 2")
+        load("loraclr_random_cat.safetensors", concepts=concepts)
+    longer, *_ = load("loraclr_random_cat.safetensors", concepts=concepts, name="cat 2")
     assert (len(concepts), len(longer)) == (3, 4)
 
 
 def test_the_same_file_twice_is_warned_of(demo, concepts, caplog):
-    chain, *_ = load("loraclr_demo_cat.safetensors", concepts=concepts[:1], name="cat 2")
+    chain, *_ = load("loraclr_random_cat.safetensors", concepts=concepts[:1], name="cat 2")
     assert "loaded as a concept twice" in caplog.text
     assert "it counts twice" in merge(demo, chain, solver="sum (baseline)")[4]
 
 
 def test_model_and_clip_carry_the_concept_alone(demo):
-    _, model, clip = load("loraclr_demo_cat.safetensors", model=demo.model, clip=demo.clip, strength_model=0.5)
-    tensors, _ = merging.lora_file.read(merging.lora_file.Path(load("loraclr_demo_cat.safetensors")[0][0].path))
+    _, model, clip = load("loraclr_random_cat.safetensors", model=demo.model, clip=demo.clip, strength_model=0.5)
+    tensors, _ = merging.lora_file.read(merging.lora_file.Path(load("loraclr_random_cat.safetensors")[0][0].path))
     stock_model, stock_clip = comfy.sd.load_lora_for_models(demo.model, demo.clip, tensors, 0.5, 1.0)
     assert all(torch.equal(w, weights(stock_model)[k]) for k, w in list(weights(model).items())[:3])
     assert clip.patcher.patches.keys() == stock_clip.patcher.patches.keys()
 
 
 def test_unconnected_outputs_block_with_the_reason():
-    _, model, clip = load("loraclr_demo_cat.safetensors")
+    _, model, clip = load("loraclr_random_cat.safetensors")
     assert isinstance(model, ExecutionBlocker)
     assert "model input is connected" in model.message
     assert "clip input is connected" in clip.message

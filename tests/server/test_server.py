@@ -81,10 +81,10 @@ def test_merge_workflow_runs_as_shipped(first_run):
     (report,) = (
         text for output in history["outputs"].values() for text in output.get("text", ()) if "# LoRACLR" in text
     )
-    for name in ("cat", "dog", "bird"):
+    for name in workflows.CONCEPTS:
         assert f"| {name} |" in report
     texts = {message["data"]["text"] for message in messages if message["type"] == "progress_text"}
-    assert any(text.startswith("capturing bird, evaluation") for text in texts)
+    assert any(text.startswith("capturing cross, evaluation") for text in texts)
     assert any(text.startswith("solving layer") for text in texts)
 
 
@@ -129,7 +129,7 @@ def test_cancelled_in_the_middle_it_stops_and_the_next_run_is_as_ever(server):
     expected, _ = run(server, prompt)
 
     def interrupt_second_concept(message: dict) -> None:
-        if message["type"] == "progress_text" and message["data"]["text"].startswith("capturing dog"):
+        if message["type"] == "progress_text" and message["data"]["text"].startswith("capturing box"):
             server.interrupt()
 
     cancelled = merge_prompt(capture_steps=3, capture_seed=9)

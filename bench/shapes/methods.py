@@ -1,0 +1,219 @@
+"""The methods that are compared on the shapes world, each through the nodes a user would take."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import comfy_extras.nodes_hooks as hooks
+import demo_assets
+import folder_paths
+import nodes
+import pack
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+from torch import Tensor
+
+from .world import SIDE, ShapeConcept, prompt
+
+ROOT = Path(__file__).resolve().parents[2]
+LATENT = {"samples": torch.zeros(1, 4, SIDE // 8, SIDE // 8)}
+
+Group = tuple[ShapeConcept, ...]  # the concepts a method is given
+Conditioned = tuple  # MODEL, positive, negative
+KINDS = ("own", "together", "kept")
+
+
+class World(NamedTuple):
+    """The demo checkpoint, as the stock loader gives it."""
+
+    model: ModelPatcher
+    clip: CLIP
+    vae: VAE
+
+
+class Ask(NamedTuple):
+    """BATCH pictures of one prompt. named: which concepts of the group it names; plain: class words beside them."""
+
+    group: Group
+    named: Group
+    plain: tuple[str, ...]
+    background: str
+    seed: int
+
+    def text(self, called: str = "trigger") -> str:
+        return prompt([*(getattr(each, called) for each in self.named), *self.plain], self.background)
+
+
+class Method(NamedTuple):
+    """prepare: a group -> what to sample an ask with. kinds: of pictures it is asked for. The rest is what it depends on."""
+
+    prepare: Callable[..., Callable[[Ask], Conditioned]]
+    kinds: tuple[str, ...]
+    settings: dict = {}
+    node: str = ""
+    code: tuple[str, ...] = ()
+
+
+def lora_name(concept: ShapeConcept) -> str:
+    return f"loraclr_demo_{concept.name}.safetensors"
+
+
+def encode(clip: CLIP, text: str) -> list:
+    return nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+def conditioned(model: ModelPatcher, clip: CLIP, text: str) -> Conditioned:
+    return model, encode(clip, text), encode(clip, "")
+
+
+def chain(group: Group, file: Callable[[ShapeConcept], str] = lora_name) -> list:
+    """The group in Load Concept LoRA nodes."""
+    concepts: list = []
+    for each in group:
+        values = {"trigger": each.trigger, "class_word": each.class_word, "name": each.name}
+        concepts = pack.run("LoRACLR_LoadConceptLoRA", lora_name=file(each), concepts=concepts or None, **values)[0]
+    return concepts
+
+
+def stacked(world: World, group: Group) -> tuple[ModelPatcher, CLIP]:
+    model, clip = world.model, world.clip
+    for each in group:
+        model, clip = nodes.LoraLoader().load_lora(model, clip, lora_name(each), 1.0, 1.0)
+    return model, clip
+
+
+def base(world: World, group: Group):
+    return lambda ask: conditioned(world.model, world.clip, ask.text())
+
+
+def alone(world: World, group: Group):
+    return lambda ask: conditioned(*stacked(world, ask.named), ask.text())
+
+
+def stacking(world: World, group: Group):
+    model, clip = stacked(world, group)
+    return lambda ask: conditioned(model, clip, ask.text())
+
+
+def merging(world: World, group: Group, **settings):
+    values = {"model": world.model, "clip": world.clip, "concepts": chain(group), "latent": LATENT}
+    model, clip, *_ = pack.run("LoRACLR_Merge", **values, **settings)
+    return lambda ask: conditioned(model, clip, ask.text())
+
+
+def merging_in_sequence(world: World, group: Group, **settings):
+    """As published: the cross attention's keys and values are merged first, and the rest is captured on the merged ones."""
+    values = {"clip": world.clip, "latent": LATENT} | settings
+    model, *_ = pack.run("LoRACLR_Merge", model=world.model, concepts=chain(group, keys_and_values), **values)
+    model, clip, *_ = pack.run("LoRACLR_Merge", model=model, concepts=chain(group, the_rest), **values)
+    return lambda ask: conditioned(model, clip, ask.text())
+
+
+def keys_and_values(concept: ShapeConcept) -> str:
+    return part(concept, "keys_and_values", lambda layer: layer.endswith(("attn2.to_k", "attn2.to_v")))
+
+
+def the_rest(concept: ShapeConcept) -> str:
+    return part(concept, "the_rest", lambda layer: not layer.endswith(("attn2.to_k", "attn2.to_v")))
+
+
+def part(concept: ShapeConcept, title: str, of_part: Callable[[str], bool]) -> str:
+    """Name of a LoRA file with some of a concept's layers."""
+    factors = {layer: pair for layer, pair in demo_assets.trained_factors(concept.name).items() if of_part(layer)}
+    rank = next(iter(factors.values()))[0].shape[1]
+    name = f"loraclr_demo_{concept.name}_{title}.safetensors"
+    path = Path(folder_paths.get_folder_paths("loras")[0]) / name
+    demo_assets.ensure(path, demo_assets.recipe_of(concept.name), lambda: (demo_assets.kohya(factors, float(rank)), {}))
+    return name
+
+
+def clora(world: World, group: Group, **settings):
+    """The sampler takes just the concepts that a prompt names."""
+
+    def prepare(ask: Ask) -> Conditioned:
+        values = {"model": world.model, "clip": world.clip, "concepts": chain(ask.named), "prompt": ask.text("braced")}
+        return pack.run("LoRACLR_CLoRASampler", **values, **settings)
+
+    return prepare
+
+
+def masked_hooks(world: World, group: Group):
+    """By hand with the host's own nodes: each LoRA as a hook of its own prompt in a part of the picture of its own."""
+
+    def prepare(ask: Ask) -> Conditioned:
+        positive, negative = [], []
+        for each, mask in zip(ask.named, parts_of_picture(len(ask.named)), strict=True):
+            hook = hooks.CreateHookLora().create_hook(lora_name(each), 1.0, 1.0)[0]
+            text = ask._replace(named=(each,)).text()
+            pair = encode(world.clip, text), encode(world.clip, "")
+            pair = hooks.PairConditioningSetProperties().set_properties(*pair, 1.0, "default", mask=mask, hooks=hook)
+            positive, negative = positive + pair[0], negative + pair[1]
+        rest = encode(world.clip, ask.text("class_word")), encode(world.clip, "")
+        combine = hooks.PairConditioningSetDefaultAndCombine().set_default_and_combine
+        return world.model, *combine(positive, negative, *rest)
+
+    return prepare
+
+
+def parts_of_picture(count: int) -> list[Tensor]:
+    """Everything, halves, or quarters: masks (1, SIDE, SIDE)."""
+    half = SIDE // 2
+    left, top = torch.zeros(2, 1, SIDE, SIDE)
+    left[..., :half], top[..., :half, :] = 1, 1
+    quarters = [left * top, (1 - left) * top, left * (1 - top), (1 - left) * (1 - top)]
+    return {1: [torch.ones(1, SIDE, SIDE)], 2: [left, 1 - left]}.get(count, quarters[:count])
+
+
+CORE = ("loraclr_core/*.py", "loraclr_core/host/*.py")
+SAMPLER_ONLY = {"contrast", "masks", "prompt", "attention", "branches", "clora", "differentiable", "evaluation"}
+SAMPLER_ONLY |= {"overlay", "prompts", "tokens"}
+MERGE_ONLY = {"adamw", "exact", "gram", "lowrank", "moments", "objective", "capture", "captures", "merging"}
+MERGE_ONLY |= {"merged_file", "report"}
+
+
+def code(without: set[str]) -> tuple[str, ...]:
+    paths = (path for pattern in CORE for path in sorted(ROOT.glob(pattern)))
+    return tuple(str(path.relative_to(ROOT)) for path in paths if path.stem not in without)
+
+
+def merge_row(**settings) -> Method:
+    return Method(merging, KINDS, settings, "LoRACLR_Merge", code(SAMPLER_ONLY))
+
+
+def clora_row(**settings) -> Method:
+    return Method(clora, KINDS[:2], settings, "LoRACLR_CLoRASampler", code(MERGE_ONLY))
+
+
+HEADLINE = {
+    "alone": Method(alone, KINDS[:1]),
+    "stacked": Method(stacking, KINDS),
+    "adamw": merge_row(solver="adamw (paper)"),
+    "exact": merge_row(),
+    "clora": clora_row(),
+    "clora-no-updates": clora_row(update_strength=0.0),
+    "clora-no-masks": clora_row(first_masked_step=10000),
+    "masked-hooks": Method(masked_hooks, KINDS[:2]),
+}
+VARIANTS = {
+    "sum": merge_row(solver="sum (baseline)"),
+    "exact-margin-0.5": merge_row(margin=0.5, margin_mode="relative"),
+    "exact-margin-1": merge_row(margin=1.0, margin_mode="relative"),
+    "exact-ridge-0.0001": merge_row(ridge=0.0001),
+    "exact-ridge-0.001": merge_row(ridge=0.001),
+    "exact-ridge-0.1": merge_row(ridge=0.1),
+    "exact-anchor-0.1": merge_row(anchor_weight=0.1),
+    "exact-anchor-1": merge_row(anchor_weight=1.0),
+    "exact-steps-5": merge_row(capture_steps=5),
+    "exact-steps-50": merge_row(capture_steps=50),
+    "exact-in-sequence": merge_row()._replace(prepare=merging_in_sequence),
+    "clora-threshold-0.2": clora_row(mask_threshold=0.2),
+    "clora-threshold-0.4": clora_row(mask_threshold=0.4),
+    "clora-threshold-0.5": clora_row(mask_threshold=0.5),
+    "clora-dilated": clora_row(mask_morphology="dilate"),
+    "clora-strength-0.01": clora_row(update_strength=0.01),
+    "clora-strength-0.05": clora_row(update_strength=0.05),
+    "clora-paper-strength": clora_row(update_strength=20.0, update_unit="absolute (paper)"),
+    "clora-refined": clora_row(refine_repeats=20),
+}
+ROWS = HEADLINE | VARIANTS

@@ -1,0 +1,75 @@
+"""The shipped weights draw what they were trained to, and the published scores are what this code measures."""
+
+import json
+import statistics
+
+import pack
+import pytest
+import quality
+import torch
+from quality import COLUMNS, ROOT, ROWS
+
+
+@pytest.fixture(scope="module")
+def world():
+    with torch.inference_mode():
+        return quality.World(*pack.demo_models())
+
+
+def test_every_concept_is_drawn_by_its_own_lora(world):
+    """A floor that a damaged file falls through: eight pictures by the stock loaders, one of each concept."""
+    asks = COLUMNS["8"].asks(64)["own"]
+    one_each = list({ask.named: ask for ask in asks}.values())
+    found = [scores["identity"] for scores, _ in quality.measured(world, ROWS["alone"], one_each)]
+    assert len(found) == 8
+    assert statistics.mean(statistics.mean(map(sum, each)) for each in found) > 0.6
+
+
+def test_a_cell_measured_again_is_the_cell_that_is_published(world):
+    row, column = "clora", "2-same-class"
+    ask, *_ = COLUMNS[column].asks(quality.pictures_of(row))["together"]
+    again, _ = next(quality.measured(world, ROWS[row], [ask]))
+    kept = quality.cell(row, column)["together"]
+    for score, values in again.items():
+        torch.testing.assert_close(torch.tensor(values), torch.tensor(kept[score][: len(values)]), rtol=0, atol=0.05)
+
+
+def test_readme_s_tables_are_those_of_the_cells():
+    """After a measurement: `make bench-quality ARGS=show`."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text.partition(quality.BEGIN)[2].partition(quality.END)[0].strip() == quality.tables()
+
+
+def test_a_cell_is_older_than_its_code_when_a_setting_or_a_default_changes(monkeypatch, tmp_path):
+    monkeypatch.setattr(quality, "CELLS", tmp_path)
+    row, column = "exact", "2"
+    cell = {"made_with": quality.fingerprint(row, column), "own": {"identity": [[0.5]], "prompt": [0]}}
+    (quality.cell_path(row, column)).write_text(json.dumps(cell))
+    assert quality.is_current(row, column)
+    assert "| exact | 0.50 |" in "\n".join(quality.table("identity", [row], [column]))
+    for name, change in (("ROWS", {row: quality.merge_row(ridge=0.5)}), ("SAMPLING", {"steps": 3})):
+        with monkeypatch.context() as changed:
+            changed.setitem(quality.ROWS, *change.popitem()) if name == "ROWS" else changed.setattr(
+                quality, name, change
+            )
+            assert not quality.is_current(row, column)
+            assert "| exact | 0.50* |" in "\n".join(quality.table("identity", [row], [column]))
+    defaults = pack.defaults
+    monkeypatch.setattr(pack, "defaults", lambda node_id: defaults(node_id) | {"ridge": 0.5})
+    assert not quality.is_current(row, column)
+
+
+def test_comments_and_docstrings_do_not_age_a_cell():
+    code = 'def f(x):\n    """What."""\n    return x  # why\n'
+    assert quality.essence(code) == quality.essence("def f(x):\n    return x\n")
+    assert quality.essence(code) != quality.essence("def f(x):\n    return 2 * x\n")
+
+
+def test_differences_are_paired_picture_by_picture(monkeypatch, tmp_path):
+    monkeypatch.setattr(quality, "CELLS", tmp_path)
+    for row, values in (("exact", [0.9, 0.1]), ("stacked", [0.8, 0.0])):
+        cell = {"row": row, "own": {"identity": [[v] for v in values], "prompt": [0, 0]}}
+        (quality.cell_path(row, "2")).write_text(json.dumps(cell))
+    found, width = quality.difference("exact", "stacked", "2", "identity")
+    assert found == pytest.approx(0.1)
+    assert width == pytest.approx(0, abs=1e-6)
