@@ -2,8 +2,11 @@
 
 from comfy_api.latest import io
 
+from ..loraclr_core.concept import Concept
 from ..loraclr_core.host import clora, overlay, prompts
+from ..loraclr_core.host.live import LiveView
 from ..loraclr_core.masks import MORPHOLOGY
+from . import page
 from .types import CATEGORY, Concepts
 
 
@@ -130,6 +133,13 @@ class CLoRASampler(io.ComfyNode):
                     tooltip="all at once is the faster one, and needs about a fifth more memory than the step itself. one branch"
                     " at a time needs no more than that, and is taken where memory runs out.",
                 ),
+                io.Boolean.Input(
+                    "live_view",
+                    optional=True,  # came later: prompts saved before lack it
+                    default=True,
+                    advanced=True,
+                    tooltip="Show the concepts' masks and attention on this node while it samples. Costs next to nothing.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -141,6 +151,7 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt for every branch."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -162,12 +173,23 @@ class CLoRASampler(io.ComfyNode):
         mask_morphology,
         first_masked_step,
         gradient_memory,
+        live_view=True,
     ) -> io.NodeOutput:
         settings = clora.Settings(
             *(update_strength, update_unit, update_start, update_end, _steps(refine_steps), refine_repeats),
             *(temperature, mask_threshold, mask_morphology, first_masked_step, gradient_memory),
         )
-        return io.NodeOutput(*prompts.compose(model, clip, concepts, prompt, negative, settings))
+        view = _view(cls.hidden.unique_id, concepts) if live_view else None
+        return io.NodeOutput(*prompts.compose(model, clip, concepts, prompt, negative, settings, view))
+
+
+def _view(node_id: str, concepts: list[Concept]) -> LiveView:
+    """Frames for this node on the page, while one is open (web/clora_view.js)."""
+    return LiveView(
+        [concept.name for concept in concepts],
+        lambda frame: page.send("loraclr.clora", {"node": node_id, **frame}),
+        page.is_open,
+    )
 
 
 def _steps(text: str) -> tuple[int, ...]:

@@ -155,7 +155,8 @@ class LoRACLRMerge(io.ComfyNode):
         )
         result = merging.merge(model, clip, concepts, settings, _progress(cls.hidden.unique_id))
         return io.NodeOutput(
-            *(result.model, result.clip, result.lora, merged_file.info(result), report.markdown(result))
+            *(result.model, result.clip, result.lora, merged_file.info(result), report.markdown(result)),
+            ui={"loraclr_merge": [report.panel(result)]},
         )
 
 

@@ -167,14 +167,14 @@ def parts_of_picture(count: int) -> list[Tensor]:
 
 CORE = ("loraclr_core/*.py", "loraclr_core/host/*.py")
 SAMPLER_ONLY = {"contrast", "masks", "prompt", "attention", "branches", "clora", "differentiable", "evaluation"}
-SAMPLER_ONLY |= {"overlay", "prompts", "tokens"}
+SAMPLER_ONLY |= {"prompts", "tokens"}
 MERGE_ONLY = {"adamw", "exact", "gram", "lowrank", "moments", "objective", "capture", "captures", "merging"}
-MERGE_ONLY |= {"merged_file", "report"}
+SHOWN_ONLY = {"live", "merged_file", "overlay", "report"}  # what no picture depends on
 
 
 def code(without: set[str]) -> tuple[str, ...]:
     paths = (path for pattern in CORE for path in sorted(ROOT.glob(pattern)))
-    return tuple(str(path.relative_to(ROOT)) for path in paths if path.stem not in without)
+    return tuple(str(path.relative_to(ROOT)) for path in paths if path.stem not in without | SHOWN_ONLY)
 
 
 def merge_row(**settings) -> Method:

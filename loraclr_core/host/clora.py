@@ -33,6 +33,7 @@ from . import differentiable
 from .attention import Recorder, read_layers
 from .branches import BranchAdapters
 from .evaluation import KEY, Call, Evaluation, Role
+from .live import LiveView
 
 UpdateUnit = Literal["relative", "absolute (paper)"]
 UPDATE_UNITS: tuple[UpdateUnit, ...] = ("relative", "absolute (paper)")
@@ -141,6 +142,7 @@ class CLoRA:
         positions: list[list[list[int]]],
         adapters: BranchAdapters,
         settings: Settings,
+        view: LiveView | None = None,
     ):
         """positions: for each branch and concept, where its tokens stand in that branch's conditioning."""
         self.owner = uuid.uuid4().hex
@@ -149,6 +151,7 @@ class CLoRA:
         self.branches = len(positions)
         self.adapters = adapters
         self.settings = settings
+        self.view = view
         self.records: OrderedDict[str, Record] = OrderedDict()
         self.run: _Run | None = None
 
@@ -204,11 +207,16 @@ class CLoRA:
         self.run = run = _Run(guider, sigmas, denoise_mask)
 
         def callback_at_moved(step, denoised, x, total):
-            callback(step, run.at(denoised), run.at(x), total)
+            denoised = run.at(denoised)
+            if self.view is not None and run.concept_masks is not None:
+                latent_format = guider.inner_model.latent_format
+                self.view.show(step, total, latent_format, denoised, run.concept_masks, run.heat[-1], run.losses)
+            if callback is not None:
+                callback(step, denoised, run.at(x), total)
 
         with self.adapters.attached(guider.inner_model):
             samples = executor(
-                *(guider, sigmas, extra_args, callback and callback_at_moved),
+                *(guider, sigmas, extra_args, callback_at_moved),
                 *(noise, latent_image, denoise_mask, disable_pbar),
             )
         if run.displacement is None:

@@ -10,10 +10,17 @@ from .adapters import MatchedLoRA
 from .branches import BranchAdapters
 from .clora import CLoRA, Settings
 from .evaluation import Role
+from .live import LiveView
 
 
 def compose(
-    model: ModelPatcher, clip, concepts: list[Concept], prompt: str, negative: str, settings: Settings
+    model: ModelPatcher,
+    clip,
+    concepts: list[Concept],
+    prompt: str,
+    negative: str,
+    settings: Settings,
+    view: LiveView | None = None,
 ) -> tuple[ModelPatcher, list, list]:
     """The patched model and its positive and negative conditioning, one tagged entry per branch in each.
 
@@ -31,7 +38,7 @@ def compose(
         (concept.lora_name, adapters.effect(match, model, concept.strength_model, device))
         for concept, match in zip(concepts, matches, strict=True)
     ]
-    clora = CLoRA(concepts, positions, BranchAdapters(model, effects), settings)
+    clora = CLoRA(concepts, positions, BranchAdapters(model, effects), settings, view)
     patched = clora.patch(model)
 
     clips = [clip, *(_with_lora(clip, m, c.strength_clip) for m, c in zip(matches, concepts, strict=True))]

@@ -2,11 +2,44 @@
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from .merging import LayerResult, MergeResult
 
 # Lists of keys longer than this are cut, and say so.
 LISTED = 5
+
+
+class Errors(NamedTuple):
+    """Squared distances of layers' outputs from what each concept alone gives: of the plain model, stacked, merged."""
+
+    base: float
+    sum: float
+    merged: float
+
+    @classmethod
+    def of(cls, layers: list[LayerResult], concept: int | None = None) -> "Errors":
+        """Of some layers together; of one concept or of all."""
+        chosen = slice(None) if concept is None else slice(concept, concept + 1)
+        return cls(*(sum(sum(getattr(layer, which)[chosen]) for layer in layers) for which in cls._fields))
+
+
+def panel(result: MergeResult) -> dict:
+    """What the page shows of a merge (web/merge_report.js): errors as bars, keys, and the whole report to copy."""
+    counts = [(len(match.matched), len(match.unmatched) + len(match.embeddings)) for match in result.matches]
+    concepts = [
+        {"name": concept.name, "matched": matched, "skipped": skipped, **_errors(result.layers, index)}
+        for index, (concept, (matched, skipped)) in enumerate(zip(result.concepts, counts, strict=True))
+    ]
+    groups = [
+        {"name": name, "count": len(layers), "margin_active": _margin_active(layers), **_errors(layers)}
+        for name, layers in _grouped(result.layers).items()
+    ]
+    return {"solver": result.settings.solver, "concepts": concepts, "groups": groups, "markdown": markdown(result)}
+
+
+def _errors(layers: list[LayerResult], concept: int | None = None) -> dict[str, float]:
+    return Errors.of(layers, concept)._asdict() if layers else {}
 
 
 def markdown(result: MergeResult) -> str:
@@ -59,9 +92,8 @@ def _concepts(result: MergeResult) -> str:
             f"{merged} / {summed} / {idle}",
         ]
         if result.layers:
-            base = sum(layer.base[i] for layer in result.layers)
-            row += [_share(sum(layer.sum[i] for layer in result.layers), base)]
-            row += [_share(sum(layer.merged[i] for layer in result.layers), base)]
+            errors = Errors.of(result.layers, i)
+            row += [_share(errors.sum, errors.base), _share(errors.merged, errors.base)]
         rows.append(row)
     head = [
         "concept",
@@ -83,23 +115,32 @@ def _concepts(result: MergeResult) -> str:
 
 
 def _groups(layers: list[LayerResult]) -> str:
-    groups: dict[str, list[LayerResult]] = {}
-    for layer in layers:
-        groups.setdefault(_group(layer.key), []).append(layer)
     rows = []
-    for name, members in groups.items():
-        base, total, merged = (sum(sum(getattr(m, which)) for m in members) for which in ("base", "sum", "merged"))
-        active = [flag for member in members for flag in member.margin_active]
+    for name, members in _grouped(layers).items():
+        base, total, merged = Errors.of(members)
         ranks = [member.rank for member in members]
         rows.append(
             [
                 *(name, str(len(members)), f"{min(ranks)}–{max(ranks)}", f"{base:.4g}"),
                 *(f"{total:.4g} ({_share(total, base)})", f"{merged:.4g} ({_share(merged, base)})"),
-                f"{100 * sum(active) / len(active):.0f} %",
+                f"{100 * _margin_active(members):.0f} %",
             ]
         )
     head = ["layers", "count", "rank", "error base", "error stacked", "error merged", "margin active"]
     return "## Layer groups\n\n" + _table(head, rows)
+
+
+def _grouped(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
+    groups: dict[str, list[LayerResult]] = {}
+    for layer in layers:
+        groups.setdefault(_group(layer.key), []).append(layer)
+    return groups
+
+
+def _margin_active(layers: list[LayerResult]) -> float:
+    """The share of layers and concepts whose margin is active."""
+    active = [flag for layer in layers for flag in layer.margin_active]
+    return sum(active) / len(active)
 
 
 def _notes(result: MergeResult) -> str:

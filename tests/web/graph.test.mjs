@@ -1,0 +1,31 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { CONCEPT, conceptName, conceptNames, nodeById } from "../../web/lib/graph.js";
+
+/** A node as litegraph has them, as far as these functions look. */
+function node(values, from = null, type = CONCEPT) {
+  const widgets = Object.entries(values).map(([name, value]) => ({ name, value }));
+  const inputs = [{ type: type === "Reroute" ? "*" : "LORACLR_CONCEPTS" }];
+  return { type, comfyClass: type, widgets, inputs, getInputNode: () => from };
+}
+
+test("a concept is called by its name, its class word, or its trigger's last word", () => {
+  assert.equal(conceptName(node({ name: "tom", class_word: "cat", trigger: "sks cat" })), "tom");
+  assert.equal(conceptName(node({ name: "", class_word: "cat", trigger: "sks kitten" })), "cat");
+  assert.equal(conceptName(node({ name: "", class_word: "", trigger: "sks cat" })), "cat");
+});
+
+test("the chain is followed to its start, through reroutes, in its order", () => {
+  const chain = node({ name: "dog" }, node({}, node({ name: "cat" }), "Reroute"));
+  assert.deepEqual(conceptNames(node({}, chain, "LoRACLR_CLoRASampler")), ["cat", "dog"]);
+  assert.deepEqual(conceptNames(node({}, null, "LoRACLR_CLoRASampler")), []);
+});
+
+test("ids lead through subgraphs", () => {
+  const inner = { id: 12 };
+  const subgraph = { getNodeById: (id) => (id === 12 ? inner : null) };
+  const root = { getNodeById: (id) => (id === 5 ? { subgraph } : null) };
+  assert.equal(nodeById(root, "5:12"), inner);
+  assert.equal(nodeById(root, "5:13"), null);
+  assert.equal(nodeById(root, "7:12"), null);
+});

@@ -1,0 +1,38 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { completed, offers, problems, triggerFromMetadata, typing } from "../../web/lib/prompt.js";
+
+test("a prompt that names every concept has no problems", () => {
+  assert.deepEqual(problems("a photo of {cat} and { dog }", ["cat", "dog"]), []);
+});
+
+test("unknown names, stray braces and missing concepts are told", () => {
+  assert.match(problems("{dgo} and {cat}", ["cat", "dog"]).join(" "), /\{dgo\}.*\{cat\}, \{dog\}.*Not in the prompt yet: \{dog\}/);
+  assert.match(problems("{cat", ["cat"])[0], /partner/);
+  assert.match(problems("{cat}", [])[0], /none yet/);
+});
+
+test("typing starts at an open brace and ends at a closed one", () => {
+  assert.deepEqual(typing("a {ca", 5), { start: 3, typed: "ca" });
+  assert.deepEqual(typing("a {", 3), { start: 3, typed: "" });
+  assert.equal(typing("a {cat} b", 9), null);
+  assert.equal(typing("a cat", 5), null);
+});
+
+test("offers go on from what is typed, whatever its case", () => {
+  assert.deepEqual(offers("c", ["Cat", "dog", "cow"]), ["Cat", "cow"]);
+  assert.deepEqual(offers("", ["cat", "dog"]), ["cat", "dog"]);
+});
+
+test("completing closes the brace once and leaves the rest", () => {
+  assert.deepEqual(completed("a {c in snow", 4, "cat"), { text: "a {cat} in snow", caret: 7 });
+  assert.deepEqual(completed("a {c} in snow", 4, "cat"), { text: "a {cat} in snow", caret: 7 });
+  assert.deepEqual(completed("a {do and {cat}", 5, "dog"), { text: "a {dog} and {cat}", caret: 7 });
+});
+
+test("triggers come from the metadata that trainers write", () => {
+  assert.equal(triggerFromMetadata({ "modelspec.trigger_phrase": " sks cat " }), "sks cat");
+  assert.equal(triggerFromMetadata({ ss_tag_frequency: '{"10_a": {"sks cat": 8, "sofa": 3}}' }), "sks cat");
+  assert.equal(triggerFromMetadata({ ss_dataset_dirs: '{"10_sks cat": {}}' }), "sks cat");
+  assert.equal(triggerFromMetadata({ ss_tag_frequency: "broken" }), null);
+});

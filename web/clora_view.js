@@ -1,0 +1,114 @@
+/** The live view on CLoRA Attention Contrast Sampler: the growing picture under each concept's mask or attention. */
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { colourOf, css, line, overlay, unpack } from "./lib/frame.js";
+import { CLORA, nodeById } from "./lib/graph.js";
+import { addPanel, recall, remember } from "./lib/panel.js";
+
+const EVENT = "loraclr.clora"; // nodes/clora.py
+const MODES = ["masks", "attention", "picture"];
+const STRONGEST = 0.6;
+const LOSS = { width: 200, height: 28 };
+
+class LiveView {
+  constructor(node) {
+    this.node = node;
+    this.mode = MODES[0];
+    this.hidden = new Set();
+    this.root = document.createElement("div");
+    this.root.className = "loraclr-panel loraclr-view";
+    this.root.innerHTML = `
+      <div class="loraclr-row">
+        <span class="loraclr-legend"></span>
+        <button type="button" class="loraclr-mode" title="Show masks, attention, or the picture alone"></button>
+      </div>
+      <canvas></canvas>
+      <div class="loraclr-row">
+        <span class="loraclr-step"></span>
+        <svg viewBox="0 -2 ${LOSS.width} ${LOSS.height + 4}" preserveAspectRatio="none">
+          <title>Separation loss: lower is further apart</title><polyline fill="none"/>
+        </svg>
+        <span class="loraclr-loss"></span>
+      </div>`;
+    this.find = (selector) => this.root.querySelector(selector);
+    this.find(".loraclr-mode").addEventListener("click", () => {
+      this.mode = MODES[(MODES.indexOf(this.mode) + 1) % MODES.length];
+      this.draw();
+    });
+    this.panel = addPanel(node, "live_view_panel", this.root, 300);
+  }
+
+  show(frame) {
+    this.frame = frame;
+    this.panel.open();
+    remember(this.node, EVENT, frame);
+    this.picture = new Image();
+    this.picture.onload = () => this.draw();
+    this.picture.src = frame.picture;
+  }
+
+  draw() {
+    const { frame, picture } = this;
+    const canvas = this.find("canvas");
+    canvas.width = picture.naturalWidth;
+    canvas.height = picture.naturalHeight;
+    const context = canvas.getContext("2d");
+    context.drawImage(picture, 0, 0);
+    if (this.mode !== "picture") context.drawImage(this.drawnMaps(), 0, 0, canvas.width, canvas.height);
+
+    this.find(".loraclr-mode").textContent = this.mode;
+    this.find(".loraclr-step").textContent = `${frame.step} / ${frame.steps}`;
+    this.find("polyline").setAttribute("points", line(frame.losses, LOSS.width, LOSS.height));
+    this.find(".loraclr-loss").textContent = frame.losses.at(-1)?.toFixed(2) ?? "";
+    this.find(".loraclr-legend").replaceChildren(...frame.names.map((name, concept) => this.chip(name, concept)));
+  }
+
+  /** The chosen maps of the concepts that are not hidden, on a canvas of the maps' own size. */
+  drawnMaps() {
+    const { frame } = this;
+    const [maps, [height, width]] =
+      this.mode === "masks" ? [frame.masks, frame.mask_size] : [frame.heat, frame.heat_size];
+    const concepts = frame.names.map((_, concept) => concept).filter((concept) => !this.hidden.has(concept));
+    const shown = concepts.map((concept) => unpack(maps[concept]));
+    const canvas = new OffscreenCanvas(width, height);
+    if (shown.length) {
+      const pixels = overlay(shown, concepts, STRONGEST);
+      canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
+    }
+    return canvas;
+  }
+
+  chip(name, concept) {
+    const chip = document.createElement("button");
+    chip.type = "button";
+    chip.className = "loraclr-chip";
+    chip.textContent = name;
+    chip.title = `Show or hide ${name}`;
+    chip.style.setProperty("--concept", css(colourOf(concept)));
+    chip.setAttribute("aria-pressed", String(!this.hidden.has(concept)));
+    chip.addEventListener("click", () => {
+      if (!this.hidden.delete(concept)) this.hidden.add(concept);
+      this.draw();
+    });
+    return chip;
+  }
+}
+
+const views = new WeakMap();
+
+app.registerExtension({
+  name: "loraclr.clora_view",
+  setup() {
+    api.addEventListener(EVENT, ({ detail }) => {
+      const node = nodeById(app.rootGraph ?? app.graph, detail.node);
+      views.get(node)?.show(detail);
+    });
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === CLORA) views.set(node, new LiveView(node));
+  },
+  loadedGraphNode(node) {
+    const earlier = views.has(node) && recall(node, EVENT);
+    if (earlier) views.get(node).show(earlier);
+  },
+});

@@ -1,0 +1,63 @@
+/** Prompts with concepts by name in braces, as `loraclr_core/prompt.py` reads them. */
+
+const MARK = /\{([^{}]*)\}/g;
+
+const list = (names) => names.map((name) => `{${name}}`).join(", ");
+
+/** What is wrong with a prompt for these concepts, in words; empty where nothing is. */
+export function problems(text, names) {
+  const found = [];
+  const marks = [...text.matchAll(MARK)].map((mark) => mark[1].trim());
+  for (const name of new Set(marks)) {
+    if (!names.includes(name)) found.push(`No concept is called {${name}}. There are: ${list(names) || "none yet"}.`);
+  }
+  if (/[{}]/.test(text.replace(MARK, ""))) found.push("A brace lacks its partner.");
+  const missing = names.filter((name) => !marks.includes(name));
+  if (missing.length) found.push(`Not in the prompt yet: ${list(missing)}.`);
+  return found;
+}
+
+/** The name being typed after an open brace at the caret: where it starts, and what is there so far; or null. */
+export function typing(text, caret) {
+  const found = /\{([^{}\n]*)$/.exec(text.slice(0, caret));
+  return found && { start: found.index + 1, typed: found[1].trim() };
+}
+
+/** The names that go on from what is typed. */
+export function offers(typed, names) {
+  const wanted = typed.toLowerCase();
+  return names.filter((name) => name.toLowerCase().startsWith(wanted));
+}
+
+/** The prompt with the name at the caret completed, and where the caret goes. */
+export function completed(text, caret, name) {
+  const { start } = typing(text, caret);
+  const rest = text.slice(caret).replace(/^[^{}\s,.;:]*\}?/, "");
+  return { text: `${text.slice(0, start)}${name}}${rest}`, caret: start + name.length + 1 };
+}
+
+/** The phrase a LoRA was trained on, where its metadata say so; as `lora_file.trigger_from_metadata`. */
+export function triggerFromMetadata(metadata) {
+  const phrase = metadata["modelspec.trigger_phrase"]?.trim();
+  if (phrase) return phrase;
+  const counts = new Map();
+  for (const tags of Object.values(parsed(metadata.ss_tag_frequency))) {
+    for (const [tag, count] of Object.entries(tags)) {
+      if (tag.trim()) counts.set(tag.trim(), (counts.get(tag.trim()) ?? 0) + Number(count));
+    }
+  }
+  if (counts.size) return [...counts].reduce((best, each) => (each[1] > best[1] ? each : best))[0];
+  for (const folder of Object.keys(parsed(metadata.ss_dataset_dirs))) {
+    const [, name] = /^\d+_(.*)$/.exec(folder) ?? [];
+    if (name?.trim()) return name.trim();
+  }
+  return null;
+}
+
+function parsed(json) {
+  try {
+    return JSON.parse(json) ?? {};
+  } catch {
+    return {};
+  }
+}

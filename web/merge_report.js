@@ -1,0 +1,90 @@
+/** The report on LoRACLR Merge: how far each concept, and each kind of layer, is from what its LoRA alone would give. */
+import { app } from "../../scripts/app.js";
+import { bars, percent } from "./lib/errors.js";
+import { MERGE } from "./lib/graph.js";
+import { addPanel, recall, remember } from "./lib/panel.js";
+
+const OUTPUT = "loraclr_merge"; // nodes/merge.py
+
+function element(tag, { text, className, title, children = [] } = {}) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  if (title) made.title = title;
+  made.append(...children);
+  return made;
+}
+
+function barsOf(errors) {
+  const made = bars(errors).map(({ title, share, colour }) => {
+    const bar = element("div", { className: "loraclr-bar", title: `${title}: ${percent(share)} of the plain model's` });
+    bar.style.width = `${Math.min(100, 100 * share)}%`;
+    bar.style.setProperty("--bar", colour);
+    return bar;
+  });
+  return element("td", { className: "loraclr-bars", children: made });
+}
+
+function table(heads, rows) {
+  const head = element("tr", { children: heads.map((text) => element("th", { text })) });
+  return element("table", { children: [head, ...rows.map((cells) => element("tr", { children: cells }))] });
+}
+
+function fill(root, report) {
+  const copy = element("button", { text: "Copy as Markdown" });
+  copy.type = "button";
+  copy.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(report.markdown);
+    copy.textContent = "Copied";
+    setTimeout(() => (copy.textContent = "Copy as Markdown"), 1500);
+  });
+  const cell = (text, title) => element("td", { text, title });
+  const parts = [
+    element("div", { className: "loraclr-row", children: [element("span", { text: `solver: ${report.solver}` }), copy] }),
+    table(
+      ["concept", "keys", "skipped", "error: plain, stacked, merged"],
+      report.concepts.map((each) => [cell(each.name), cell(each.matched), cell(each.skipped), barsOf(each)]),
+    ),
+  ];
+  if (report.groups.length) {
+    parts.push(
+      table(
+        ["layers", "", "margin active", "error: plain, stacked, merged"],
+        report.groups.map((each) => [
+          cell(each.name.split(" … ").at(-1), each.name),
+          cell(`× ${each.count}`),
+          cell(percent(each.margin_active)),
+          barsOf(each),
+        ]),
+      ),
+    );
+  }
+  root.replaceChildren(...parts);
+}
+
+const shown = new WeakMap();
+
+app.registerExtension({
+  name: "loraclr.merge_report",
+  nodeCreated(node) {
+    if (node.comfyClass !== MERGE) return;
+    const root = element("div", { className: "loraclr-panel loraclr-report" });
+    const panel = addPanel(node, "report_panel", root, 220);
+    shown.set(node, (report) => {
+      fill(root, report);
+      panel.open();
+    });
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.apply(this, arguments);
+      const [report] = output?.[OUTPUT] ?? [];
+      if (!report) return;
+      remember(node, OUTPUT, report);
+      shown.get(node)(report);
+    };
+  },
+  loadedGraphNode(node) {
+    const earlier = shown.has(node) && recall(node, OUTPUT);
+    if (earlier) shown.get(node)(earlier);
+  },
+});

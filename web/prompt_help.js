@@ -1,0 +1,130 @@
+/** Help while typing CLoRA's prompt: `{` offers the connected concepts, and what does not fit them is said at once. */
+import { app } from "../../scripts/app.js";
+import { CLORA, conceptNames, widgetOf } from "./lib/graph.js";
+import "./lib/panel.js";
+import { completed, offers, problems, typing } from "./lib/prompt.js";
+
+/** One for the page, below the field that has the focus. */
+class Popup {
+  constructor() {
+    this.root = document.createElement("div");
+    this.root.className = "loraclr-popup";
+    this.root.setAttribute("role", "listbox");
+    this.root.hidden = true;
+    document.body.append(this.root);
+  }
+
+  get open() {
+    return !this.root.hidden;
+  }
+
+  show(field, names, notes) {
+    this.field = field;
+    this.names = names;
+    this.chosen = 0;
+    const options = names.map((name) => {
+      const option = document.createElement("div");
+      option.className = "loraclr-option";
+      option.setAttribute("role", "option");
+      option.textContent = name;
+      option.addEventListener("pointerdown", (event) => {
+        event.preventDefault(); // the field keeps the focus
+        this.take(name);
+      });
+      return option;
+    });
+    const told = notes.map((note) => {
+      const line = document.createElement("div");
+      line.className = "loraclr-problem";
+      line.textContent = note;
+      return line;
+    });
+    this.root.replaceChildren(...options, ...told);
+    this.mark();
+    const { left, bottom, width } = field.getBoundingClientRect();
+    Object.assign(this.root.style, { left: `${left}px`, top: `${bottom + 2}px`, maxWidth: `${Math.max(220, width)}px` });
+    this.root.hidden = !options.length && !told.length;
+  }
+
+  hide() {
+    this.root.hidden = true;
+    this.names = [];
+  }
+
+  mark() {
+    this.root.querySelectorAll(".loraclr-option").forEach((option, index) => {
+      option.setAttribute("aria-selected", String(index === this.chosen));
+    });
+  }
+
+  /** Puts a name in at the caret, as if it had been typed. */
+  take(name) {
+    const { text, caret } = completed(this.field.value, this.field.selectionStart, name);
+    this.field.value = text;
+    this.field.setSelectionRange(caret, caret);
+    this.field.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  /** Whether it used the key. */
+  key(key) {
+    if (!this.open || !this.names.length) return false;
+    const move = { ArrowDown: 1, ArrowUp: -1 }[key];
+    if (move) {
+      this.chosen = (this.chosen + move + this.names.length) % this.names.length;
+      this.mark();
+    } else if (key === "Enter" || key === "Tab") {
+      this.take(this.names[this.chosen]);
+    } else if (key === "Escape") {
+      this.hide();
+    } else {
+      return false;
+    }
+    return true;
+  }
+}
+
+/** The CLoRA node whose prompt is typed into this field, in either renderer; or null. */
+function nodeOf(field) {
+  if (!(field instanceof HTMLTextAreaElement)) return null;
+  const { graph } = app.canvas;
+  const id = field.closest("[data-node-id]")?.dataset.nodeId;
+  if (id === undefined) {
+    return graph.nodes.find((node) => node.comfyClass === CLORA && widgetOf(node, "prompt").element === field) ?? null;
+  }
+  const node = graph.getNodeById(id);
+  const label = field.parentElement.querySelector("label")?.textContent.trim();
+  const widget = node?.comfyClass === CLORA && widgetOf(node, "prompt");
+  return widget && [widget.name, widget.label].includes(label) ? node : null;
+}
+
+function help(popup, field) {
+  const node = nodeOf(field);
+  if (!node) return;
+  const names = conceptNames(node);
+  const at = typing(field.value, field.selectionStart);
+  const found = problems(field.value, names);
+  field.classList.toggle("loraclr-wrong", found.length > 0);
+  field.title = found.join("\n");
+  if (at) popup.show(field, offers(at.typed, names), []);
+  else popup.show(field, [], found);
+}
+
+app.registerExtension({
+  name: "loraclr.prompt_help",
+  setup() {
+    const popup = new Popup();
+    const capture = { capture: true };
+    document.addEventListener("input", ({ target }) => help(popup, target), capture);
+    document.addEventListener("focusin", ({ target }) => help(popup, target), capture);
+    document.addEventListener("focusout", () => popup.hide(), capture);
+    document.addEventListener(
+      "keydown",
+      (event) => {
+        if (event.target !== popup.field || !popup.key(event.key)) return;
+        event.preventDefault();
+        event.stopPropagation();
+      },
+      capture,
+    );
+  },
+});
