@@ -7,7 +7,6 @@ then compose two of them while sampling, and look at the masks.
 Makes the models it needs (tools/demo_assets.py), starts a server of its own and stops it again.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,21 +16,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import workflows
 from comfy_server import ComfyServer, NodeError, OnMessage
+from graph import api_format
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / ".host" / "demo"
 OUTPUT = DEMO / "output"
-WORKFLOWS = ROOT / "example_workflows"
+MERGED = "loraclr/merged.safetensors"  # as the workflows call it
 
 
 def say(message: str) -> None:
     print(f"demo: {message}", flush=True)
-
-
-def load_workflow(name: str) -> dict[str, dict]:
-    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text("utf-8"))
 
 
 def show_progress(prompt: dict[str, dict]) -> OnMessage:
@@ -59,9 +56,9 @@ def show_progress(prompt: dict[str, dict]) -> OnMessage:
 
 
 def run(server: ComfyServer, name: str) -> dict[str, dict]:
-    """Runs a shipped workflow; returns what its output nodes showed, by their titles."""
+    """Runs a shipped workflow on the demo's models; returns what its output nodes showed, by their titles."""
     say(f"running {name}")
-    prompt = load_workflow(name)
+    prompt = api_format(workflows.described(name, server.object_info(), workflows.DEMO))
     history = server.wait(server.queue(prompt), show_progress(prompt), timeout=3600)
     return {prompt[node]["_meta"]["title"]: shown for node, shown in history["outputs"].items()}
 
@@ -97,8 +94,7 @@ def main() -> None:
         print(error.traceback, file=sys.stderr)
         sys.exit(f"demo: node {error.node_id} ({error.node_type}) failed: {error.message}\nlog: {server.log}")
 
-    loader = next(node for node in load_workflow("loraclr_reload").values() if node["class_type"] == "LoraLoader")
-    lora = Path(os.environ["COMFYUI_PATH"]) / "models" / "loras" / loader["inputs"]["lora_name"]
+    lora = Path(os.environ["COMFYUI_PATH"]) / "models" / "loras" / MERGED
     compared = [*pictures(merged["Picture"]), *pictures(reloaded["Picture"])]
     print("\n".join(["", *merged["Report"]["text"], ""]))
     say(f"largest difference between the merged and the reloaded picture: {largest_difference(*compared)} of 255")
@@ -111,7 +107,7 @@ def main() -> None:
         ("CLoRA separation loss", loss),
         ("merged LoRA", lora),
         ("server log", server.log),
-        ("workflows, to drag into the page", WORKFLOWS),
+        ("workflows, to drag into the page", workflows.FOLDER),
     ]:
         say(f"{what}: {path}")
 

@@ -30,6 +30,12 @@ class Node:
     inputs: dict[str, Any]  # values and Outputs, by input name
     info: dict[str, Any]
     title: str | None = None
+    models: list[dict[str, str]] = field(
+        default_factory=list
+    )  # which the page offers to download where they are missing
+
+    def offer(self, file: str, url: str, folder: str) -> None:
+        self.models.append({"name": file, "url": url, "directory": folder})
 
     def __getitem__(self, output_name: str) -> Output:
         return Output(self, list(self.info["output_name"]).index(output_name))
@@ -158,7 +164,7 @@ def _page_node(node: Node, order: int, links: list[list]) -> dict[str, Any]:
         "inputs": sockets,
         "outputs": [{"name": name, "type": kind, "links": []} for name, kind in outputs],
         **({"title": node.title} if node.title else {}),
-        "properties": {"Node name for S&R": node.type},
+        "properties": {"Node name for S&R": node.type, **({"models": node.models} if node.models else {})},
         "widgets_values": values,
     }
 

@@ -2,6 +2,9 @@
 
 python3 tools/host.py tools/workflows.py          # write example_workflows/*.json and example_workflows/api/*.json
 python3 tools/host.py tools/workflows.py --check  # exit 1 where a file is not what would be written
+
+They are shipped for `REAL` models, which users have or are told where to get; `make demo` and the tests run the same
+graphs on the `DEMO`'s.
 """
 
 import argparse
@@ -9,230 +12,315 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from graph import Graph, Node, NodeInfos, Output, api_format, page_format
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "example_workflows"
 
-# As the demo's LoRAs were trained (tools/demo_assets.py).
-CONCEPTS = {"ball": "sks ball", "box": "zwx box", "cross": "ohwx cross"}
-CLORA_PROMPT = "a photo of a {ball} and a {box} on grass"
-PAIR = ("ball", "box")
-CHECKPOINT = "loraclr_demo.safetensors"
+
+class Subject(NamedTuple):
+    """A concept LoRA: its name in prompts, its file, the phrase it was trained on, plain words for it."""
+
+    name: str
+    file: str
+    trigger: str
+    class_word: str
 
 
-def prompt_of(names: Iterable[str]) -> str:
-    return "a photo of " + " and ".join(f"a {CONCEPTS[name]}" for name in names) + " on grass"
+class Models(NamedTuple):
+    """What the workflows run on, and settings that fit it. url: where the checkpoint can be had."""
+
+    checkpoint: str
+    url: str
+    subjects: tuple[Subject, ...]
+    scene: str
+    side: int
+    steps: int
+    capture_steps: int
+    cfg: float
+
+    def prompt(self, subjects: Iterable[Subject], named: Callable[[Subject], str]) -> str:
+        return f"a photo of {' and '.join(f'a {named(each)}' for each in subjects)} {self.scene}"
 
 
-def add_model(graph: Graph) -> tuple[Node, Output]:
-    """Checkpoint and empty latent."""
-    graph.group("Model", (-20, -60, 340, 420))
-    checkpoint = graph.add("CheckpointLoaderSimple", (0, 0, 300, 120), {"ckpt_name": CHECKPOINT})
-    latent = graph.add("EmptyLatentImage", (0, 200, 300, 130), {"width": 128, "height": 128})
-    return checkpoint, latent["LATENT"]
+REAL = Models(
+    "v1-5-pruned-emaonly-fp16.safetensors",
+    "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
+    (
+        Subject("cat", "my_cat_lora.safetensors", "sks cat", "cat"),
+        Subject("dog", "my_dog_lora.safetensors", "zwx dog", "dog"),
+    ),
+    *("in a park", 512, 30, 20, 7.0),
+)
+DEMO = Models(
+    "loraclr_demo.safetensors",
+    "",
+    (
+        Subject("ball", "loraclr_demo_ball.safetensors", "sks ball", "ball"),
+        Subject("box", "loraclr_demo_box.safetensors", "zwx box", "box"),
+        Subject("cross", "loraclr_demo_cross.safetensors", "ohwx cross", "cross"),
+    ),
+    *("on grass", 128, 20, 8, 4.0),
+)
+
+MODELS_HINT = (
+    "**Models.** Checkpoint: any SD1.5 model in `models/checkpoints`; the name here is ComfyUI's usual one. LoRAs: subjects"
+    " trained on that kind of model (a person, a pet, an object), in `models/loras`. A file that is missing is marked red:"
+    " choose one of yours.\n\n"
+)
 
 
-def add_prompts(graph: Graph, x: int, y: int, clip: Output, prompt: str) -> dict[str, Output]:
-    positive = graph.add("CLIPTextEncode", (x, y, 400, 180), {"text": prompt, "clip": clip}, "Prompt: the triggers")
-    negative = graph.add("CLIPTextEncode", (x, y + 240, 400, 140), {"text": "", "clip": clip}, "Negative prompt")
-    return {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
+def by_trigger(subject: Subject) -> str:
+    return subject.trigger
 
 
-def add_sampling(
-    graph: Graph, x: int, y: int, sampled_from: dict[str, Output], vae: Output, prefix: str, title: str = "Picture"
-) -> tuple[Output, Output]:
-    """Sampling and saving, with the same seed everywhere, so that pictures can be compared. Latent, picture."""
-    values = {"seed": 1, "steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
-    sampled = graph.add("KSampler", (x, y, 300, 300), {**sampled_from, **values})
-    decoded = graph.add("VAEDecode", (x, y + 360, 300, 60), {"samples": sampled["LATENT"], "vae": vae})
-    values = {"images": decoded["IMAGE"], "filename_prefix": f"loraclr/{prefix}"}
-    graph.add("SaveImage", (x + 330, y, 320, 420), values, title)
-    return sampled["LATENT"], decoded["IMAGE"]
+def in_braces(subject: Subject) -> str:
+    return f"{{{subject.name}}}"
 
 
-def add_picture(
-    graph: Graph, x: int, y: int, patched: dict[str, Output], latent: Output, vae: Output, prompt: str, **names: str
-) -> None:
-    """Prompts, sampling and saving with an ordinary model. patched: its MODEL and CLIP."""
-    prompts = add_prompts(graph, x, y, patched["CLIP"], prompt)
-    sampled_from = {"model": patched["MODEL"], "latent_image": latent, **prompts}
-    add_sampling(graph, x + 430, y, sampled_from, vae, **names)
+class Description:
+    """One workflow being described, for some models. The methods add what several workflows share."""
+
+    def __init__(self, infos: NodeInfos, models: Models):
+        self.graph = Graph(infos)
+        self.add = self.graph.add
+        self.group = self.graph.group
+        self.models = models
+        self.pair = models.subjects[:2]
+
+    def note(self, text: str, height: int) -> None:
+        self.graph.note("What to change first", MODELS_HINT + text, (-420, 0, 380, height))
+
+    def model(self) -> None:
+        """Checkpoint and empty latent."""
+        self.group("Model", (-20, -60, 340, 420))
+        models = self.models
+        self.checkpoint = self.add("CheckpointLoaderSimple", (0, 0, 300, 120), {"ckpt_name": models.checkpoint})
+        if models.url:
+            self.checkpoint.offer(models.checkpoint, models.url, "checkpoints")
+        size = {"width": models.side, "height": models.side}
+        self.latent = self.add("EmptyLatentImage", (0, 200, 300, 130), size)["LATENT"]
+
+    def concepts(self, subjects: Iterable[Subject], masks: Iterable[Output] = ()) -> Output:
+        """Chained; the list of all."""
+        subjects, given = tuple(subjects), tuple(masks)
+        self.group("Concepts", (340, -60, 360, 30 + 330 * len(subjects)))
+        chained: dict[str, Output] = {}
+        for row, subject in enumerate(subjects):
+            values = {"lora_name": subject.file, "trigger": subject.trigger, "class_word": subject.class_word}
+            own = {"mask": given[row]} if given else {}
+            title = f"Concept: {subject.name}"
+            box = (360, 330 * row, 320, 270)
+            concept = self.add("LoRACLR_LoadConceptLoRA", box, {**values, **own, **chained}, title)
+            chained = {"concepts": concept["concepts"]}
+        return chained["concepts"]
+
+    def prompts(self, x: int, y: int, clip: Output, text: str) -> dict[str, Output]:
+        title = "Prompt: the triggers"
+        positive = self.add("CLIPTextEncode", (x, y, 400, 180), {"text": text, "clip": clip}, title)
+        negative = self.add("CLIPTextEncode", (x, y + 240, 400, 140), {"text": "", "clip": clip}, "Negative prompt")
+        return {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
+
+    def sampling(
+        self, x: int, y: int, sampled_from: dict[str, Output], prefix: str, title: str = "Picture"
+    ) -> tuple[Output, Output]:
+        """Sampling and saving, with the same seed everywhere, so that pictures can be compared. Latent, picture."""
+        values = {"steps": self.models.steps, "cfg": self.models.cfg, "sampler_name": "euler", "scheduler": "normal"}
+        values = {"latent_image": self.latent, "seed": 1, **values, **sampled_from}
+        sampled = self.add("KSampler", (x, y, 300, 300), values)
+        vae = self.checkpoint["VAE"]
+        decoded = self.add("VAEDecode", (x, y + 360, 300, 60), {"samples": sampled["LATENT"], "vae": vae})
+        values = {"images": decoded["IMAGE"], "filename_prefix": f"loraclr/{prefix}"}
+        self.add("SaveImage", (x + 330, y, 320, 420), values, title)
+        return sampled["LATENT"], decoded["IMAGE"]
+
+    def picture(self, x: int, y: int, patched: dict[str, Output], subjects: Iterable[Subject], **names: str) -> None:
+        """Prompts, sampling and saving with an ordinary model. patched: its MODEL and CLIP."""
+        prompts = self.prompts(x, y, patched["CLIP"], self.models.prompt(subjects, by_trigger))
+        self.sampling(x + 430, y, {"model": patched["MODEL"], **prompts}, **names)
+
+    def merge(self, box: tuple[int, int, int, int], concepts: Output) -> Node:
+        values = {"model": self.checkpoint["MODEL"], "clip": self.checkpoint["CLIP"], "latent": self.latent}
+        return self.add(
+            "LoRACLR_Merge", box, {**values, "concepts": concepts, "capture_steps": self.models.capture_steps}
+        )
+
+    def clora(self, x: int, y: int, concepts: Output) -> dict[str, Output]:
+        """What a sampler node takes of CLoRA."""
+        values = {"model": self.checkpoint["MODEL"], "clip": self.checkpoint["CLIP"], "concepts": concepts}
+        prompt = self.models.prompt(self.pair, in_braces)
+        clora = self.add("LoRACLR_CLoRASampler", (x, y, 400, 560), {**values, "prompt": prompt})
+        return {"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]}
+
+    def mask(self, x: int, y: int, left: int, top: int, width: int, height: int, title: str) -> Output:
+        """A rectangle of the picture, in pixels."""
+        side = {"width": self.models.side, "height": self.models.side}
+        nothing = self.add("SolidMask", (x, y, 220, 110), {"value": 0.0, **side}, f"{title}: picture size")
+        full = {"value": 1.0, "width": width, "height": height}
+        rectangle = self.add("SolidMask", (x, y + 160, 220, 110), full, f"{title}: size")
+        values = {"destination": nothing["MASK"], "source": rectangle["MASK"], "x": left, "y": top, "operation": "add"}
+        return self.add("MaskComposite", (x + 250, y, 220, 150), values, f"{title}: where")["MASK"]
 
 
-def add_clora(graph: Graph, x: int, y: int, checkpoint: Node, concepts: Output, latent: Output) -> dict[str, Output]:
-    """What a sampler node takes of CLoRA."""
-    values = {"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], "concepts": concepts}
-    clora = graph.add("LoRACLR_CLoRASampler", (x, y, 400, 560), {**values, "prompt": CLORA_PROMPT})
-    outputs = {"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]}
-    return {**outputs, "latent_image": latent}
-
-
-def add_concepts(graph: Graph, names: tuple[str, ...]) -> Output:
-    """Some of the demo's concepts, chained; returns the list of all."""
-    graph.group("Concepts", (340, -60, 360, 30 + 330 * len(names)))
-    chained: dict[str, Output] = {}
-    for row, name in enumerate(names):
-        values = {"lora_name": f"loraclr_demo_{name}.safetensors", "trigger": CONCEPTS[name], "class_word": name}
-        box = (360, 330 * row, 320, 270)
-        concept = graph.add("LoRACLR_LoadConceptLoRA", box, {**values, **chained}, f"Concept: {name}")
-        chained = {"concepts": concept["concepts"]}
-    return chained["concepts"]
-
-
-def loraclr_merge(infos: NodeInfos) -> Graph:
-    graph = Graph(infos)
-    graph.note(
-        "What to change first",
-        "1. **Checkpoint** and **LoRAs**: your own. The ones here are tiny, made by `make demo`, and paint plain"
-        " shapes.\n"
-        "2. **Trigger** of each concept: the phrase its LoRA was trained on. **Class word**: plain words for it.\n"
-        "3. **Prompt**: name the subjects by their triggers.\n"
-        "4. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL. It is also the size of the captures.\n"
-        "5. **capture_steps**: 20 for real models; 8 here, to be quick.\n\n"
-        "The merged LoRA is saved as `loraclr/merged`; **loraclr_reload** loads it again with the stock Load LoRA.",
-        (-420, 0, 380, 400),
+def loraclr_merge(at: Description) -> None:
+    at.note(
+        "1. **Trigger** of each concept: the phrase its LoRA was trained on. **Class word**: plain words for it.\n"
+        "2. **Prompt**: name the subjects by their triggers.\n"
+        "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL. It is also the size of the captures.\n\n"
+        "The merged LoRA is saved as `loraclr/merged`; the template **loraclr_reload** loads it again with the stock Load"
+        " LoRA. The merge node shows how near it comes to each concept.",
+        460,
     )
-    checkpoint, latent = add_model(graph)
-    concepts = add_concepts(graph, tuple(CONCEPTS))
-    graph.group("Merge", (720, -60, 380, 1020))
-    merge = graph.add(
-        "LoRACLR_Merge",
-        (740, 0, 340, 430),
-        {
-            **{"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], "latent": latent},
-            **{"capture_steps": 8, "concepts": concepts},
-        },
-    )
-    graph.add("PreviewAny", (1120, 700, 540, 300), {"source": merge["report"]}, "Report")
-    graph.add(
-        "LoRACLR_SaveMergedLoRA",
-        (740, 660, 340, 240),
-        {
-            **{"lora": merge["lora"], "merge_info": merge["merge_info"]},
-            **{"filename": "loraclr/merged", "if_exists": "overwrite"},
-        },
-    )
-    graph.group("Picture", (1120, -60, 1120, 700))
-    patched = {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}
-    add_picture(graph, 1140, 0, patched, latent, checkpoint["VAE"], prompt_of(CONCEPTS), prefix="merged")
-    return graph
+    at.model()
+    concepts = at.concepts(at.models.subjects)
+    at.group("Merge", (720, -60, 380, 1240))
+    merge = at.merge((740, 0, 340, 650), concepts)
+    at.add("PreviewAny", (1120, 700, 540, 300), {"source": merge["report"]}, "Report")
+    values = {"lora": merge["lora"], "merge_info": merge["merge_info"]}
+    values |= {"filename": "loraclr/merged", "if_exists": "overwrite"}
+    at.add("LoRACLR_SaveMergedLoRA", (740, 860, 340, 240), values)
+    at.group("Picture", (1120, -60, 1120, 700))
+    at.picture(1140, 0, {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}, at.models.subjects, prefix="merged")
 
 
-def loraclr_reload(infos: NodeInfos) -> Graph:
-    graph = Graph(infos)
-    graph.note(
-        "What to change first",
+def loraclr_reload(at: Description) -> None:
+    at.note(
         "Loads the LoRA that **loraclr_merge** saved, with the stock Load LoRA at strength 1: the same prompt and seed give"
         " the same picture.\n\n"
         "1. **Checkpoint**: the one the LoRAs were merged on.\n"
         "2. **LoRA**: the name that Save Merged LoRA reported. Press R if it is not in the list.\n"
         "3. **Prompt**: name the subjects by their triggers.",
-        (-420, 0, 380, 300),
+        440,
     )
-    checkpoint, latent = add_model(graph)
-    graph.group("Merged LoRA", (320, -60, 340, 420))
-    lora = graph.add(
-        "LoraLoader",
-        (340, 0, 300, 150),
-        {
-            **{"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"]},
-            **{"lora_name": "loraclr/merged.safetensors", "strength_model": 1.0, "strength_clip": 1.0},
-        },
-    )
-    graph.group("Picture", (680, -60, 1120, 700))
-    patched = {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}
-    add_picture(graph, 700, 0, patched, latent, checkpoint["VAE"], prompt_of(CONCEPTS), prefix="reloaded")
-    return graph
+    at.model()
+    at.group("Merged LoRA", (320, -60, 340, 420))
+    patched = {"model": at.checkpoint["MODEL"], "clip": at.checkpoint["CLIP"]}
+    values = {**patched, "lora_name": "loraclr/merged.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
+    lora = at.add("LoraLoader", (340, 0, 300, 150), values)
+    at.group("Picture", (680, -60, 1120, 700))
+    at.picture(700, 0, {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}, at.models.subjects, prefix="reloaded")
 
 
-def clora_two_concepts(infos: NodeInfos) -> Graph:
-    graph = Graph(infos)
-    graph.note(
-        "What to change first",
-        "1. **Checkpoint** and **LoRAs**: your own. The ones here are tiny, made by `make demo`, and paint plain"
-        " shapes.\n"
-        "2. **Trigger** of each concept: the phrase its LoRA was trained on. **Name**: what the prompt calls it.\n"
-        "3. **Prompt**: each concept by its name in braces.\n"
-        "4. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL; 30 to 50 steps.\n\n"
-        "If subjects still blend, raise **update_strength**; if the picture breaks up, lower it. The masks show what each"
-        " concept was given.",
-        (-420, 0, 380, 340),
+def clora_two_concepts(at: Description) -> None:
+    at.note(
+        "1. **Trigger** of each concept: the phrase its LoRA was trained on. **Name**: what the prompt calls it.\n"
+        "2. **Prompt**: each concept by its name in braces; type `{` to choose.\n"
+        "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL; 30 to 50 steps.\n\n"
+        "If subjects still blend, raise **update_strength**; if the picture breaks up, lower it. The node shows, while it"
+        " samples, what each concept is given.",
+        440,
     )
-    checkpoint, latent = add_model(graph)
-    concepts = add_concepts(graph, PAIR)
-    graph.group("CLoRA", (720, -60, 440, 700))
-    sampled_from = add_clora(graph, 740, 0, checkpoint, concepts, latent)
-    graph.group("Picture", (1180, -60, 700, 700))
-    samples, image = add_sampling(graph, 1200, 0, sampled_from, checkpoint["VAE"], "clora")
-    graph.group("What it looked at", (1900, -60, 720, 980))
-    maps = graph.add(
-        "LoRACLR_CLoRAMaps",
-        (1920, 0, 300, 160),
-        {"model": sampled_from["model"], "latent": samples, "image": image},
-    )
-    masks = graph.add("MaskToImage", (1920, 220, 300, 60), {"mask": maps["masks"]})
-    for row, (title, image, prefix) in enumerate(
-        [
-            ("Heat maps", maps["heat_maps"], "loraclr/clora_heat"),
-            ("Masks", masks["IMAGE"], "loraclr/clora_masks"),
-        ]
+    at.model()
+    concepts = at.concepts(at.pair)
+    at.group("CLoRA", (720, -60, 440, 1020))
+    sampled_from = at.clora(740, 0, concepts)
+    at.group("Picture", (1180, -60, 700, 700))
+    samples, image = at.sampling(1200, 0, sampled_from, "clora")
+    at.group("What it looked at", (1900, -60, 720, 980))
+    values = {"model": sampled_from["model"], "latent": samples, "image": image}
+    maps = at.add("LoRACLR_CLoRAMaps", (1920, 0, 300, 160), values)
+    masks = at.add("MaskToImage", (1920, 220, 300, 60), {"mask": maps["masks"]})
+    for row, (title, shown, prefix) in enumerate(
+        [("Heat maps", maps["heat_maps"], "loraclr/clora_heat"), ("Masks", masks["IMAGE"], "loraclr/clora_masks")]
     ):
-        graph.add("SaveImage", (2260, 470 * row, 320, 400), {"images": image, "filename_prefix": prefix}, title)
-    graph.add("LossGraphNode", (1920, 340, 300, 300), {"loss": maps["loss"]}, "Separation loss")
-    return graph
+        at.add("SaveImage", (2260, 470 * row, 320, 400), {"images": shown, "filename_prefix": prefix}, title)
+    at.add("LossGraphNode", (1920, 340, 300, 300), {"loss": maps["loss"]}, "Separation loss")
 
 
-def side_by_side(infos: NodeInfos) -> Graph:
-    graph = Graph(infos)
-    graph.note(
-        "What to change first",
+def clora_masks(at: Description) -> None:
+    at.note(
+        "Each concept is drawn where its **mask** says, instead of where its attention lies.\n\n"
+        "1. **Trigger** and **name** of each concept, and the **prompt** with the names in braces.\n"
+        "2. **Masks**: two halves here. For shapes of your own, put *Load Image (as Mask)* in their place, or *Load Image*,"
+        " right-click it and open the mask editor.\n"
+        "3. **Size** of the picture and of the masks: the same.",
+        460,
+    )
+    at.model()
+    half = at.models.side // 2
+    at.group("Masks", (-20, 540, 720, 660))
+    areas = [
+        at.mask(0, 600 + 300 * row, half * row, 0, half, at.models.side, f"Mask of {subject.name}")
+        for row, subject in enumerate(at.pair)
+    ]
+    concepts = at.concepts(at.pair, areas)
+    at.group("CLoRA", (720, -60, 440, 1020))
+    sampled_from = at.clora(740, 0, concepts)
+    at.group("Picture", (1180, -60, 700, 700))
+    at.sampling(1200, 0, sampled_from, "clora_masks")
+
+
+def clora_inpaint(at: Description) -> None:
+    at.note(
+        "A picture without the concepts is made first; then the concepts are painted into a part of it.\n\n"
+        "1. **Trigger** and **name** of each concept, and the **prompt** with the names in braces.\n"
+        "2. **Picture to paint into**: in its place, *Load Image* and *VAE Encode* take one of yours.\n"
+        "3. **Mask**: what is painted anew. *Load Image* with the mask editor gives any shape.\n"
+        "4. **denoise** of the second sampler: 1 paints anew, less keeps more of what was there.",
+        480,
+    )
+    at.model()
+    concepts = at.concepts(at.pair)
+    side = at.models.side
+    at.group("Picture to paint into", (-20, 720, 1120, 700))
+    scene = f"a photo {at.models.scene}"
+    plain = at.prompts(0, 780, at.checkpoint["CLIP"], scene)
+    first, _ = at.sampling(430, 780, {"model": at.checkpoint["MODEL"], **plain}, "clora_before", "Before")
+    at.group("Mask", (1120, 720, 520, 380))
+    area = at.mask(1140, 780, 0, side // 4, side, side - side // 4, "What is painted anew")
+    masked = at.add("SetLatentNoiseMask", (1390, 1000, 220, 60), {"samples": first, "mask": area})
+    at.group("CLoRA", (720, -60, 440, 760))
+    sampled_from = at.clora(740, 0, concepts)
+    at.group("Picture", (1180, -60, 700, 700))
+    at.sampling(1200, 0, {**sampled_from, "latent_image": masked["LATENT"]}, "clora_inpaint")
+
+
+def side_by_side(at: Description) -> None:
+    at.note(
         "The same two LoRAs, seed and prompt three ways: **stacked** with the stock Load LoRA, **merged**, and composed by"
         " **CLoRA**.\n\n"
-        "1. **Checkpoint** and **LoRAs**: your own, the same files in *Load LoRA* and in *Load Concept LoRA*. The ones here"
-        " are tiny, made by `make demo`, and paint plain shapes.\n"
+        "1. **LoRAs**: the same files in *Load LoRA* and in *Load Concept LoRA*.\n"
         "2. **Triggers** and **class words** of the concepts, and the three prompts: triggers in the first two, names in"
         " braces in the third.\n"
-        "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL. **capture_steps** of the merge: 20; 20 to 50 sampling steps.\n\n"
+        "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL.\n\n"
         "Try several seeds before you judge.",
-        (-420, 0, 380, 400),
+        500,
     )
-    checkpoint, latent = add_model(graph)
-    vae = checkpoint["VAE"]
-    prompt = prompt_of(PAIR)
-    concepts = add_concepts(graph, PAIR)
+    at.model()
+    concepts = at.concepts(at.pair)
 
-    graph.group("Stacked", (720, -60, 1560, 520))
-    patched = {"MODEL": checkpoint["MODEL"], "CLIP": checkpoint["CLIP"]}
-    for row, name in enumerate(PAIR):
-        values = {"model": patched["MODEL"], "clip": patched["CLIP"], "lora_name": f"loraclr_demo_{name}.safetensors"}
-        lora = graph.add("LoraLoader", (740, 200 * row, 300, 150), values, f"Load LoRA: {name}")
+    at.group("Stacked", (720, -60, 1560, 520))
+    patched = {"MODEL": at.checkpoint["MODEL"], "CLIP": at.checkpoint["CLIP"]}
+    for row, subject in enumerate(at.pair):
+        values = {"model": patched["MODEL"], "clip": patched["CLIP"], "lora_name": subject.file}
+        lora = at.add("LoraLoader", (740, 200 * row, 300, 150), values, f"Load LoRA: {subject.name}")
         patched = {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}
-    add_picture(graph, 1180, 0, patched, latent, vae, prompt, prefix="stacked", title="Picture: stacked")
+    at.picture(1180, 0, patched, at.pair, prefix="stacked", title="Picture: stacked")
 
-    graph.group("Merged", (720, 540, 1560, 560))
-    values = {"model": checkpoint["MODEL"], "clip": checkpoint["CLIP"], "latent": latent, "concepts": concepts}
-    merge = graph.add("LoRACLR_Merge", (740, 600, 400, 470), {**values, "capture_steps": 8})
+    at.group("Merged", (720, 540, 1560, 800))
+    merge = at.merge((740, 600, 400, 700), concepts)
     patched = {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}
-    add_picture(graph, 1180, 600, patched, latent, vae, prompt, prefix="merged", title="Picture: merged")
+    at.picture(1180, 600, patched, at.pair, prefix="merged", title="Picture: merged")
 
-    graph.group("CLoRA", (720, 1120, 1560, 660))
-    sampled_from = add_clora(graph, 740, 1180, checkpoint, concepts, latent)
-    add_sampling(graph, 1610, 1180, sampled_from, vae, "clora", "Picture: CLoRA")
-    return graph
+    at.group("CLoRA", (720, 1360, 1560, 980))
+    at.sampling(1610, 1420, at.clora(740, 1420, concepts), "clora", "Picture: CLoRA")
 
 
 WORKFLOWS = {
-    "loraclr_merge": loraclr_merge,
-    "loraclr_reload": loraclr_reload,
-    "clora_two_concepts": clora_two_concepts,
-    "side_by_side": side_by_side,
+    describe.__name__: describe
+    for describe in (loraclr_merge, loraclr_reload, clora_two_concepts, clora_masks, clora_inpaint, side_by_side)
 }
 CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py")
+
+
+def described(name: str, infos: NodeInfos, models: Models) -> Graph:
+    at = Description(infos, models)
+    WORKFLOWS[name](at)
+    return at.graph
 
 
 def load_node_infos() -> NodeInfos:
@@ -268,8 +356,8 @@ def _node_info(name: str, node: Any, nodes: Any, io: Any) -> dict[str, Any]:
 def files(infos: NodeInfos) -> dict[Path, str]:
     """Every shipped workflow file and its text."""
     texts = {}
-    for name, describe in WORKFLOWS.items():
-        graph = describe(infos)
+    for name in WORKFLOWS:
+        graph = described(name, infos, REAL)
         texts[FOLDER / f"{name}.json"] = _json(page_format(graph, name))
         texts[FOLDER / "api" / f"{name}.json"] = _json(api_format(graph))
     return texts

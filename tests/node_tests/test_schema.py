@@ -1,10 +1,13 @@
 """What saved workflows and the page rely on."""
 
 import inspect
+import json
 from pathlib import Path
 
 import nodes
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 # Saved workflows store widget values by position: this list may only ever grow at the end.
 WIDGETS = {
@@ -17,6 +20,7 @@ WIDGETS = {
     "LoRACLR_CLoRASampler": [
         *("prompt", "negative", "update_strength", "update_unit", "update_start", "update_end", "refine_steps"),
         *("refine_repeats", "temperature", "mask_threshold", "mask_morphology", "first_masked_step", "gradient_memory"),
+        "live_view",
     ],
     "LoRACLR_CLoRAMaps": ["batch_index"],
 }
@@ -50,6 +54,17 @@ class TestNode:
         assert schema.description
         assert all(part.tooltip for part in [*schema.inputs, *schema.outputs])
 
+    @pytest.mark.parametrize("locale", ["zh", "ja"])
+    def test_every_text_is_translated(self, node_id, locale):
+        schema = nodes.NODE_CLASS_MAPPINGS[node_id].define_schema()
+        texts = json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text("utf-8"))[node_id]
+        assert texts.keys() == {"display_name", "description", "inputs", "outputs"}
+        assert list(texts["inputs"]) == [part.id for part in schema.inputs]
+        assert list(texts["outputs"]) == [str(index) for index in range(len(schema.outputs))]
+        for part in (*texts["inputs"].values(), *texts["outputs"].values()):
+            assert part.keys() == {"name", "tooltip"}
+            assert all(part.values())
+
     def test_the_page_neither_rewrites_texts_nor_rolls_seeds(self, node_id):
         for part in nodes.NODE_CLASS_MAPPINGS[node_id].define_schema().inputs:
             assert part.id not in ("seed", "noise_seed")
@@ -63,5 +78,5 @@ def test_the_pack_registers_these_nodes_and_no_others():
 
 def test_every_node_has_a_help_page_that_names_its_widgets():
     for node_id, widgets in WIDGETS.items():
-        page = (Path(__file__).parents[2] / "web" / "docs" / f"{node_id}.md").read_text("utf-8")
+        page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text("utf-8")
         assert [widget for widget in widgets if f"**{widget}**" not in page] == []

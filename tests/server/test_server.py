@@ -1,9 +1,11 @@
 """The shipped workflows in a real server, over HTTP."""
 
+import functools
 import itertools
 import json
 from pathlib import Path
 
+import demo_assets
 import graph
 import numpy as np
 import pytest
@@ -14,8 +16,14 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def api(name: str) -> dict:
-    return json.loads((ROOT / "example_workflows" / "api" / f"{name}.json").read_text("utf-8"))
+@functools.cache
+def infos_of(server: ComfyServer) -> dict:
+    return server.object_info()
+
+
+def demo_prompt(server: ComfyServer, name: str) -> dict:
+    """A shipped workflow on the demo's models."""
+    return graph.api_format(workflows.described(name, infos_of(server), workflows.DEMO))
 
 
 def node_of(prompt: dict, class_type: str) -> dict:
@@ -23,13 +31,14 @@ def node_of(prompt: dict, class_type: str) -> dict:
 
 
 @pytest.fixture(scope="session")
-def server(demo, tmp_path_factory):
+def server(tmp_path_factory):
+    demo_assets.write_assets()
     with ComfyServer(tmp_path_factory.mktemp("server") / "output") as running:
         yield running
 
 
-def merge_prompt(**inputs) -> dict:
-    prompt = api("loraclr_merge")
+def merge_prompt(server: ComfyServer, **inputs) -> dict:
+    prompt = demo_prompt(server, "loraclr_merge")
     node_of(prompt, "LoRACLR_Merge")["inputs"].update({"merge_text_encoder": False, **inputs})
     return prompt
 
@@ -54,7 +63,7 @@ def run(server: ComfyServer, prompt: dict, **kwargs) -> tuple[np.ndarray, dict]:
 def first_run(server):
     """(picture, history, messages) of the merge workflow as shipped."""
     messages: list[dict] = []
-    return *run(server, api("loraclr_merge"), on_message=messages.append), messages
+    return *run(server, demo_prompt(server, "loraclr_merge"), on_message=messages.append), messages
 
 
 def test_the_pack_loads_without_complaint(server):
@@ -65,14 +74,15 @@ def test_the_pack_loads_without_complaint(server):
 
 def test_workflow_files_are_written_by_their_description(server):
     """After a node has changed: `make workflows`."""
-    for path, text in workflows.files(server.object_info()).items():
+    for path, text in workflows.files(infos_of(server)).items():
         assert path.read_text("utf-8") == text
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
 def test_the_page_s_format_and_the_api_s_are_the_same_graph(server, name):
     page = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
-    assert graph.to_api(page, server.object_info()) == api(name)
+    api = json.loads((ROOT / "example_workflows" / "api" / f"{name}.json").read_text("utf-8"))
+    assert graph.to_api(page, infos_of(server)) == api
 
 
 def test_merge_workflow_runs_as_shipped(first_run):
@@ -81,20 +91,20 @@ def test_merge_workflow_runs_as_shipped(first_run):
     (report,) = (
         text for output in history["outputs"].values() for text in output.get("text", ()) if "# LoRACLR" in text
     )
-    for name in workflows.CONCEPTS:
-        assert f"| {name} |" in report
+    for subject in workflows.DEMO.subjects:
+        assert f"| {subject.name} |" in report
     texts = {message["data"]["text"] for message in messages if message["type"] == "progress_text"}
     assert any(text.startswith("capturing cross, evaluation") for text in texts)
     assert any(text.startswith("solving layer") for text in texts)
 
 
 def test_saved_merge_reloads_to_the_same_picture(server, first_run):
-    pixels, _ = run(server, api("loraclr_reload"))
+    pixels, _ = run(server, demo_prompt(server, "loraclr_reload"))
     assert np.abs(pixels - first_run[0]).max() == 0
 
 
 def test_clora_workflow_runs_as_shipped(server):
-    prompt = api("clora_two_concepts")
+    prompt = demo_prompt(server, "clora_two_concepts")
     history = server.wait(server.queue(prompt))
     shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
     assert [len(shown[title]["images"]) for title in ("Picture", "Heat maps", "Masks", "Separation loss")] == [
@@ -108,7 +118,7 @@ def test_clora_workflow_runs_as_shipped(server):
 
 def test_side_by_side_workflow_runs_as_shipped(server):
     """Three pictures of one seed, none like another."""
-    prompt = api("side_by_side")
+    prompt = demo_prompt(server, "side_by_side")
     history = server.wait(server.queue(prompt))
     shown = {prompt[node]["_meta"]["title"]: output["images"] for node, output in history["outputs"].items()}
     found = [pixels(server, shown[f"Picture: {way}"]) for way in ("stacked", "merged", "CLoRA")]
@@ -116,7 +126,7 @@ def test_side_by_side_workflow_runs_as_shipped(server):
 
 
 def test_running_again_uses_the_host_s_cache(server):
-    prompt = merge_prompt(capture_steps=1)
+    prompt = merge_prompt(server, capture_steps=1)
     run(server, prompt)
     _, history = run(server, prompt)
     cached = next(data["nodes"] for event, data in history["status"]["messages"] if event == "execution_cached")
@@ -125,14 +135,14 @@ def test_running_again_uses_the_host_s_cache(server):
 
 
 def test_cancelled_in_the_middle_it_stops_and_the_next_run_is_as_ever(server):
-    prompt = merge_prompt(capture_steps=3)
+    prompt = merge_prompt(server, capture_steps=3)
     expected, _ = run(server, prompt)
 
     def interrupt_second_concept(message: dict) -> None:
         if message["type"] == "progress_text" and message["data"]["text"].startswith("capturing box"):
             server.interrupt()
 
-    cancelled = merge_prompt(capture_steps=3, capture_seed=9)
+    cancelled = merge_prompt(server, capture_steps=3, capture_seed=9)
     with pytest.raises(RunInterruptedError, match="LoRACLR_Merge"):
         server.wait(server.queue(cancelled), interrupt_second_concept)
     again, _ = run(server, prompt)
@@ -140,6 +150,6 @@ def test_cancelled_in_the_middle_it_stops_and_the_next_run_is_as_ever(server):
 
 
 def test_errors_reach_the_user_with_what_to_do(server):
-    prompt = merge_prompt(capture_prompts="a cat")
+    prompt = merge_prompt(server, capture_prompts="a cat")
     with pytest.raises(NodeError, match=r"LoRACLR_Merge.*lacks \{trigger\}"):
         server.wait(server.queue(prompt))
