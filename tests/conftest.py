@@ -1,5 +1,6 @@
 """The real host, in this process: ComfyUI on the CPU, with the pack loaded by ComfyUI's own loader."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -24,10 +25,12 @@ from comfy.cli_args import args  # noqa: E402
 
 args.cpu = True
 
+import demo_assets  # noqa: E402
 import pack  # noqa: E402
 import random_models  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from comfy.sd import CLIP, VAE  # noqa: E402
+from comfy_server import ComfyServer  # noqa: E402
 
 pack.load()
 
@@ -44,6 +47,24 @@ class Demo(NamedTuple):
 def demo() -> Demo:
     with torch.inference_mode():
         return Demo(*random_models.load())
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A server of its own with the demo's models, and settings that no run has touched."""
+    demo_assets.write_assets()
+    folder = tmp_path_factory.mktemp("server")
+    settings = folder / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
+    with ComfyServer(folder / "output", extra_args=("--user-directory", str(folder / "user"))) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def infos(server) -> dict:
+    """Schemas of the server's nodes."""
+    return server.object_info()
 
 
 @pytest.fixture(autouse=True)

@@ -91,6 +91,10 @@ class ComfyServer:
         """Schema of every node, by its type."""
         return self._request("/object_info")
 
+    def history(self, prompt_id: str) -> dict:
+        """The history entry of a finished run: `outputs` by node id, `status`."""
+        return self._request(f"/history/{prompt_id}")[prompt_id]
+
     def queue(self, prompt: dict[str, dict]) -> str:
         """Queue a graph in the API format; returns its id. Raises NodeError if the host does not accept it."""
         try:

@@ -1,8 +1,8 @@
 /** Help while typing CLoRA's prompt: `{` offers the connected concepts, and what does not fit them is said at once. */
 import { app } from "../../scripts/app.js";
 import { CLORA, conceptNames, widgetOf } from "./lib/graph.js";
-import "./lib/panel.js";
 import { completed, offers, problems, typing } from "./lib/prompt.js";
+import "./lib/style.js";
 
 /** One for the page, below the field that has the focus. */
 class Popup {

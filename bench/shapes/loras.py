@@ -1,4 +1,8 @@
-"""Trains one LoRA per concept on the base model, each alone, on pictures of the concept alone."""
+"""Trains one LoRA per concept on the base model, each alone, on pictures of the concept alone.
+
+A quarter of the pictures show a plain thing of the class by its plain prompt, so that the LoRA learns its trigger and leaves
+the class as it was (DreamBooth's prior preservation, arXiv 2208.12242).
+"""
 
 import contextlib
 import random
@@ -17,11 +21,12 @@ from .world import CONCEPTS, ShapeConcept, make_scene
 
 RANK = 8
 LEARNING_RATE = 1e-3
+PLAIN = 2  # of a batch
 WARMUP = 20
 EVERY = 50
 
 
-def run(device: torch.device, steps: int = 400) -> None:
+def run(device: torch.device, steps: int = 500) -> None:
     """Every concept whose file is not there yet."""
     base = demo_assets.WEIGHTS / f"{NAME}.safetensors"
     if not base.exists():
@@ -75,7 +80,7 @@ def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: 
         for step in range(1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP) * (1 - 0.9 * step / steps)
-            scenes = [make_scene([concept], rng) for _ in range(BATCH)]
+            scenes = [make_scene([concept.class_word if i < PLAIN else concept], rng) for i in range(BATCH)]
             loss = model.denoising_loss(unet, text, scenes, [scene.prompt() for scene in scenes], generator)
             optimizer.zero_grad()
             loss.backward()

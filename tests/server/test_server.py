@@ -1,11 +1,9 @@
 """The shipped workflows in a real server, over HTTP."""
 
-import functools
 import itertools
 import json
 from pathlib import Path
 
-import demo_assets
 import graph
 import numpy as np
 import pytest
@@ -16,29 +14,17 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@functools.cache
-def infos_of(server: ComfyServer) -> dict:
-    return server.object_info()
-
-
-def demo_prompt(server: ComfyServer, name: str) -> dict:
+def demo_prompt(infos: dict, name: str) -> dict:
     """A shipped workflow on the demo's models."""
-    return graph.api_format(workflows.described(name, infos_of(server), workflows.DEMO))
+    return graph.api_format(workflows.described(name, infos, workflows.DEMO))
 
 
 def node_of(prompt: dict, class_type: str) -> dict:
     return next(node for node in prompt.values() if node["class_type"] == class_type)
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    demo_assets.write_assets()
-    with ComfyServer(tmp_path_factory.mktemp("server") / "output") as running:
-        yield running
-
-
-def merge_prompt(server: ComfyServer, **inputs) -> dict:
-    prompt = demo_prompt(server, "loraclr_merge")
+def merge_prompt(infos: dict, **inputs) -> dict:
+    prompt = demo_prompt(infos, "loraclr_merge")
     node_of(prompt, "LoRACLR_Merge")["inputs"].update({"merge_text_encoder": False, **inputs})
     return prompt
 
@@ -60,10 +46,10 @@ def run(server: ComfyServer, prompt: dict, **kwargs) -> tuple[np.ndarray, dict]:
 
 
 @pytest.fixture(scope="session")
-def first_run(server):
+def first_run(server, infos):
     """(picture, history, messages) of the merge workflow as shipped."""
     messages: list[dict] = []
-    return *run(server, demo_prompt(server, "loraclr_merge"), on_message=messages.append), messages
+    return *run(server, demo_prompt(infos, "loraclr_merge"), on_message=messages.append), messages
 
 
 def test_the_pack_loads_without_complaint(server):
@@ -72,17 +58,17 @@ def test_the_pack_loads_without_complaint(server):
     assert "Traceback" not in log
 
 
-def test_workflow_files_are_written_by_their_description(server):
+def test_workflow_files_are_written_by_their_description(server, infos):
     """After a node has changed: `make workflows`."""
-    for path, text in workflows.files(infos_of(server)).items():
+    for path, text in workflows.files(infos).items():
         assert path.read_text("utf-8") == text
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_the_page_s_format_and_the_api_s_are_the_same_graph(server, name):
+def test_the_page_s_format_and_the_api_s_are_the_same_graph(server, infos, name):
     page = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
     api = json.loads((ROOT / "example_workflows" / "api" / f"{name}.json").read_text("utf-8"))
-    assert graph.to_api(page, infos_of(server)) == api
+    assert graph.to_api(page, infos) == api
 
 
 def test_merge_workflow_runs_as_shipped(first_run):
@@ -98,13 +84,13 @@ def test_merge_workflow_runs_as_shipped(first_run):
     assert any(text.startswith("solving layer") for text in texts)
 
 
-def test_saved_merge_reloads_to_the_same_picture(server, first_run):
-    pixels, _ = run(server, demo_prompt(server, "loraclr_reload"))
+def test_saved_merge_reloads_to_the_same_picture(server, infos, first_run):
+    pixels, _ = run(server, demo_prompt(infos, "loraclr_reload"))
     assert np.abs(pixels - first_run[0]).max() == 0
 
 
-def test_clora_workflow_runs_as_shipped(server):
-    prompt = demo_prompt(server, "clora_two_concepts")
+def test_clora_workflow_runs_as_shipped(server, infos):
+    prompt = demo_prompt(infos, "clora_two_concepts")
     history = server.wait(server.queue(prompt))
     shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
     assert [len(shown[title]["images"]) for title in ("Picture", "Heat maps", "Masks", "Separation loss")] == [
@@ -116,17 +102,17 @@ def test_clora_workflow_runs_as_shipped(server):
     assert picture(server, prompt, history).std() > 0
 
 
-def test_side_by_side_workflow_runs_as_shipped(server):
+def test_side_by_side_workflow_runs_as_shipped(server, infos):
     """Three pictures of one seed, none like another."""
-    prompt = demo_prompt(server, "side_by_side")
+    prompt = demo_prompt(infos, "side_by_side")
     history = server.wait(server.queue(prompt))
     shown = {prompt[node]["_meta"]["title"]: output["images"] for node, output in history["outputs"].items()}
     found = [pixels(server, shown[f"Picture: {way}"]) for way in ("stacked", "merged", "CLoRA")]
     assert all(np.abs(a - b).max() > 0 for a, b in itertools.combinations(found, 2))
 
 
-def test_running_again_uses_the_host_s_cache(server):
-    prompt = merge_prompt(server, capture_steps=1)
+def test_running_again_uses_the_host_s_cache(server, infos):
+    prompt = merge_prompt(infos, capture_steps=1)
     run(server, prompt)
     _, history = run(server, prompt)
     cached = next(data["nodes"] for event, data in history["status"]["messages"] if event == "execution_cached")
@@ -134,22 +120,22 @@ def test_running_again_uses_the_host_s_cache(server):
     assert merge_id in cached
 
 
-def test_cancelled_in_the_middle_it_stops_and_the_next_run_is_as_ever(server):
-    prompt = merge_prompt(server, capture_steps=3)
+def test_cancelled_in_the_middle_it_stops_and_the_next_run_is_as_ever(server, infos):
+    prompt = merge_prompt(infos, capture_steps=3)
     expected, _ = run(server, prompt)
 
     def interrupt_second_concept(message: dict) -> None:
         if message["type"] == "progress_text" and message["data"]["text"].startswith("capturing box"):
             server.interrupt()
 
-    cancelled = merge_prompt(server, capture_steps=3, capture_seed=9)
+    cancelled = merge_prompt(infos, capture_steps=3, capture_seed=9)
     with pytest.raises(RunInterruptedError, match="LoRACLR_Merge"):
         server.wait(server.queue(cancelled), interrupt_second_concept)
     again, _ = run(server, prompt)
     assert np.array_equal(expected, again)
 
 
-def test_errors_reach_the_user_with_what_to_do(server):
-    prompt = merge_prompt(server, capture_prompts="a cat")
+def test_errors_reach_the_user_with_what_to_do(server, infos):
+    prompt = merge_prompt(infos, capture_prompts="a cat")
     with pytest.raises(NodeError, match=r"LoRACLR_Merge.*lacks \{trigger\}"):
         server.wait(server.queue(prompt))

@@ -1,0 +1,123 @@
+"""ComfyUI's own page, with this pack, in a headless browser: in the classic canvas and in Nodes 2.0."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import workflows
+from comfy_server import ComfyServer
+from graph import page_format
+from playwright.sync_api import Page, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
+RENDERERS = {"classic": False, "nodes2": True}
+MINUTES = 60_000  # milliseconds
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The machine's Chromium; without one, Playwright's own."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=True)
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+class ComfyPage:
+    """One open page. `errors`: what the pack, or anything while it was used, has thrown."""
+
+    def __init__(self, page: Page, server: ComfyServer, nodes2: bool):
+        self.page = page
+        self.server = server
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._note)
+        page.set_default_timeout(MINUTES)
+        self.nodes2 = nodes2
+        self.open()
+        page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes2)
+
+    def _note(self, message) -> None:
+        if message.type == "error" and "loraclr" in f"{message.text} {message.location.get('url', '')}".lower():
+            self.errors.append(message.text)
+
+    def open(self) -> None:
+        self.page.goto(f"http://{self.server.address}/", wait_until="domcontentloaded")
+        self.page.wait_for_function("window.app?.extensionManager && window.app.graph && app.canvas?.graph")
+        self.page.wait_for_function("!document.querySelector('.p-progressspinner, .loading-spinner')")
+
+    def load(self, workflow: dict) -> None:
+        self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+        self.page.wait_for_function("count => app.graph.nodes.length === count", arg=len(workflow["nodes"]))
+        self.page.evaluate("() => new Promise(requestAnimationFrame)")
+
+    def load_demo(self, name: str, infos: dict) -> dict:
+        """A shipped workflow on the demo's models, as the page has it."""
+        workflow = page_format(workflows.described(name, infos, workflows.DEMO), name)
+        self.load(workflow)
+        return workflow
+
+    def run(self) -> dict:
+        """Presses Run and waits for the end; the outputs by node id. Fails where a node did."""
+        self.page.evaluate(
+            """() => {
+                window.ended = new Promise((resolve) => {
+                    for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
+                        app.api.addEventListener(kind, ({ detail }) => resolve({ kind, ...detail }), { once: true });
+                });
+            }"""
+        )
+        self.page.get_by_test_id("queue-button").click()
+        ended = self.page.evaluate("() => window.ended")
+        assert ended["kind"] == "execution_success", ended
+        return self.server.history(ended["prompt_id"])["outputs"]
+
+    def node(self, comfy_class: str, script: str, argument=None):
+        """Evaluates `(node, argument) => …` on the first node of a class."""
+        found = "app.graph.nodes.find((node) => node.comfyClass === comfyClass)"
+        return self.page.evaluate(f"([comfyClass, argument]) => ({script})({found}, argument)", [comfy_class, argument])
+
+    def center(self, comfy_class: str) -> None:
+        """Brings a node before the user's eyes, at full size."""
+        self.node(
+            comfy_class,
+            "(node) => { app.canvas.ds.scale = 1; app.canvas.centerOnNode(node); app.canvas.setDirty(true, true); }",
+        )
+        self.page.wait_for_timeout(500)  # the page moves there smoothly
+
+    def shot(self, folder, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=folder / f"{name}_{'nodes2' if self.nodes2 else 'classic'}.png")
+
+
+@pytest.fixture(params=RENDERERS, scope="module")
+def renderer(request) -> bool:
+    return RENDERERS[request.param]
+
+
+@pytest.fixture
+def open_page(server, browser):
+    """Opens pages; at the end of the test none may have seen an error."""
+    opened = []
+
+    def opening(nodes2: bool, width: int = 1500, height: int = 1000) -> ComfyPage:
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, permissions=["clipboard-read", "clipboard-write"]
+        )
+        opened.append((context, ComfyPage(context.new_page(), server, nodes2)))
+        return opened[-1][1]
+
+    yield opening
+    for context, page in opened:
+        context.close()
+        assert page.errors == []
+
+
+@pytest.fixture
+def page(open_page, renderer) -> ComfyPage:
+    return open_page(renderer)
