@@ -11,9 +11,11 @@ as a batch without LoRAs.
     hooks_update_ratio    a step with one update / the same by LoRA hooks; its gradient is taken through the whole model
     memory_ratio_one      peak memory of an update step / of a plain step, gradients one branch at a time; what lives
     memory_ratio_all      throughout (weights, LoRAs) is not counted. The other: all at once
+    view_ratio            a frame of the live view, made and packed / a step without updates
 """
 
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +31,7 @@ from loraclr.loraclr_core.host import adapters, differentiable
 from loraclr.loraclr_core.host.attention import Read, Recorder, read_layers
 from loraclr.loraclr_core.host.branches import BranchAdapters
 from loraclr.loraclr_core.host.clora import CLoRA, GradientMemory, Settings
+from loraclr.loraclr_core.host.live import LiveView
 from sd15 import random_sd15, say
 from torch import Tensor
 
@@ -88,6 +91,7 @@ def measure(model: ModelPatcher, clip, count: int) -> dict:
         "hooks_update_ratio": round(best["update, all at once"] / best["hooks, update"], 3),
         "memory_ratio_one": round(peaks["update, one by one"] / peaks["plain"], 3),
         "memory_ratio_all": round(peaks["update, all at once"] / peaks["plain"], 3),
+        "view_ratio": round(frame_seconds(model, count) / best["masks only"], 4),
     }
 
 
@@ -222,6 +226,20 @@ def step_seconds(guider: comfy.samplers.CFGGuider, count: int) -> list[float]:
     times: list[float] = []
     sample(guider, count, STEPS, lambda: times.append(time.perf_counter()))
     return [end - start for start, end in itertools.pairwise(times)]
+
+
+def frame_seconds(model: ModelPatcher, count: int) -> float:
+    """The median of what the live view takes for one frame, its JSON included."""
+    view = LiveView([f"{i}" for i in range(count)], lambda frame: json.dumps(frame) and None, lambda: True)
+    maps = torch.rand(1, count, *LATENT[1:])
+    times = []
+    for step in range(20):
+        view.due = 0.0
+        start = time.perf_counter()
+        losses = {earlier: torch.rand(1) for earlier in range(step)}
+        view.show(step, 50, model.model.latent_format, torch.randn(1, *LATENT), maps, maps, losses)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def peak_bytes(guider: comfy.samplers.CFGGuider, count: int) -> int:
