@@ -76,7 +76,8 @@ def test_the_pack_registers_these_nodes_and_no_others():
     assert {name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("LoRACLR_")} == WIDGETS.keys()
 
 
-def test_every_node_has_a_help_page_that_names_its_widgets():
+@pytest.mark.parametrize("locale", ["", "/zh", "/ja"])
+def test_every_node_has_a_help_page_that_names_its_widgets(locale):
     for node_id, widgets in WIDGETS.items():
-        page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text("utf-8")
+        page = (ROOT / "web" / "docs" / f"{node_id}{locale}.md").read_text("utf-8")
         assert [widget for widget in widgets if f"**{widget}**" not in page] == []
