@@ -1,6 +1,7 @@
-"""A workflow described once, in both of the host's formats.
+"""A workflow described once, in the host's formats.
 
-The page opens the first format, `POST /prompt` takes the second. Slots and widget order come from the host's own schemas.
+The page opens `page_format`, `POST /prompt` takes `api_format`, and `blueprint` is a graph as one node to drop in. Slots and
+widget order come from the host's own schemas.
 """
 
 import uuid
@@ -133,6 +134,87 @@ def page_format(graph: Graph, name: str) -> dict[str, Any]:
         "config": {},
         "extra": {},
         "version": 0.4,
+    }
+
+
+INPUTS, OUTPUTS = -10, -20  # ids of a subgraph's own ends
+
+
+def boundary(inputs: dict[str, str]) -> Node:
+    """Where a blueprint's inputs come from: their types by name."""
+    return Node(INPUTS, "", (0, 0, 0, 0), {}, {"output_name": list(inputs), "output": list(inputs.values())})
+
+
+def blueprint(graph: Graph, name: str, description: str, start: Node, values: list, outputs: list[Output]) -> dict:
+    """A file of the host's `subgraphs/`. start: a `boundary` that nodes are linked to; values: of its widgets, in order."""
+    links: list[list] = []
+    nodes = [_page_node(node, order, links) for order, node in enumerate(graph.nodes)]
+    for slot, output in enumerate(outputs):
+        kind = output.node.info["output"][output.slot]
+        links.append([len(links) + 1, output.node.id, output.slot, OUTPUTS, slot, kind])
+    for link, source, slot, *_ in links:
+        if source != INPUTS:
+            nodes[source - 1]["outputs"][slot]["links"].append(link)
+
+    def linked(end: int, slot: int, at: int) -> list[int]:
+        return [link[0] for link in links if (link[at], link[at + 1]) == (end, slot)]
+
+    def identity(text: str) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{name} {text}"))
+
+    names = list(zip(start.info["output_name"], start.info["output"], strict=True))
+    inputs = [
+        {"id": identity(f"in {label}"), "name": label, "type": kind, "linkIds": linked(INPUTS, slot, 1), "pos": [0, 0]}
+        for slot, (label, kind) in enumerate(names)
+    ]
+    given = [
+        (output.node.info["output_name"][output.slot], output.node.info["output"][output.slot]) for output in outputs
+    ]
+    ends = [
+        {
+            "id": identity(f"out {label}"),
+            "name": label,
+            "type": kind,
+            "linkIds": linked(OUTPUTS, slot, 3),
+            "pos": [0, 0],
+        }
+        for slot, (label, kind) in enumerate(given)
+    ]
+    widgets = [label for label, kind in names if kind in WIDGET_TYPES]
+    right = max(x + width for x, _, width, _ in (node.box for node in graph.nodes))
+    definition = {
+        "id": identity("definition"),
+        "version": 1,
+        "state": {"lastGroupId": 0, "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
+        "revision": 0,
+        "config": {},
+        "name": name,
+        "inputNode": {"id": INPUTS, "bounding": [-260, 0, 140, 40 + 20 * len(inputs)]},
+        "outputNode": {"id": OUTPUTS, "bounding": [right + 120, 0, 140, 40 + 20 * len(ends)]},
+        **{"inputs": inputs, "outputs": ends, "widgets": [], "nodes": nodes, "groups": []},
+        "links": [
+            dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
+            for link in links
+        ],
+        "extra": {},
+        "category": "LoRACLR",
+        "description": description,
+    }
+    node = {
+        **_frame(1, definition["id"], (0, 0, 400, 60 + 30 * len(inputs)), 0),
+        "inputs": [
+            {"name": label, "type": kind, "link": None, **({"widget": {"name": label}} if label in widgets else {})}
+            for label, kind in names
+        ],
+        "outputs": [{"name": label, "type": kind, "links": None} for label, kind in given],
+        "title": name,
+        "properties": {"proxyWidgets": [["-1", label] for label in widgets]},
+        "widgets_values": values,
+    }
+    return {
+        **{"revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4},
+        "definitions": {"subgraphs": [definition]},
+        "extra": {},
     }
 
 

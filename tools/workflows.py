@@ -1,6 +1,6 @@
 """The example workflows, described once and written in both formats.
 
-python3 tools/host.py tools/workflows.py          # write example_workflows/*.json and example_workflows/api/*.json
+python3 tools/host.py tools/workflows.py          # write example_workflows/*.json, example_workflows/api/*.json, subgraphs/*.json
 python3 tools/host.py tools/workflows.py --check  # exit 1 where a file is not what would be written
 
 They are shipped for `REAL` models, which users have or are told where to get; `make demo` and the tests run the same
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from graph import Graph, Node, NodeInfos, Output, api_format, page_format
+from graph import Graph, Node, NodeInfos, Output, api_format, blueprint, boundary, page_format
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "example_workflows"
@@ -314,6 +314,36 @@ WORKFLOWS = {
     describe.__name__: describe
     for describe in (loraclr_merge, loraclr_reload, clora_two_concepts, clora_masks, clora_inpaint, side_by_side)
 }
+BLUEPRINT = "CLoRA with two concepts"
+
+
+def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
+    """The commonest chain as one node: two concepts and the sampler, from a model to what a sampler node takes."""
+    graph = Graph(infos)
+    types = {"model": "MODEL", "clip": "CLIP", "prompt": "STRING", "negative": "STRING"}
+    words: list[str] = ["", ""]
+    for number in (1, 2):
+        types |= {f"lora {number}": "COMBO", f"trigger {number}": "STRING", f"name {number}": "STRING"}
+    start = boundary(types)
+    chained: dict[str, Output] = {}
+    for number, subject in enumerate(REAL.subjects, 1):
+        values = {
+            "lora_name": start[f"lora {number}"],
+            "trigger": start[f"trigger {number}"],
+            "name": start[f"name {number}"],
+        }
+        box = (0, 330 * (number - 1), 320, 270)
+        concept = graph.add("LoRACLR_LoadConceptLoRA", box, {**values, **chained}, f"Concept {number}")
+        chained = {"concepts": concept["concepts"]}
+        words += [subject.file, subject.trigger, subject.name]
+    values = {name: start[name] for name in ("model", "clip", "prompt", "negative")}
+    clora = graph.add("LoRACLR_CLoRASampler", (380, 0, 400, 900), {**values, **chained})
+    words[0] = REAL.prompt(REAL.subjects, in_braces)
+    outputs = [clora[name] for name in ("MODEL", "positive", "negative")]
+    description = "Composes two concept LoRAs while sampling. Connect a model and clip, and its outputs to any sampler."
+    return blueprint(graph, BLUEPRINT, description, start, words, outputs)
+
+
 CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py")
 
 
@@ -360,6 +390,7 @@ def files(infos: NodeInfos) -> dict[Path, str]:
         graph = described(name, infos, REAL)
         texts[FOLDER / f"{name}.json"] = _json(page_format(graph, name))
         texts[FOLDER / "api" / f"{name}.json"] = _json(api_format(graph))
+    texts[ROOT / "subgraphs" / f"{BLUEPRINT}.json"] = _json(clora_blueprint(infos))
     return texts
 
 
