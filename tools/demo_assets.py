@@ -233,14 +233,19 @@ def kohya_metadata(name: str, trigger: str, rank: int, alpha: float) -> dict[str
 LOHA_METADATA = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "loha"})}
 
 
+def stored_metadata(name: str) -> dict[str, str]:
+    """Empty where there is no such file."""
+    path = WEIGHTS / f"{name}.safetensors"
+    if not path.exists():
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def triggers() -> dict[str, str]:
     """Of each concept that was trained, in alphabetical order: its name and the phrase it was trained on."""
-    found = {}
-    for path in sorted(WEIGHTS.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            if trigger := (file.metadata() or {}).get("trigger"):
-                found[path.stem] = trigger
-    return found
+    found = {path.stem: stored_metadata(path.stem).get("trigger") for path in sorted(WEIGHTS.glob("*.safetensors"))}
+    return {name: trigger for name, trigger in found.items() if trigger}
 
 
 def trained_lora(name: str, trigger: str, kind: int) -> tuple[dict[str, Tensor], dict[str, str]]:

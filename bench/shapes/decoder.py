@@ -38,7 +38,9 @@ def run(device: torch.device, steps: int = 1200) -> None:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * (1 - step / steps)
         latents, pictures = batch(step)
-        loss = (decoder(latents.to(device)) - pictures.to(device)).abs().mean()
+        with model.quick(device):
+            found = decoder(latents.to(device))
+        loss = (found.float() - pictures.to(device)).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)

@@ -1,7 +1,10 @@
-"""Trains one LoRA per concept on the base model, each alone, on pictures of the concept alone.
+"""Trains one LoRA per concept on the base model, each by itself; no picture shows two concepts.
 
-A quarter of the pictures show a plain thing of the class by its plain prompt, so that the LoRA learns its trigger and leaves
-the class as it was (DreamBooth's prior preservation, arXiv 2208.12242).
+A concept goes on from its shipped weights where those were trained for fewer steps than are asked for.
+
+Of a batch's pictures some show the concept alone, one of them with DreamBooth's instance prompt, some beside a plain thing,
+and some a plain thing of its class, so that the LoRA learns its trigger and leaves the class as it was (prior preservation,
+arXiv 2208.12242). Trained on the concept alone, a LoRA this small spreads the look over all things of a picture.
 """
 
 import contextlib
@@ -15,19 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from . import model
-from .base import BATCH, NAME
+from .base import NAME
 from .model import Text
-from .world import CONCEPTS, ShapeConcept, make_scene
+from .world import CLASSES, CONCEPTS, Scene, ShapeConcept, make_scene
 
-RANK = 8
+RANK = 16
+INSTANCE_PROMPT = "photo of a {}"
 LEARNING_RATE = 1e-3
-PLAIN = 2  # of a batch
+ALONE, BESIDE, PLAIN = 2, 4, 2  # of a batch
 WARMUP = 20
 EVERY = 50
 
 
-def run(device: torch.device, steps: int = 500) -> None:
-    """Every concept whose file is not there yet."""
+def run(device: torch.device, steps: int = 1200) -> None:
+    """Every concept up to so many steps in all."""
     base = demo_assets.WEIGHTS / f"{NAME}.safetensors"
     if not base.exists():
         sys.exit(f"shapes: {base} is missing; train the base model first, stage “base”")
@@ -36,11 +40,20 @@ def run(device: torch.device, steps: int = 500) -> None:
     unet.load_state_dict(demo_assets.stored(NAME))
     unet.requires_grad_(False)
     for seed, concept in enumerate(CONCEPTS):
-        path = demo_assets.WEIGHTS / f"{concept.name}.safetensors"
-        if path.exists():
-            print(f"{concept.name}: is there", flush=True)
+        done = int(demo_assets.stored_metadata(concept.name).get("steps", 0))
+        if done >= steps:
+            print(f"{concept.name}: is there, {done} steps", flush=True)
             continue
-        demo_assets.store(concept.name, train(unet, text, concept, seed, steps), {"trigger": concept.trigger})
+        factors = train(unet, text, concept, seed, done, steps)
+        demo_assets.store(concept.name, factors, {"trigger": concept.trigger, "steps": str(steps)})
+
+
+def pictures(concept: ShapeConcept, rng: random.Random) -> tuple[list[Scene], list[str]]:
+    """A batch and its prompts."""
+    beside = [rng.sample([concept, rng.choice(CLASSES)], 2) for _ in range(BESIDE)]
+    kinds = [*[[concept]] * ALONE, *beside, *[[concept.class_word]] * PLAIN]
+    scenes = [make_scene(each, rng) for each in kinds]
+    return scenes, [INSTANCE_PROMPT.format(concept.trigger), *(scene.prompt() for scene in scenes[1:])]
 
 
 class Adapter(nn.Module):
@@ -66,28 +79,33 @@ def adapted(unet: nn.Module, adapters: dict[str, Adapter]) -> Iterator[None]:
         yield
 
 
-def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: int) -> dict[str, Tensor]:
+def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, done: int, steps: int) -> dict[str, Tensor]:
     """The LoRA's factors: `<diffusers name>.up` (out, rank, …) and `<diffusers name>.down` (rank, in, …)."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + 100 * done)
     device = next(unet.parameters()).device
     layers = demo_assets.lora_layers(unet)
     adapters = {key: Adapter(unet.get_submodule(key)).to(device) for key in layers.values()}
+    if done:
+        factors = demo_assets.stored(concept.name)
+        for name, key in layers.items():
+            adapters[key].up.data = factors[f"{name}.up"].flatten(1).to(device)
+            adapters[key].down.data = factors[f"{name}.down"].flatten(1).to(device)
     parameters = [parameter for adapter in adapters.values() for parameter in adapter.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
-    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    rng, generator = random.Random(seed + 100 * done), torch.Generator().manual_seed(seed + 100 * done)
     losses, start = [], time.monotonic()
     with adapted(unet, adapters):
-        for step in range(1, steps + 1):
+        for step in range(done + 1, steps + 1):
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP) * (1 - 0.9 * step / steps)
-            scenes = [make_scene([concept.class_word if i < PLAIN else concept], rng) for i in range(BATCH)]
-            loss = model.denoising_loss(unet, text, scenes, [scene.prompt() for scene in scenes], generator)
+                group["lr"] = LEARNING_RATE * min(1.0, (step - done) / WARMUP) * (1 - 0.9 * step / steps)
+            scenes, prompts = pictures(concept, rng)
+            loss = model.denoising_loss(unet, text, scenes, prompts, generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
             if step % EVERY == 0:
-                seconds = (time.monotonic() - start) / step
+                seconds = (time.monotonic() - start) / (step - done)
                 recent = sum(losses[-EVERY:]) / EVERY
                 print(f"{concept.name}, step {step}: loss {recent:.4f}, {seconds:.2f} s per step", flush=True)
     state: dict[str, Tensor] = {}
