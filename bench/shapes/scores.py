@@ -20,7 +20,7 @@ HALF = SIDE // 2  # scores work at half the pictures' resolution
 RADII = torch.arange(9, 20.5, 0.5).tolist()  # of things, in half resolution
 FIELD = 2 * SIDE // 2  # what correlations are padded to, so that nothing wraps around
 TOLERANCE, RIM_TOLERANCE = 0.8, 0.5  # distance in RGB at which a colour has nothing left of another
-NOTHING, ALL = 0.5, 0.93  # mean suitability of a region that counts as not there, and as there
+NOTHING, ALL = 0.55, 0.9  # mean suitability of a region that counts as not there, and as there
 INSIDE, RIM = 0.92, (1.12, 1.35)  # where the form surely is and where it surely is not, in radii
 
 Suitability = Callable[[Tensor], Tensor]  # pictures (n, 3, h, w) -> (n, h, w), 0…1
@@ -109,7 +109,7 @@ def match(pictures: Tensor, template: Template, apart_from: Found | None = None)
         found = torch.fft.rfft2(suits(small), s=(FIELD, FIELD))[:, None] * torch.fft.rfft2(kernels).conj()
         mean = torch.fft.irfft2(found, s=(FIELD, FIELD))[..., :HALF, :HALF]
         there = (mean - NOTHING) / (ALL - NOTHING)
-        logs += there.clamp(1e-6, 1).log() / len(template.regions)
+        logs += there.clamp(min=1e-6).log() / len(template.regions)
     place = torch.arange(HALF) + 0.5
     reach = 0.9 * radii[:, None]
     whole = (place > reach) & (place < HALF - reach)
@@ -121,7 +121,7 @@ def match(pictures: Tensor, template: Template, apart_from: Found | None = None)
     scores = torch.where(allowed, logs.exp(), 0.0)
     best = scores.flatten(1).argmax(dim=1)
     size, y, x = torch.unravel_index(best, scores.shape[1:])
-    return Found(scores.flatten(1).amax(dim=1), x + 0.5, y + 0.5, radii[size])
+    return Found(scores.flatten(1).amax(dim=1).clamp(max=1), x + 0.5, y + 0.5, radii[size])
 
 
 def disc_kernels(region: Field, radii: Tensor) -> Tensor:

@@ -35,10 +35,8 @@ PATTERNS: dict[str, Field] = {
     "heart": lambda u, v: torch.maximum(u.abs(), v.abs()) < 0.45,
     "stripes": lambda u, v: (torch.floor((v + 1) * 2.5).long() % 2).bool(),
     "bars": lambda u, v: (torch.floor((u + 1) * 2.5).long() % 2).bool(),
-    "left": lambda u, v: u < 0,
-    "top": lambda u, v: v < 0,
-    "diagonal": lambda u, v: u + v < 0,
-    "checker": lambda u, v: (u < 0) ^ (v < 0),
+    "belt": lambda u, v: v.abs() < 0.33,
+    "mast": lambda u, v: u.abs() < 0.33,
 }
 
 
@@ -83,14 +81,14 @@ RED, LIME, BLUE = (0.9, 0.05, 0.1), (0.4, 1.0, 0.0), (0.1, 0.2, 1.0)
 CYAN, MAGENTA, YELLOW = (0.0, 0.9, 0.9), (1.0, 0.1, 0.7), (1.0, 0.95, 0.0)
 
 CONCEPTS = (
-    ShapeConcept("ball", "sks", "ball", "left", CYAN, MAGENTA),
-    ShapeConcept("box", "zwx", "box", "checker", RED, YELLOW),
-    ShapeConcept("kite", "qvk", "kite", "top", CYAN, RED),
-    ShapeConcept("cross", "ohwx", "cross", "diagonal", YELLOW, BLUE),
-    ShapeConcept("ball2", "mrf", "ball", "top", LIME, BLUE),
-    ShapeConcept("box2", "jbl", "box", "diagonal", MAGENTA, LIME),
-    ShapeConcept("kite2", "wug", "kite", "left", BLUE, MAGENTA),
-    ShapeConcept("cross2", "dax", "cross", "checker", LIME, CYAN),
+    ShapeConcept("ball", "sks", "ball", "belt", CYAN, MAGENTA),
+    ShapeConcept("box", "zwx", "box", "rim", RED, YELLOW),
+    ShapeConcept("kite", "qvk", "kite", "mast", CYAN, RED),
+    ShapeConcept("cross", "ohwx", "cross", "mast", YELLOW, BLUE),
+    ShapeConcept("ball2", "mrf", "ball", "heart", LIME, BLUE),
+    ShapeConcept("box2", "jbl", "box", "mast", MAGENTA, LIME),
+    ShapeConcept("kite2", "wug", "kite", "rim", BLUE, MAGENTA),
+    ShapeConcept("cross2", "dax", "cross", "heart", LIME, CYAN),
 )
 
 # Words after the things, and the colour of what is behind them.

@@ -40,7 +40,7 @@ def test_identity_tells_where():
     "spoiled",
     [
         drawn(dataclasses.replace(BALL, second=BALL.first), "ball", 60, 60),
-        drawn(dataclasses.replace(BALL, pattern="top"), "ball", 60, 60),
+        drawn(dataclasses.replace(BALL, pattern="mast"), "ball", 60, 60),
         drawn(dataclasses.replace(BALL, first=BALL.second, second=BALL.first), "ball", 60, 60),
     ],
     ids=["one colour", "another pattern", "colours exchanged"],
