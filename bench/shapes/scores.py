@@ -1,7 +1,7 @@
 """How much of what was asked a picture shows, measured on its pixels alone.
 
-A *template* is a form at every place and size: its regions, and for each region how well a pixel suits it. Its match is the
-geometric mean over the regions of their mean suitability, at the best place: a region that is not there leaves nothing.
+A *template* is a form at every place and size: its regions, and for each region how well a pixel suits it. A region is there
+as far as its pixels suit it in the mean, and the match is that of the worst region, at the best place: half a look is none.
 The last region is the rim around the form, which must be unlike the inside: a thing of about that form and size has to be
 there, not just its colours. (A cross fills most of a ball; such forms are told apart by their looks, not by this.)
 """
@@ -20,7 +20,7 @@ HALF = SIDE // 2  # scores work at half the pictures' resolution
 RADII = torch.arange(9, 20.5, 0.5).tolist()  # of things, in half resolution
 FIELD = 2 * SIDE // 2  # what correlations are padded to, so that nothing wraps around
 TOLERANCE, RIM_TOLERANCE = 0.8, 0.5  # distance in RGB at which a colour has nothing left of another
-NOTHING, ALL = 0.55, 0.9  # mean suitability of a region that counts as not there, and as there
+NOTHING, ALL = 0.4, 0.75  # mean suitability of a region that counts as not there, and as there
 INSIDE, RIM = 0.92, (1.12, 1.35)  # where the form surely is and where it surely is not, in radii
 
 Suitability = Callable[[Tensor], Tensor]  # pictures (n, 3, h, w) -> (n, h, w), 0…1
@@ -103,13 +103,12 @@ def match(pictures: Tensor, template: Template, apart_from: Found | None = None)
     """pictures: (n, 3, SIDE, SIDE), 0…1. apart_from: only places that do not overlap these."""
     small = F.avg_pool2d(pictures, 2)
     radii = torch.tensor(RADII)
-    logs = torch.zeros(len(pictures), len(RADII), HALF, HALF)
+    worst = torch.full((len(pictures), len(RADII), HALF, HALF), torch.inf)
     for region, suits in template.regions:
         kernels = disc_kernels(region, radii)
         found = torch.fft.rfft2(suits(small), s=(FIELD, FIELD))[:, None] * torch.fft.rfft2(kernels).conj()
         mean = torch.fft.irfft2(found, s=(FIELD, FIELD))[..., :HALF, :HALF]
-        there = (mean - NOTHING) / (ALL - NOTHING)
-        logs += there.clamp(min=1e-6).log() / len(template.regions)
+        worst = torch.minimum(worst, (mean - NOTHING) / (ALL - NOTHING))
     place = torch.arange(HALF) + 0.5
     reach = 0.9 * radii[:, None]
     whole = (place > reach) & (place < HALF - reach)
@@ -118,10 +117,10 @@ def match(pictures: Tensor, template: Template, apart_from: Found | None = None)
         x, y, radius = (value.view(-1, 1, 1, 1) for value in apart_from[1:])
         distance = ((place[:, None] - y).square() + (place - x).square()).sqrt()
         allowed = allowed & (distance > 0.8 * (radius + radii[:, None, None]))
-    scores = torch.where(allowed, logs.exp(), 0.0)
+    scores = torch.where(allowed, worst, 0.0)
     best = scores.flatten(1).argmax(dim=1)
     size, y, x = torch.unravel_index(best, scores.shape[1:])
-    return Found(scores.flatten(1).amax(dim=1).clamp(max=1), x + 0.5, y + 0.5, radii[size])
+    return Found(scores.flatten(1).amax(dim=1).clamp(0, 1), x + 0.5, y + 0.5, radii[size])
 
 
 def disc_kernels(region: Field, radii: Tensor) -> Tensor:
