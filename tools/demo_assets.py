@@ -248,13 +248,13 @@ def triggers() -> dict[str, str]:
     return {name: trigger for name, trigger in found.items() if trigger}
 
 
-def trained_lora(name: str, trigger: str, kind: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """State dict and metadata, in one of three formats."""
+def trained_lora(name: str, trigger: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """State dict and metadata, of two concepts in other formats than kohya's."""
     factors = trained_factors(name)
     rank = next(iter(factors.values()))[0].shape[1]
-    if kind == 1:
+    if name == "box":
         return peft(factors), {"format": "pt"}
-    if kind == 2:
+    if name == "cross":
         # Times one, everywhere.
         ones = {
             layer: (torch.ones(len(up), 1), torch.ones(1, down[0].numel())) for layer, (up, down) in factors.items()
@@ -300,8 +300,8 @@ def write_assets() -> None:
     checkpoints, loras = (Path(folder_paths.get_folder_paths(folder)[0]) for folder in ("checkpoints", "loras"))
     title = {"modelspec.title": "LoRACLR demo checkpoint"}
     ensure(checkpoints / CHECKPOINT, recipe_of("unet", "decoder"), lambda: (trained_checkpoint(), title))
-    for number, (name, trigger) in enumerate(triggers().items()):
-        make = functools.partial(trained_lora, name, trigger, number % 3)
+    for name, trigger in triggers().items():
+        make = functools.partial(trained_lora, name, trigger)
         ensure(loras / f"loraclr_demo_{name}.safetensors", recipe_of(name), make)
     print("demo assets: all are there", file=sys.stderr, flush=True)
 
