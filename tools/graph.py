@@ -140,13 +140,13 @@ def page_format(graph: Graph, name: str) -> dict[str, Any]:
 INPUTS, OUTPUTS = -10, -20  # ids of a subgraph's own ends
 
 
-def boundary(inputs: dict[str, str]) -> Node:
-    """Where a blueprint's inputs come from: their types by name."""
-    return Node(INPUTS, "", (0, 0, 0, 0), {}, {"output_name": list(inputs), "output": list(inputs.values())})
+def boundary(types: dict[str, str], values: dict[str, Any]) -> Node:
+    """Where a blueprint's inputs come from: their types by name, and the values of those that are widgets."""
+    return Node(INPUTS, "", (0, 0, 0, 0), values, {"output_name": list(types), "output": list(types.values())})
 
 
-def blueprint(graph: Graph, name: str, description: str, start: Node, values: list, outputs: list[Output]) -> dict:
-    """A file of the host's `subgraphs/`. start: a `boundary` that nodes are linked to; values: of its widgets, in order."""
+def blueprint(graph: Graph, name: str, description: str, start: Node, outputs: list[Output]) -> dict:
+    """A file of the host's `subgraphs/`. start: a `boundary` that nodes are linked to."""
     links: list[list] = []
     nodes = [_page_node(node, order, links) for order, node in enumerate(graph.nodes)]
     for slot, output in enumerate(outputs):
@@ -180,7 +180,6 @@ def blueprint(graph: Graph, name: str, description: str, start: Node, values: li
         }
         for slot, (label, kind) in enumerate(given)
     ]
-    widgets = [label for label, kind in names if kind in WIDGET_TYPES]
     right = max(x + width for x, _, width, _ in (node.box for node in graph.nodes))
     definition = {
         "id": identity("definition"),
@@ -203,13 +202,18 @@ def blueprint(graph: Graph, name: str, description: str, start: Node, values: li
     node = {
         **_frame(1, definition["id"], (0, 0, 400, 60 + 30 * len(inputs)), 0),
         "inputs": [
-            {"name": label, "type": kind, "link": None, **({"widget": {"name": label}} if label in widgets else {})}
+            {
+                "name": label,
+                "type": kind,
+                "link": None,
+                **({"widget": {"name": label}} if label in start.inputs else {}),
+            }
             for label, kind in names
         ],
         "outputs": [{"name": label, "type": kind, "links": None} for label, kind in given],
         "title": name,
-        "properties": {"proxyWidgets": [["-1", label] for label in widgets]},
-        "widgets_values": values,
+        "properties": {"proxyWidgets": [["-1", label] for label in start.inputs]},
+        "widgets_values": [*start.inputs.values()],
     }
     return {
         **{"revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4},
@@ -224,7 +228,7 @@ def _page_node(node: Node, order: int, links: list[list]) -> dict[str, Any]:
         value = node.inputs.get(name)
         linked = isinstance(value, Output)
         if is_widget(spec):
-            values.append(default(spec) if linked else value)
+            values.append(_behind(value, spec) if linked else value)
             if has_seed_control(name, spec):
                 values.append(SEED_CONTROL)
             if not linked:
@@ -249,6 +253,12 @@ def _page_node(node: Node, order: int, links: list[list]) -> dict[str, Any]:
         "properties": {"Node name for S&R": node.type, **({"models": node.models} if node.models else {})},
         "widgets_values": values,
     }
+
+
+def _behind(link: Output, spec: list) -> Any:
+    """What a linked widget holds: a blueprint's own value, or anything."""
+    name = link.node.info["output_name"][link.slot]
+    return link.node.inputs[name] if link.node.id == INPUTS else default(spec)
 
 
 def _frame(id: int, type: str, box: Box, order: int) -> dict[str, Any]:

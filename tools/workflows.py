@@ -321,12 +321,13 @@ def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
     """The commonest chain as one node: two concepts and the sampler, from a model to what a sampler node takes."""
     graph = Graph(infos)
     types = {"model": "MODEL", "clip": "CLIP", "prompt": "STRING", "negative": "STRING"}
-    words: list[str] = ["", ""]
-    for number in (1, 2):
-        types |= {f"lora {number}": "COMBO", f"trigger {number}": "STRING", f"name {number}": "STRING"}
-    start = boundary(types)
-    chained: dict[str, Output] = {}
+    words = {"prompt": REAL.prompt(REAL.subjects, in_braces), "negative": ""}
     for number, subject in enumerate(REAL.subjects, 1):
+        types |= {f"lora {number}": "COMBO", f"trigger {number}": "STRING", f"name {number}": "STRING"}
+        words |= {f"lora {number}": subject.file, f"trigger {number}": subject.trigger, f"name {number}": subject.name}
+    start = boundary(types, words)
+    chained: dict[str, Output] = {}
+    for number in (1, 2):
         values = {
             "lora_name": start[f"lora {number}"],
             "trigger": start[f"trigger {number}"],
@@ -335,13 +336,11 @@ def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
         box = (0, 330 * (number - 1), 320, 270)
         concept = graph.add("LoRACLR_LoadConceptLoRA", box, {**values, **chained}, f"Concept {number}")
         chained = {"concepts": concept["concepts"]}
-        words += [subject.file, subject.trigger, subject.name]
     values = {name: start[name] for name in ("model", "clip", "prompt", "negative")}
     clora = graph.add("LoRACLR_CLoRASampler", (380, 0, 400, 900), {**values, **chained})
-    words[0] = REAL.prompt(REAL.subjects, in_braces)
     outputs = [clora[name] for name in ("MODEL", "positive", "negative")]
     description = "Composes two concept LoRAs while sampling. Connect a model and clip, and its outputs to any sampler."
-    return blueprint(graph, BLUEPRINT, description, start, words, outputs)
+    return blueprint(graph, BLUEPRINT, description, start, outputs)
 
 
 CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py")

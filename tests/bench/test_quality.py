@@ -9,7 +9,7 @@ import pytest
 import quality
 import torch
 from quality import ROOT, ROWS
-from shapes.methods import Ask
+from shapes.methods import Ask, merge_row
 from shapes.world import CONCEPTS
 
 
@@ -40,7 +40,7 @@ def test_a_cell_is_older_than_its_code_when_a_setting_or_a_default_changes(monke
     (quality.cell_path(row, column)).write_text(json.dumps(cell))
     assert quality.is_current(row, column)
     assert "| exact | 0.50 |" in "\n".join(quality.table("identity", [row], [column]))
-    for name, change in (("ROWS", {row: quality.merge_row(ridge=0.5)}), ("SAMPLING", {"steps": 3})):
+    for name, change in (("ROWS", {row: merge_row(ridge=0.5)}), ("SAMPLING", {"steps": 3})):
         with monkeypatch.context() as changed:
             changed.setitem(quality.ROWS, *change.popitem()) if name == "ROWS" else changed.setattr(
                 quality, name, change

@@ -106,8 +106,8 @@ def test_side_by_side_workflow_runs_as_shipped(server, infos):
     """Three pictures of one seed, none like another."""
     prompt = demo_prompt(infos, "side_by_side")
     history = server.wait(server.queue(prompt))
-    shown = {prompt[node]["_meta"]["title"]: output["images"] for node, output in history["outputs"].items()}
-    found = [pixels(server, shown[f"Picture: {way}"]) for way in ("stacked", "merged", "CLoRA")]
+    shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
+    found = [pixels(server, shown[f"Picture: {way}"]["images"]) for way in ("stacked", "merged", "CLoRA")]
     assert all(np.abs(a - b).max() > 0 for a, b in itertools.combinations(found, 2))
 
 
