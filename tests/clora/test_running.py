@@ -76,10 +76,13 @@ def offloaded(demo, monkeypatch):
 
 
 def test_offloaded_weights_change_nothing(demo, concepts, latent, request):
-    """Nothing but rounding: LoRAs of the text encoder are then added to its weights in float32, not in half precision."""
-    expected = sample(*clora(demo, concepts), latent)
+    """Nothing but rounding: LoRAs of the text encoder are then added to its weights in float32, not in half precision.
+
+    Without masks, whose edges turn a rounding into another cell.
+    """
+    expected = sample(*clora(demo, concepts, first_masked_step=1000), latent)
     request.getfixturevalue("offloaded")
-    found = sample(*clora(demo, concepts), latent)
+    found = sample(*clora(demo, concepts, first_masked_step=1000), latent)
     assert demo.model.model.model_lowvram
     assert_same(found, expected, 1e-3)
 

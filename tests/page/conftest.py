@@ -15,7 +15,7 @@ RENDERERS = {"classic": False, "nodes2": True}
 MINUTES = 60_000  # milliseconds
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, nothing else in this thread may run an event loop
 def browser():
     """The machine's Chromium; without one, Playwright's own."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
