@@ -15,6 +15,7 @@ of the code and settings they were made with; the tables mark the cells that are
 """
 
 import ast
+import functools
 import hashlib
 import inspect
 import itertools
@@ -33,7 +34,7 @@ import torch
 from PIL import Image, ImageDraw
 from sd15 import say
 from shapes import scores
-from shapes.methods import HEADLINE, LATENT, ROOT, ROWS, VARIANTS, Ask, Conditioned, Group, Method, World, base
+from shapes.methods import HEADLINE, LATENT, ROOT, ROWS, SHARED, VARIANTS, Ask, Conditioned, Group, Method, World, base
 from shapes.world import BACKGROUNDS, CLASSES, CONCEPTS, SIDE, make_scene
 from torch import Tensor
 
@@ -120,7 +121,7 @@ def fingerprint(row: str, column: str) -> str:
     world = ("bench/shapes/world.py", "bench/shapes/scores.py")
     parts = [
         *(method.settings, method.node and pack.defaults(method.node), SAMPLING, BATCH, COLUMNS[column]),
-        *(essence(inspect.getsource(made)) for made in (method.prepare, sample, scored)),
+        *(essence(inspect.getsource(made)) for made in (method.prepare, *SHARED, sample, scored, before)),
         *(essence((ROOT / path).read_text("utf-8")) for path in (*world, *method.code)),
         *(path.stem + hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(demo_assets.WEIGHTS.iterdir())),
     ]
@@ -150,14 +151,20 @@ def sample(world: World, prepared: Conditioned, seed: int) -> Tensor:
     return nodes.VAEDecode().decode(world.vae, sampled)[0].movedim(-1, 1)
 
 
+@functools.cache  # the same for every row
+def before(world: World, ask: Ask) -> Tensor:
+    """The base model's pictures."""
+    return sample(world, base(world, ())(ask), ask.seed)
+
+
 def scored(world: World, ask: Ask, pictures: Tensor) -> dict[str, Tensor]:
     """Score -> its value in each picture, (BATCH,) or (BATCH, things)."""
     if not ask.named:
-        before = sample(world, base(world, ())(ask), ask.seed)
-        to_others = (before - before.roll(1, 0)).square().mean()
+        unchanged = before(world, ask._replace(group=()))
+        to_others = (unchanged - unchanged.roll(1, 0)).square().mean()
         shown = [scores.match(pictures, scores.class_template(each)).score for each in ask.plain]
         return {
-            "kept": (1 - (pictures - before).square().mean(dim=(1, 2, 3)) / to_others).clamp(min=0),
+            "kept": (1 - (pictures - unchanged).square().mean(dim=(1, 2, 3)) / to_others).clamp(min=0),
             "shown": torch.stack(shown, dim=1),
         }
     own = {each: scores.identity(pictures, each) for each in ask.named}
@@ -363,6 +370,9 @@ def main(names: list[str]) -> None:
     rows = ROWS if not names else [row for row in ROWS if row in names]
     if unknown := sorted(set(names) - set(ROWS) - {"show"}):
         sys.exit(f"quality: there is no row {', '.join(unknown)}; choose from {', '.join(ROWS)}")
+    if names == ["show"]:
+        show()
+        return
     validate()
     with torch.inference_mode():
         world = World(*pack.demo_models())
@@ -372,6 +382,10 @@ def main(names: list[str]) -> None:
                     measure(world, row, column)
         if not names:
             grid(world).save(GRID, optimize=True)
+    show()
+
+
+def show() -> None:
     write_readme()
     print(tables())
     print("RESULT", json.dumps(result()))

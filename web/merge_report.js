@@ -34,8 +34,9 @@ function fill(root, report) {
   const copy = element("button", { text: "Copy as Markdown" });
   copy.type = "button";
   copy.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(report.markdown);
-    copy.textContent = "Copied";
+    // Browsers give pages the clipboard only over https and on this machine.
+    await navigator.clipboard?.writeText(report.markdown);
+    copy.textContent = navigator.clipboard ? "Copied" : "Needs https: use the report output";
     setTimeout(() => (copy.textContent = "Copy as Markdown"), 1500);
   });
   const cell = (text, title) => element("td", { text, title });

@@ -165,6 +165,7 @@ def parts_of_picture(count: int) -> list[Tensor]:
     return {1: [torch.ones(1, SIDE, SIDE)], 2: [left, 1 - left]}.get(count, quarters[:count])
 
 
+SHARED = (encode, conditioned, chain, stacked, part, parts_of_picture)  # what methods have in common
 CORE = ("loraclr_core/*.py", "loraclr_core/host/*.py")
 SAMPLER_ONLY = {"contrast", "masks", "prompt", "attention", "branches", "clora", "differentiable", "evaluation"}
 SAMPLER_ONLY |= {"prompts", "tokens"}

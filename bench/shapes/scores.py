@@ -26,10 +26,7 @@ INSIDE, RIM = 0.92, (1.12, 1.35)  # where the form surely is and where it surely
 Suitability = Callable[[Tensor], Tensor]  # pictures (n, 3, h, w) -> (n, h, w), 0…1
 
 
-class Template(NamedTuple):
-    """regions: where, in local coordinates, and which pixels suit it."""
-
-    regions: tuple[tuple[Field, Suitability], ...]
+Template = tuple[tuple[Field, Suitability], ...]  # regions: where, in local coordinates, and which pixels suit it
 
 
 class Found(NamedTuple):
@@ -80,23 +77,23 @@ def rim(form: Field) -> Field:
     return lambda u, v: form(u / outer, v / outer) & ~form(u / inner, v / inner)
 
 
+@functools.cache
 def concept_template(concept: ShapeConcept, class_word: str | None = None) -> Template:
     """A concept's look, on its own form or on that of another class."""
     form, pattern = FORMS[class_word or concept.class_word], PATTERNS[concept.pattern]
     first, second = like(concept.first), like(concept.second)
-    return Template(
-        (
-            (lambda u, v: inside(form)(u, v) & pattern(u, v), first),
-            (lambda u, v: inside(form)(u, v) & ~pattern(u, v), second),
-            (rim(form), none_of(like(concept.first, RIM_TOLERANCE), like(concept.second, RIM_TOLERANCE))),
-        )
+    return (
+        (lambda u, v: inside(form)(u, v) & pattern(u, v), first),
+        (lambda u, v: inside(form)(u, v) & ~pattern(u, v), second),
+        (rim(form), none_of(like(concept.first, RIM_TOLERANCE), like(concept.second, RIM_TOLERANCE))),
     )
 
 
+@functools.cache
 def class_template(class_word: str) -> Template:
     """A plain thing of a class: its form in its hues, on a background."""
     form, ground = FORMS[class_word], any_of(*(like(colour) for colour in BACKGROUNDS.values()))
-    return Template(((inside(form), of_family(class_word)), (rim(form), ground)))
+    return (inside(form), of_family(class_word)), (rim(form), ground)
 
 
 def match(pictures: Tensor, template: Template, apart_from: Found | None = None) -> Found:
@@ -104,9 +101,8 @@ def match(pictures: Tensor, template: Template, apart_from: Found | None = None)
     small = F.avg_pool2d(pictures, 2)
     radii = torch.tensor(RADII)
     worst = torch.full((len(pictures), len(RADII), HALF, HALF), torch.inf)
-    for region, suits in template.regions:
-        kernels = disc_kernels(region, radii)
-        found = torch.fft.rfft2(suits(small), s=(FIELD, FIELD))[:, None] * torch.fft.rfft2(kernels).conj()
+    for region, suits in template:
+        found = torch.fft.rfft2(suits(small), s=(FIELD, FIELD))[:, None] * spectra(region).conj()
         mean = torch.fft.irfft2(found, s=(FIELD, FIELD))[..., :HALF, :HALF]
         worst = torch.minimum(worst, (mean - NOTHING) / (ALL - NOTHING))
     place = torch.arange(HALF) + 0.5
@@ -123,12 +119,13 @@ def match(pictures: Tensor, template: Template, apart_from: Found | None = None)
     return Found(scores.flatten(1).amax(dim=1).clamp(0, 1), x + 0.5, y + 0.5, radii[size])
 
 
-def disc_kernels(region: Field, radii: Tensor) -> Tensor:
-    """(radii, FIELD, FIELD): the region around the origin, wrapped around, in sum 1."""
+@functools.lru_cache(maxsize=64)
+def spectra(region: Field) -> Tensor:
+    """The region at every radius, around the origin, wrapped around, in sum 1; its transform, (radii, FIELD, …)."""
     offsets = torch.fft.fftfreq(FIELD, 1 / FIELD)
     v, u = torch.meshgrid(offsets, offsets, indexing="ij")
-    kernels = torch.stack([region(u / radius, v / radius) for radius in radii.tolist()]).float()
-    return kernels / kernels.sum(dim=(1, 2), keepdim=True)
+    kernels = torch.stack([region(u / radius, v / radius) for radius in RADII]).float()
+    return torch.fft.rfft2(kernels / kernels.sum(dim=(1, 2), keepdim=True))
 
 
 def identity(pictures: Tensor, concept: ShapeConcept) -> Found:

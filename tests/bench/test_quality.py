@@ -9,7 +9,9 @@ import pytest
 import quality
 import torch
 from quality import ROOT, ROWS
+from shapes import base
 from shapes.methods import Ask, merge_row
+from shapes.model import Text
 from shapes.world import CONCEPTS
 
 
@@ -25,6 +27,13 @@ def test_every_concept_is_drawn_by_its_own_lora(world):
     asks = [Ask((concept,), (concept,), (), "in fog", 0) for concept in trained][: 8 // quality.BATCH]
     found = [scores["identity"] for scores, _ in quality.measured(world, ROWS["alone"], asks)]
     assert statistics.mean(sum(picture) for batch in found for picture in batch) > 0.6
+
+
+def test_attention_of_class_words_lies_on_their_objects():
+    """What CLoRA lives on, of the weights that are shipped; in the middle of the schedule."""
+    unet = demo_assets.make_unet()
+    unet.load_state_dict(demo_assets.stored("unet"))
+    assert base.attention_ratio(unet, Text(torch.device("cpu")), 500) >= 3
 
 
 def test_readme_s_tables_are_those_of_the_cells():

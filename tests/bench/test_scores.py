@@ -50,22 +50,20 @@ def test_half_a_look_is_not_that_look(spoiled):
     assert float(scores.identity(picture(spoiled), BALL).score) < RIGHT
 
 
-def test_a_look_is_bleeding_on_another_form_only():
-    own, other = drawn(BALL, "ball", 35, 64), drawn(BOX, "box", 95, 64)
-    bled = drawn(BALL, "box", 95, 64)
-    for second, expected in ((other, False), (bled, True)):
-        shown = picture(own, second)
-        found = float(scores.bleeding(shown, BALL, BOX, scores.identity(shown, BALL)))
-        assert found >= 0.9 if expected else found <= 0.4
-
-
-def test_within_a_class_a_look_bleeds_when_it_is_drawn_twice():
-    own, other = drawn(BALL, "ball", 35, 64), drawn(BALL2, "ball", 95, 64)
-    twice = drawn(BALL, "ball", 95, 64)
-    for second, expected in ((other, False), (twice, True)):
-        shown = picture(own, second)
-        found = float(scores.bleeding(shown, BALL, BALL2, scores.identity(shown, BALL)))
-        assert found >= 0.9 if expected else found <= 0.4
+@pytest.mark.parametrize(
+    ("onto", "second", "expected"),
+    [
+        (BOX, drawn(BOX, "box", 95, 64), False),
+        (BOX, drawn(BALL, "box", 95, 64), True),
+        (BALL2, drawn(BALL2, "ball", 95, 64), False),
+        (BALL2, drawn(BALL, "ball", 95, 64), True),
+    ],
+    ids=["apart", "on another form", "apart within a class", "drawn twice within a class"],
+)
+def test_a_look_is_bleeding_where_it_is_on_another_thing(onto, second, expected):
+    shown = picture(drawn(BALL, "ball", 35, 64), second)
+    found = float(scores.bleeding(shown, BALL, onto, scores.identity(shown, BALL)))
+    assert found >= 0.9 if expected else found <= 0.4
 
 
 @pytest.mark.parametrize("seed", range(6))
