@@ -47,9 +47,8 @@ def run(server: ComfyServer, prompt: dict, **kwargs) -> tuple[np.ndarray, dict]:
 
 @pytest.fixture(scope="session")
 def first_run(server, infos):
-    """(picture, history, messages) of the merge workflow as shipped."""
-    messages: list[dict] = []
-    return *run(server, demo_prompt(infos, "loraclr_merge"), on_message=messages.append), messages
+    """(picture, history) of the merge workflow as shipped."""
+    return run(server, demo_prompt(infos, "loraclr_merge"))
 
 
 def test_the_pack_loads_without_complaint(server):
@@ -72,15 +71,22 @@ def test_the_page_s_format_and_the_api_s_are_the_same_graph(server, infos, name)
 
 
 def test_merge_workflow_runs_as_shipped(first_run):
-    pixels, history, messages = first_run
+    pixels, history = first_run
     assert pixels.std() > 0
     (report,) = (
         text for output in history["outputs"].values() for text in output.get("text", ()) if "# LoRACLR" in text
     )
     for subject in workflows.DEMO.subjects:
         assert f"| {subject.name} |" in report
+
+
+def test_progress_is_told_in_words(server, infos):
+    """With a seed of its own, so that nothing is captured yet, whatever ran before."""
+    messages: list[dict] = []
+    run(server, merge_prompt(infos, capture_steps=1, capture_seed=17), on_message=messages.append)
     texts = {message["data"]["text"] for message in messages if message["type"] == "progress_text"}
-    assert any(text.startswith("capturing cross, evaluation") for text in texts)
+    for subject in workflows.DEMO.subjects:
+        assert any(text.startswith(f"capturing {subject.name}, evaluation") for text in texts)
     assert any(text.startswith("solving layer") for text in texts)
 
 
