@@ -51,25 +51,31 @@ RIGHT = 0.65  # identity of a concept that counts as shown: midway between what 
 
 
 class Column(NamedTuple):
-    """together: what pictures of several concepts name."""
+    """groups: what methods are given, every concept in one of them; together: what pictures of several concepts name."""
 
     groups: tuple[Group, ...]
-    together: tuple[Group, ...]
+    together: tuple[Group, ...] = ()
 
     def asks(self, pictures: int) -> dict[str, list[Ask]]:
-        """For each kind of picture; sorted so that a group's stand together."""
+        """For each kind of picture; sorted so that a group's stand together. Own and kept are the same in all columns."""
         asked: dict[str, list[Ask]] = {"own": [], "together": [], "kept": []}
         backgrounds, pairs = list(BACKGROUNDS), list(itertools.permutations(CLASSES, 2))
         for number in range(pictures // BATCH):
-            group, background = self.groups[number % len(self.groups)], backgrounds[number % len(backgrounds)]
-            each = group[number // len(self.groups) % len(group)]
-            asked["own"].append(Ask(group, (each,), (), background, number))
-            named = self.together[number % len(self.together)]
-            holding = next(group for group in self.groups if set(named) <= set(group))
-            asked["together"].append(Ask(holding, named, (), background, number))
+            background = backgrounds[number % len(backgrounds)]
+            each = CONCEPTS[number % len(CONCEPTS)]
+            asked["own"].append(Ask(self.holding((each,), number), (each,), (), background, number))
+            if self.together:
+                named = self.together[number % len(self.together)]
+                asked["together"].append(Ask(self.holding(named), named, (), background, number))
             if number % 4 == 0:
+                group = self.groups[number % len(self.groups)]
                 asked["kept"].append(Ask(group, (), pairs[number % len(pairs)], background, number))
         return {kind: sorted(asks, key=lambda ask: self.groups.index(ask.group)) for kind, asks in asked.items()}
+
+    def holding(self, named: Group, number: int = 0) -> Group:
+        """A group with these concepts, in turn where there are several."""
+        found = [group for group in self.groups if set(named) <= set(group)]
+        return found[number // len(CONCEPTS) % len(found)]
 
 
 BALL, BOX, KITE, CROSS, BALL2, BOX2, KITE2, CROSS2 = CONCEPTS
@@ -80,6 +86,7 @@ QUADRUPLES = ((BALL, BOX, KITE, CROSS), (BALL2, BOX2, KITE2, CROSS2), (BALL, BOX
 SIX = (CONCEPTS[:6], CONCEPTS[2:])
 
 COLUMNS = {
+    "1": Column(tuple((each,) for each in CONCEPTS)),
     "2": Column(PAIRS, PAIRS),
     "2-same-class": Column(
         tuple(zip(CONCEPTS[:4], CONCEPTS[4:], strict=True)), tuple(zip(CONCEPTS[:4], CONCEPTS[4:], strict=True))
@@ -89,18 +96,26 @@ COLUMNS = {
     "6": Column(SIX, tuple(pair for pair in PAIRS if any(set(pair) <= set(group) for group in SIX))),
     "8": Column((CONCEPTS,), PAIRS),
 }
+MERGE_COLUMNS = tuple(column for column in COLUMNS if column != "1")
 SAMPLER_COLUMNS = ("2", "2-same-class", "3", "4")  # more do not fit into one picture
 
 
-def pictures_of(row: str) -> int:
-    return 64 if row in HEADLINE else 32
+def is_sampler(row: str) -> bool:
+    return ROWS[row].kinds == ("together",)
+
+
+def pictures_of(row: str, column: str) -> int:
+    """64 where the headlines are, 32 elsewhere."""
+    headline = row in HEADLINE and column in (("2", "2-same-class") if is_sampler(row) else ("1", "8"))
+    return 64 if headline else 32
 
 
 def columns_of(row: str) -> tuple[str, ...]:
-    sampler = ROWS[row].kinds == ("own", "together")
+    if row == "alone":
+        return ("1",)
     if row in VARIANTS:
-        return ("2", "2-same-class") if sampler else ("2", "8")
-    return SAMPLER_COLUMNS if sampler else tuple(COLUMNS)
+        return ("2",) if is_sampler(row) else ("8",)
+    return SAMPLER_COLUMNS if is_sampler(row) else MERGE_COLUMNS
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
@@ -117,10 +132,11 @@ def essence(source: str) -> str:
 
 def fingerprint(row: str, column: str) -> str:
     """Of all that a cell's scores depend on."""
-    method = ROWS[row]
+    method, asks = ROWS[row], COLUMNS[column].asks(pictures_of(row, column))
     world = ("bench/shapes/world.py", "bench/shapes/scores.py")
     parts = [
-        *(method.settings, method.node and pack.defaults(method.node), SAMPLING, BATCH, COLUMNS[column]),
+        *(method.settings, method.node and pack.defaults(method.node), SAMPLING, BATCH),
+        *(asks[kind] for kind in method.kinds),
         *(essence(inspect.getsource(made)) for made in (method.prepare, *SHARED, sample, scored, before)),
         *(essence((ROOT / path).read_text("utf-8")) for path in (*world, *method.code)),
         *(path.stem + hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(demo_assets.WEIGHTS.iterdir())),
@@ -194,7 +210,7 @@ def measured(world: World, method: Method, asks: list[Ask]) -> Iterator[tuple[di
 def measure(world: World, row: str, column: str) -> None:
     """Every picture of a cell; written when all are done."""
     method, start = ROWS[row], time.monotonic()
-    asks = COLUMNS[column].asks(pictures_of(row))
+    asks = COLUMNS[column].asks(pictures_of(row, column))
     result: dict = {"row": row, "column": column, "made_with": fingerprint(row, column)}
     for kind in method.kinds:
         result[kind] = {}
@@ -251,7 +267,7 @@ def values(row: str, column: str, score: str) -> dict[tuple[int, int], float]:
 
 def difference(row: str, reference: str, column: str, score: str) -> tuple[float, float] | None:
     """Mean of the paired differences and half the width of its 95 % interval."""
-    ours, theirs = (values(each, column, score) for each in (row, reference))
+    ours, theirs = values(row, column, score), values(reference, "1" if reference == "alone" else column, score)
     found = torch.tensor([ours[place] - theirs[place] for place in ours.keys() & theirs.keys()])
     if len(found) < 2:
         return None
@@ -304,7 +320,7 @@ def result() -> dict:
             means = {score: mean(row, column, score) for score in SCORES}
             entry: dict = {score: round(value, 4) for score, value in means.items() if value is not None}
             if entry:
-                entry["seeds"] = pictures_of(row)
+                entry["seeds"] = pictures_of(row, column)
                 for reference in ("alone", "exact", "clora"):
                     for score in ("identity", "both"):
                         if reference != row and (away := difference(row, reference, column, score)):
@@ -352,7 +368,7 @@ def grid(world: World) -> Image.Image:
         for y, row in enumerate(rows):
             draw.text((4, top + y * (SIDE + gap) + SIDE // 2), row, "black")
             if not picture_path(row, column).exists():
-                ask = COLUMNS[column].asks(pictures_of(row))["together"][:1]
+                ask = COLUMNS[column].asks(pictures_of(row, column))["together"][:1]
                 keep_picture(row, column, next(measured(world, ROWS[row], ask))[1][0])
             canvas.paste(Image.open(picture_path(row, column)), (left + x * (SIDE + gap), top + y * (SIDE + gap)))
     return canvas

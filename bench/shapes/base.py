@@ -87,16 +87,7 @@ class Trainer:
             group["lr"] = LEARNING_RATE * min(1.0, (self.step + 1) / WARMUP)
         with reading(self.unet, BATCH) as (recorder, options):
             loss = model.denoising_loss(self.unet, self.text, scenes, prompts, generator, options)
-        maps = recorder.maps()[0]
-        found = [
-            ratio
-            for scene, prompt, of_scene in zip(scenes, prompts, maps, strict=True)
-            if prompt
-            for ratio in ratios(scene, of_scene, self.text)
-        ]
-        if found:
-            lacking = (math.log(LOCALISED) - torch.stack(found).log()).clamp(min=0)
-            loss = loss + LOCALISATION_WEIGHT * lacking.square().mean().cpu()
+        loss = loss + localisation_loss(scenes, prompts, recorder.maps()[0], self.text)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
@@ -145,21 +136,41 @@ def attention_ratio(unet: torch.nn.Module, text: Text, timestep: int, count: int
         context = text([scene.prompt() for scene in scenes])
         unet(noisy, timesteps.float().to(text.device), context, transformer_options=options)
     maps = recorder.maps()[0].cpu()
-    found = [ratio for scene, of_scene in zip(scenes, maps, strict=True) for ratio in ratios(scene, of_scene, text)]
+    found = [
+        ratio
+        for scene, of_scene in zip(scenes, maps, strict=True)
+        for ratio in ratios(scene, scene.prompt(), of_scene, text)
+    ]
     return float(torch.stack(found).log().mean().exp())
 
 
-def ratios(scene: Scene, maps: Tensor, text: Text) -> list[Tensor]:
-    """maps: (h, w, 77) of one picture -> mean attention inside over outside, for each class word in it."""
+def ratios(scene: Scene, prompt: str, maps: Tensor, text: Text) -> list[Tensor]:
+    """maps: (h, w, 77) of one picture -> mean attention inside over outside, for each token of what each thing is called."""
     found = []
-    for word in dict.fromkeys(thing.class_word for thing in scene.things):
-        masks = torch.stack([thing.mask() for thing in scene.things if thing.class_word == word])
+    called = dict.fromkeys(thing.words for thing in scene.things)
+    for words in called:
+        if any(words in other and words != other for other in called):
+            continue  # a plain thing of a concept's class: its word stands twice
+        masks = torch.stack([thing.mask() for thing in scene.things if thing.words == words])
         inside = F.avg_pool2d(masks.any(dim=0).float()[None], CELL)[0].to(maps)
-        last = [places[-1] for places in text.positions(scene.prompt(), word)]
-        of_word = maps[..., last].mean(dim=-1)
         outside = 1 - inside
-        found.append((of_word * inside).sum() / inside.sum() * outside.sum() / (of_word * outside).sum())
+        for places in zip(*text.positions(prompt, words), strict=True):
+            of_token = maps[..., list(places)].mean(dim=-1)
+            found.append((of_token * inside).sum() / inside.sum() * outside.sum() / (of_token * outside).sum())
     return found
+
+
+def localisation_loss(scenes: list[Scene], prompts: list[str], maps: Tensor, text: Text) -> Tensor:
+    """What attention lacks of being LOCALISED times denser on a token's own object than elsewhere; no more is asked.
+
+    maps: (scenes, h, w, 77)
+    """
+    asked = [each for each in zip(scenes, prompts, maps, strict=True) if each[1]]
+    found = [ratio for scene, prompt, of_scene in asked for ratio in ratios(scene, prompt, of_scene, text)]
+    if not found:
+        return torch.zeros(())
+    lacking = (math.log(LOCALISED) - torch.stack(found).log()).clamp(min=0)
+    return LOCALISATION_WEIGHT * lacking.square().mean().cpu()
 
 
 def run(device: torch.device, steps: int = 6000) -> None:

@@ -1,10 +1,11 @@
 """Trains one LoRA per concept on the base model, each by itself; no picture shows two concepts.
 
-A concept goes on from its shipped weights where those were trained for fewer steps than are asked for.
-
 Of a batch's pictures some show the concept alone, one of them with DreamBooth's instance prompt, some beside a plain thing,
-and some a plain thing of its class, so that the LoRA learns its trigger and leaves the class as it was (prior preservation,
-arXiv 2208.12242). Trained on the concept alone, a LoRA this small spreads the look over all things of a picture.
+and the rest are plain: things of its class, what the base model was trained on, and that without a prompt (prior
+preservation, arXiv 2208.12242). Each kind is needed by a LoRA this small: trained on the concept alone it spreads the look
+over all things of a picture, and without empty prompts it draws the concept unasked, which guidance then takes away. As in
+the base model's training, the attention of every token of a trigger is asked to lie on its own object; without that, some
+tokens of rare words look everywhere.
 """
 
 import contextlib
@@ -18,20 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from . import model
-from .base import NAME
+from .base import NAME, localisation_loss, reading
 from .model import Text
-from .world import CLASSES, CONCEPTS, Scene, ShapeConcept, make_scene
+from .world import CLASSES, CONCEPTS, Scene, ShapeConcept, make_scene, training_scene
 
 RANK = 16
 INSTANCE_PROMPT = "photo of a {}"
-LEARNING_RATE = 1e-3
-ALONE, BESIDE, PLAIN = 2, 4, 2  # of a batch
-WARMUP = 20
+LEARNING_RATE = 3e-3
+ALONE, BESIDE, OF_CLASS, ANY, UNPROMPTED = 1, 4, 1, 1, 1  # of a batch
+WARMUP, AVERAGE = 20, 0.99
 EVERY = 50
 
 
-def run(device: torch.device, steps: int = 1200) -> None:
-    """Every concept up to so many steps in all."""
+def run(device: torch.device, steps: int = 800) -> None:
+    """Every concept that is not there yet, or was trained for fewer steps."""
     base = demo_assets.WEIGHTS / f"{NAME}.safetensors"
     if not base.exists():
         sys.exit(f"shapes: {base} is missing; train the base model first, stage “base”")
@@ -44,16 +45,17 @@ def run(device: torch.device, steps: int = 1200) -> None:
         if done >= steps:
             print(f"{concept.name}: is there, {done} steps", flush=True)
             continue
-        factors = train(unet, text, concept, seed, done, steps)
+        factors = train(unet, text, concept, seed, steps)
         demo_assets.store(concept.name, factors, {"trigger": concept.trigger, "steps": str(steps)})
 
 
 def pictures(concept: ShapeConcept, rng: random.Random) -> tuple[list[Scene], list[str]]:
     """A batch and its prompts."""
     beside = [rng.sample([concept, rng.choice(CLASSES)], 2) for _ in range(BESIDE)]
-    kinds = [*[[concept]] * ALONE, *beside, *[[concept.class_word]] * PLAIN]
-    scenes = [make_scene(each, rng) for each in kinds]
-    return scenes, [INSTANCE_PROMPT.format(concept.trigger), *(scene.prompt() for scene in scenes[1:])]
+    kinds = [*[[concept]] * ALONE, *beside, *[[concept.class_word]] * OF_CLASS]
+    scenes = [*(make_scene(each, rng) for each in kinds), *(training_scene(rng) for _ in range(ANY + UNPROMPTED))]
+    prompts = [scene.prompt() for scene in scenes]
+    return scenes, [INSTANCE_PROMPT.format(concept.trigger), *prompts[1:-UNPROMPTED], *[""] * UNPROMPTED]
 
 
 class Adapter(nn.Module):
@@ -79,35 +81,38 @@ def adapted(unet: nn.Module, adapters: dict[str, Adapter]) -> Iterator[None]:
         yield
 
 
-def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, done: int, steps: int) -> dict[str, Tensor]:
+def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: int) -> dict[str, Tensor]:
     """The LoRA's factors: `<diffusers name>.up` (out, rank, …) and `<diffusers name>.down` (rank, in, …)."""
-    torch.manual_seed(seed + 100 * done)
+    torch.manual_seed(seed)
     device = next(unet.parameters()).device
     layers = demo_assets.lora_layers(unet)
     adapters = {key: Adapter(unet.get_submodule(key)).to(device) for key in layers.values()}
-    if done:
-        factors = demo_assets.stored(concept.name)
-        for name, key in layers.items():
-            adapters[key].up.data = factors[f"{name}.up"].flatten(1).to(device)
-            adapters[key].down.data = factors[f"{name}.down"].flatten(1).to(device)
     parameters = [parameter for adapter in adapters.values() for parameter in adapter.parameters()]
+    averages = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
-    rng, generator = random.Random(seed + 100 * done), torch.Generator().manual_seed(seed + 100 * done)
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     losses, start = [], time.monotonic()
     with adapted(unet, adapters):
-        for step in range(done + 1, steps + 1):
+        for step in range(1, steps + 1):
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min(1.0, (step - done) / WARMUP) * (1 - 0.9 * step / steps)
+                group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP) * (1 - 0.95 * step / steps)
             scenes, prompts = pictures(concept, rng)
-            loss = model.denoising_loss(unet, text, scenes, prompts, generator)
+            with reading(unet, len(scenes)) as (recorder, options):
+                loss = model.denoising_loss(unet, text, scenes, prompts, generator, options)
+            loss = loss + localisation_loss(scenes, prompts, recorder.maps()[0], text)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            decay = min(AVERAGE, step / (step + 10))
+            for average, parameter in zip(averages, parameters, strict=True):
+                average.lerp_(parameter.detach(), 1 - decay)
             losses.append(float(loss.detach()))
             if step % EVERY == 0:
-                seconds = (time.monotonic() - start) / (step - done)
+                seconds = (time.monotonic() - start) / step
                 recent = sum(losses[-EVERY:]) / EVERY
                 print(f"{concept.name}, step {step}: loss {recent:.4f}, {seconds:.2f} s per step", flush=True)
+    for average, parameter in zip(averages, parameters, strict=True):
+        parameter.data = average
     state: dict[str, Tensor] = {}
     for name, key in layers.items():
         ones = (1, 1) if isinstance(unet.get_submodule(key), nn.Conv2d) else ()

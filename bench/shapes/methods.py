@@ -183,7 +183,7 @@ def merge_row(**settings) -> Method:
 
 
 def clora_row(**settings) -> Method:
-    return Method(clora, KINDS[:2], settings, "LoRACLR_CLoRASampler", code(MERGE_ONLY))
+    return Method(clora, KINDS[1:2], settings, "LoRACLR_CLoRASampler", code(MERGE_ONLY))
 
 
 HEADLINE = {
@@ -194,7 +194,7 @@ HEADLINE = {
     "clora": clora_row(),
     "clora-no-updates": clora_row(update_strength=0.0),
     "clora-no-masks": clora_row(first_masked_step=10000),
-    "masked-hooks": Method(masked_hooks, KINDS[:2]),
+    "masked-hooks": Method(masked_hooks, KINDS[1:2]),
 }
 VARIANTS = {
     "sum": merge_row(solver="sum (baseline)"),
