@@ -114,6 +114,16 @@ class LoRACLRMerge(io.ComfyNode):
                     tooltip="Sets the size of the capture (its content is not used). Without it 512×512; connect an Empty"
                     " Latent Image of 1024×1024 for SDXL.",
                 ),
+                io.Combo.Input(
+                    "captures",
+                    options=list(merging.KEEPINGS),
+                    default="in memory",
+                    optional=True,
+                    advanced=True,
+                    tooltip="in memory: kept while the model stays loaded. on disk: after a restart too, up to 16 GiB in"
+                    " loraclr_captures in ComfyUI's user folder, the oldest go first; another ridge then takes only the solve,"
+                    " and a concept added at the end one capture. clear the disk: deletes all that is there.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with all concepts merged."),
@@ -143,6 +153,7 @@ class LoRACLRMerge(io.ComfyNode):
         capture_seed,
         merge_text_encoder,
         latent=None,
+        captures: merging.Keeping = "in memory",
     ) -> io.NodeOutput:
         capture = CaptureSettings(
             prompts=_prompts(capture_prompts),
@@ -151,7 +162,15 @@ class LoRACLRMerge(io.ComfyNode):
             latent_shape=None if latent is None else tuple(latent["samples"].shape[1:]),
         )
         settings = MergeSettings(
-            *(solver, Margin(margin, MARGIN_MODES[margin_mode]), ridge, anchor_weight, capture, merge_text_encoder)
+            *(
+                solver,
+                Margin(margin, MARGIN_MODES[margin_mode]),
+                ridge,
+                anchor_weight,
+                capture,
+                merge_text_encoder,
+                captures,
+            )
         )
         result = merging.merge(model, clip, concepts, settings, _progress(cls.hidden.unique_id))
         return io.NodeOutput(

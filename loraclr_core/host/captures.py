@@ -1,4 +1,4 @@
-"""Captures kept while only solver settings change, so that another margin or ridge takes seconds."""
+"""Captures kept while only solver settings change, so that another margin or ridge takes seconds; if asked, on disk too."""
 
 import weakref
 from collections.abc import Callable
@@ -11,20 +11,17 @@ from ..concept import Concept
 from ..moments import ConceptStatistics
 from .adapters import Effect
 from .capture import CaptureSettings, Grams, Target, capture
+from .capture_store import CaptureStore, Known
 
 
 @dataclass
 class Captures:
-    """What is known of one model: its concepts' statistics, in the order their second moments were added up."""
+    """What is known of one model, and under which circumstances it was captured."""
 
     clip: weakref.ref
     settings: CaptureSettings
     layers: list[str]
-    concepts: list[tuple] = field(default_factory=list)
-    statistics: list[dict[str, ConceptStatistics]] = field(default_factory=list)
-    grams: Grams = field(default_factory=dict)
-    base_words: list[str] = field(default_factory=list)
-    base_grams: Grams = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
 
     def serve(self, target: Target, settings: CaptureSettings) -> bool:
         """Whether they were made under these circumstances; more samples than asked for do no harm."""
@@ -40,31 +37,40 @@ class Captures:
 _known: weakref.WeakKeyDictionary[ModelPatcher, Captures] = weakref.WeakKeyDictionary()
 
 
+def forget() -> None:
+    """What is on disk stays."""
+    _known.clear()
+
+
 def of_concepts(
     target: Target,
     concepts: list[Concept],
     effects: list[tuple[Effect, Effect]],
     settings: CaptureSettings,
     with_base: bool,
+    store: CaptureStore | None,
     device: torch.device,
     progress: Callable[[str, float], None],
-) -> tuple[Captures, int]:
+) -> tuple[Known, int]:
     """The captures of `concepts` and, `with_base`, of the plain model on their class words.
 
-    Only what is not known yet is captured: a concept added at the end costs one capture. Returns them and the number
-    of model evaluations that took.
+    Only what is not known yet, here or in the store, is captured: a concept added at the end costs one capture. Returns
+    them and the number of model evaluations that took.
     """
     # Known again once all is complete: a capture that is cancelled has added to the sums in part.
     captures = _known.pop(target.model, None)
     if captures is None or not captures.serve(target, settings):
         captures = Captures(weakref.ref(target.clip.patcher), settings, target.layers())
     wanted = [(c.sha256, c.trigger, c.strength_model, c.strength_clip) for c in concepts]
-    if captures.concepts != wanted[: len(captures.concepts)]:
-        captures.concepts, captures.statistics, captures.grams = [], [], {}
+    known = captures.known
+    if known.concepts != wanted[: len(known.concepts)]:
+        known.concepts, known.statistics, known.grams = [], [], {}
+    if store and not known.concepts and (found := store.load(wanted, effects)):
+        known = captures.known = found
     base_words = sorted({concept.class_word for concept in concepts})
-    base_missing = base_words if with_base and captures.base_words != base_words else []
+    base_missing = base_words if with_base and known.base_words != base_words else []
 
-    missing = range(len(captures.concepts), len(concepts))
+    missing = range(len(known.concepts), len(concepts))
     total = (len(missing) + len(base_missing)) * settings.evaluations()
     done = 0
 
@@ -79,12 +85,12 @@ def of_concepts(
 
     for index in missing:
         concept = concepts[index]
-        captures.statistics.append(run(concept.name, concept.trigger, effects[index], captures.grams))
-        captures.concepts.append(wanted[index])
+        known.statistics.append(run(concept.name, concept.trigger, effects[index], known.grams))
+        known.concepts.append(wanted[index])
     if base_missing:
-        captures.base_grams = {}
+        known.base_grams = {}
         for word in base_missing:
-            run(f"the base model on “{word}”", word, (Effect(), Effect()), captures.base_grams)
-        captures.base_words = base_missing
+            run(f"the base model on “{word}”", word, (Effect(), Effect()), known.base_grams)
+        known.base_words = base_missing
     _known[target.model] = captures
-    return captures, total
+    return known, total

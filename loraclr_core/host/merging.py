@@ -16,20 +16,25 @@ from ..concept import Concept
 from ..lowrank import LowRank
 from ..moments import ConceptStatistics
 from ..objective import Margin, held_out_error, negative_distances
-from . import adapters, captures, lora_file, lora_keys
+from . import adapters, capture_store, captures, lora_file, lora_keys
 from .adapters import Effect, MatchedLoRA
 from .capture import CaptureSettings, Target, dense
+from .capture_store import CaptureStore, Known, NotStorableError
 
 Solver = Literal["exact", "adamw (paper)", "sum (baseline)"]
 SOLVERS: tuple[Solver, ...] = ("exact", "adamw (paper)", "sum (baseline)")
 # The published optimiser works on features themselves, so more of them are kept for it.
 ADAMW_SAMPLES = 400
+Keeping = Literal["in memory", "on disk", "clear the disk"]
+KEEPINGS: tuple[Keeping, ...] = ("in memory", "on disk", "clear the disk")
 # What share of the progress bar the captures take.
 CAPTURE_SHARE = 0.9
 
 
 class MergeSettings(NamedTuple):
-    """ridge: ρ of the exact solver. anchor_weight: how much the plain model counts, 1 = as one concept."""
+    """ridge: ρ of the exact solver. anchor_weight: how much the plain model counts, 1 = as one concept. captures: where they
+    are kept for further merges.
+    """
 
     solver: Solver
     margin: Margin
@@ -37,6 +42,7 @@ class MergeSettings(NamedTuple):
     anchor_weight: float
     capture: CaptureSettings
     merge_text_encoder: bool
+    captures: Keeping = "in memory"
 
 
 @dataclass
@@ -53,7 +59,9 @@ class LayerResult:
 
 @dataclass
 class MergeResult:
-    """lora: the merged LoRA by the names of its file. tokens: how many the moments count, of how many there were."""
+    """lora: the merged LoRA by the names of its file. tokens: how many the moments count, of how many there were. kept: what
+    became of the captures on disk, in words.
+    """
 
     lora: dict[str, Tensor]
     model: ModelPatcher
@@ -67,6 +75,7 @@ class MergeResult:
     ranks: list[int] = field(default_factory=list)
     tokens: tuple[int, int] = (0, 0)
     evaluations: int = 0
+    kept: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -82,6 +91,8 @@ def merge(
         raise ValueError("No concepts to merge: connect at least one Load Concept LoRA.")
     device = comfy.model_management.get_torch_device()
     seconds: dict[str, float] = {}
+    if settings.captures == "clear the disk":
+        capture_store.clear()
 
     start = time.perf_counter()
     if not settings.merge_text_encoder:
@@ -128,10 +139,19 @@ def _solve_all(target: Target, result: MergeResult, device, progress, seconds: d
     wanted = settings.capture
     if settings.solver == "adamw (paper)":
         wanted = wanted._replace(samples=ADAMW_SAMPLES)
+    store = None
+    if settings.captures == "on disk":
+        try:
+            store = CaptureStore(target, wanted, [concept.trigger for concept in result.concepts])
+        except NotStorableError as error:
+            result.kept = f"The captures of this model are not kept on disk: {error}."
     known, result.evaluations = captures.of_concepts(
-        *(target, result.concepts, result.effects, wanted, settings.anchor_weight != 0, device),
+        *(target, result.concepts, result.effects, wanted, settings.anchor_weight != 0, store, device),
         lambda phase, done: progress(phase, CAPTURE_SHARE * done),
     )
+    if store:
+        progress("keeping the captures on disk", CAPTURE_SHARE)
+        result.kept = _keep(store, known, bool(result.evaluations))
     seconds["capture"] = time.perf_counter() - start
 
     start = time.perf_counter()
@@ -153,6 +173,17 @@ def _solve_all(target: Target, result: MergeResult, device, progress, seconds: d
         result.tokens = (counted + concepts[0].tokens, seen + concepts[0].seen)
     seconds["solve"] = time.perf_counter() - start
     return deltas
+
+
+def _keep(store: CaptureStore, known: Known, new: bool) -> str:
+    """What became of them. The merge goes on without the disk."""
+    try:
+        if new or not store.path(known.concepts).exists():
+            store.save(known)
+    except OSError as error:
+        return f"The captures could not be kept on disk: {error}."
+    size, limit = (value / 2**30 for value in (capture_store.size(), capture_store.LIMIT))
+    return f"Captures on disk: {size:.1f} of at most {limit:.0f} GiB, in {capture_store.folder()}."
 
 
 def _judge(key: str, concepts: list[ConceptStatistics], delta: LowRank, margin: Margin) -> LayerResult:

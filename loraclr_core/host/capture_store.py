@@ -1,0 +1,238 @@
+"""Captures on disk: after a restart another ridge takes only the solve, and a concept added at the end one capture.
+
+One file per model, settings and list of concepts, named by digests of all that a capture depends on: every weight and
+patch of the model and its text encoder, the LoRA files, triggers and strengths, prompts, steps, seed and size. A file is
+written whole or not at all, and carries a digest of its own content; one that is damaged is deleted, never used.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .. import lowrank
+from ..gram import Gram
+from ..moments import ConceptStatistics
+from . import lora_file
+from .adapters import Effect
+from .capture import CaptureSettings, Grams, Target, input_width, output_width
+
+log = logging.getLogger("loraclr")
+
+FORMAT = "1"  # raise it whenever captures come out different
+LIMIT = 16 * 2**30  # bytes in all; what was not used for longest goes first
+PARTS = ("response", "inputs", "outputs", "held_out")
+
+
+@dataclass
+class Known:
+    """What is known of one model: its concepts' statistics, in the order their second moments were added up.
+
+    concepts: what tells one from another (file, trigger, strengths). base_words: the class words that the plain model was
+    captured on.
+    """
+
+    concepts: list[tuple] = field(default_factory=list)
+    statistics: list[dict[str, ConceptStatistics]] = field(default_factory=list)
+    grams: Grams = field(default_factory=dict)
+    base_words: list[str] = field(default_factory=list)
+    base_grams: Grams = field(default_factory=dict)
+
+
+class NotStorableError(ValueError):
+    """The model has a part whose content cannot be known; the message says which."""
+
+
+def folder() -> Path:
+    return Path(folder_paths.get_user_directory()) / "loraclr_captures"
+
+
+def clear() -> None:
+    for path in files():
+        path.unlink()
+
+
+def files() -> list[Path]:
+    """What was used last comes last."""
+    return sorted(folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+
+
+def size() -> int:
+    """Bytes."""
+    return sum(path.stat().st_size for path in files())
+
+
+class CaptureStore:
+    """The files of one model and its settings. Raises NotStorableError."""
+
+    def __init__(self, target: Target, settings: CaptureSettings, triggers: Iterable[str]):
+        if any("embedding:" in text for text in (*settings.prompts, *triggers)):
+            raise NotStorableError("a prompt or trigger has an embedding, whose file may change")
+        self.target, clip = target, target.clip
+        settings_of_clip = (clip.layer_idx, sorted(clip.tokenizer_options.items()))
+        content = hashlib.sha256(repr((FORMAT, settings, target.layers(), settings_of_clip)).encode())
+        for patcher in (target.model, target.clip.patcher):
+            _add_content(content, patcher)
+        self.model = content.hexdigest()[:24]
+
+    def path(self, concepts: list[tuple]) -> Path:
+        return folder() / f"{self.model}_{hashlib.sha256(repr(concepts).encode()).hexdigest()[:24]}.safetensors"
+
+    def load(self, concepts: list[tuple], effects: list[tuple[Effect, Effect]]) -> Known | None:
+        """The captures of as many of the first concepts as there are, or None."""
+        for count in range(len(concepts), 0, -1):
+            path = self.path(concepts[:count])
+            if not path.exists():
+                continue
+            try:
+                known = self._read(path, concepts[:count], effects)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                log.warning(
+                    "captures: %s is damaged (%s); it is deleted, and its concepts are captured anew", path, error
+                )
+                path.unlink()
+                continue
+            path.touch()
+            return known
+        return None
+
+    def save(self, known: Known) -> None:
+        """Beside what is there; then what was not used for longest goes, until all is within LIMIT. Raises OSError."""
+        tensors: dict[str, Tensor] = {}
+        counts = []
+        for place, key in enumerate(self.target.layers()):
+            tensors |= _gram_tensors(f"gram.{place}", known.grams[key])
+            if known.base_words:
+                tensors |= _gram_tensors(f"base.{place}", known.base_grams[key])
+            for number, concept in enumerate(known.statistics):
+                tensors |= {f"concept.{number}.{place}.{part}": getattr(concept[key], part) for part in PARTS}
+            counts.append([(concept[key].tokens, concept[key].seen) for concept in known.statistics])
+        header = {
+            "base_words": json.dumps(known.base_words),
+            "counts": json.dumps(counts),
+            "content": _digest(tensors),
+        }
+        path = self.path(known.concepts)
+        lora_file.write(path, {name: _alone(tensor) for name, tensor in tensors.items()}, header, overwrite=True)
+        for old in files():
+            if size() <= LIMIT or old == path:
+                break
+            old.unlink()
+
+    def _read(self, path: Path, concepts: list[tuple], effects: list[tuple[Effect, Effect]]) -> Known:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        if header["content"] != _digest(tensors):
+            raise ValueError("its content is not what was written")
+        counts, base_words = json.loads(header["counts"]), json.loads(header["base_words"])
+        statistics: list[dict[str, ConceptStatistics]] = [{} for _ in concepts]
+        grams: Grams = {}
+        base_grams: Grams = {}
+        modules = self.target.model_layers | self.target.clip_layers
+        for place, (key, module) in enumerate(modules.items()):
+            width = input_width(module)
+            grams[key] = _gram(width, f"gram.{place}", tensors)
+            if base_words:
+                base_grams[key] = _gram(width, f"base.{place}", tensors)
+            for number, sides in enumerate(effects[: len(concepts)]):
+                delta = next((side.merge[key] for side in sides if key in side.merge), None)
+                parts = {part: tensors[f"concept.{number}.{place}.{part}"] for part in PARTS}
+                tokens, seen = counts[place][number]
+                delta = delta or lowrank.zero(output_width(module), width)
+                statistics[number][key] = ConceptStatistics(delta=delta, tokens=tokens, seen=seen, **parts)
+        return Known(concepts, statistics, grams, base_words, base_grams)
+
+
+def _gram_tensors(name: str, gram: Gram) -> dict[str, Tensor]:
+    return {
+        **{f"{name}.rows.{number}": rows for number, rows in enumerate(gram.rows)},
+        **{f"{name}.panels.{number}": panel for number, panel in enumerate(gram.panels)},
+    }
+
+
+def _gram(width: int, name: str, tensors: dict[str, Tensor]) -> Gram:
+    gram = Gram(width, torch.device("cpu"))
+    for kind, found in (("rows", gram.rows), ("panels", gram.panels)):
+        while f"{name}.{kind}.{len(found)}" in tensors:
+            found.append(tensors[f"{name}.{kind}.{len(found)}"])
+    return gram
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A part of a larger tensor as one of its own, as files want it."""
+    return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    content = hashlib.sha256()
+    for name in sorted(tensors):
+        content.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        content.update(_bytes(tensors[name]))
+    return content.hexdigest()
+
+
+def _bytes(tensor: Tensor):
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+# --- what a model is -------------------------------------------------------------------------------------------------
+
+
+def _add_content(content, patcher: ModelPatcher) -> None:
+    """Weights, patches and configuration. Raises NotStorableError where something else changes what the model does."""
+    attached = {
+        "a wrapper": [found for by_key in patcher.wrappers.values() for found in by_key.values()],
+        "an injection": patcher.injections,
+        "a hook": patcher.hook_patches,
+        "a weight wrapper": patcher.weight_wrapper_patches,
+        "a model option": {key: value for key, value in patcher.model_options.items() if value},
+    }
+    for what, found in attached.items():
+        if any(found.values() if isinstance(found, dict) else found):
+            raise NotStorableError(f"another node has put {what} on it")
+    content.update(f"{type(patcher.model).__name__} {_configuration(patcher.model)}".encode())
+    for name, patch in sorted(patcher.object_patches.items()):
+        _add_leaf(content, name, patch)
+    for key, (weight, *patches) in sorted(patcher.get_key_patches().items()):
+        content.update(key.encode())
+        for part in _leaves((weight[0], patches)):
+            _add_leaf(content, key, part)
+
+
+def _configuration(model) -> str:
+    config = getattr(model, "model_config", None)
+    return repr((config.unet_config, config.sampling_settings) if config else None)
+
+
+def _leaves(value: object) -> Iterable[object]:
+    """A nested structure flattened; adapters by their weights."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _leaves(each)
+    elif hasattr(value, "weights"):
+        yield type(value).__name__
+        yield from _leaves(value.weights)
+    else:
+        yield value
+
+
+def _add_leaf(content, key: str, part: object) -> None:
+    if isinstance(part, Tensor):
+        content.update(f"{part.dtype} {tuple(part.shape)}".encode())
+        try:
+            content.update(_bytes(part))
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            raise NotStorableError(f"the content of {key}, stored as {type(part).__name__}, cannot be read") from error
+    elif isinstance(part, str | float | int | torch.dtype | None):
+        content.update(repr(part).encode())
+    else:
+        raise NotStorableError(f"{key} has a patch with a {type(part).__name__}, whose content cannot be known")
