@@ -1,13 +1,16 @@
 # Every target prepares what it needs: .host/ gets a virtual environment, torch and a ComfyUI the first time.
 HOST := python3 tools/host.py
 
-.PHONY: demo test lint format bench bench-quality serve workflows
+.PHONY: demo test test-hosts lint format bench bench-quality serve workflows pictures
 
 demo: ## merge three concept LoRAs through a real server, save, reload, and show the pictures
 	$(HOST) tools/demo.py
 
 test: lint ## lint, types, and every test
 	$(HOST) -m pytest $(ARGS)
+
+test-hosts: ## every test on every ComfyUI version known; an hour
+	python3 tools/hosts.py $(ARGS)
 
 lint:
 	$(HOST) -m ruff check .
@@ -30,3 +33,6 @@ serve: ## ComfyUI with this pack and the demo models, in the browser
 
 workflows: ## write example_workflows/ again after a node has changed
 	$(HOST) tools/workflows.py
+
+pictures: ## write README's, the help pages' and the templates' pictures from what `make test` kept
+	$(HOST) tools/pictures.py

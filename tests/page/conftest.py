@@ -1,15 +1,19 @@
 """ComfyUI's own page, with this pack, in a headless browser: in the classic canvas and in Nodes 2.0."""
 
+import base64
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import workflows
 from comfy_server import ComfyServer
-from graph import page_format
+from graph import api_format, page_format
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+SHOTS = Path(__file__).resolve().parents[2] / ".host" / "screenshots"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
 RENDERERS = {"classic": False, "nodes2": True}
 MINUTES = 60_000  # milliseconds
@@ -18,6 +22,7 @@ MINUTES = 60_000  # milliseconds
 @pytest.fixture(scope="module")  # while it is open, nothing else in this thread may run an event loop
 def browser():
     """The machine's Chromium; without one, Playwright's own."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=True)
@@ -31,8 +36,9 @@ def browser():
 class ComfyPage:
     """One open page. `errors`: what the pack, or anything while it was used, has thrown."""
 
-    def __init__(self, page: Page, server: ComfyServer, nodes2: bool):
+    def __init__(self, page: Page, server: ComfyServer, infos: dict, nodes2: bool):
         self.page = page
+        self.infos = infos
         self.server = server
         self.errors: list[str] = []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -56,11 +62,36 @@ class ComfyPage:
         self.page.wait_for_function("count => app.graph.nodes.length === count", arg=len(workflow["nodes"]))
         self.page.evaluate("() => new Promise(requestAnimationFrame)")
 
-    def load_demo(self, name: str, infos: dict) -> dict:
+    def load_demo(self, name: str) -> dict:
         """A shipped workflow on the demo's models, as the page has it."""
-        workflow = page_format(workflows.described(name, infos, workflows.DEMO), name)
+        workflow = page_format(workflows.described(name, self.infos, workflows.DEMO), name)
         self.load(workflow)
         return workflow
+
+    def wait_for_nodes(self, models: workflows.Models, name: str) -> None:
+        """Until the graph is the one of a workflow, by its nodes' classes."""
+        expected = sorted(
+            node["class_type"] for node in api_format(workflows.described(name, self.infos, models)).values()
+        )
+        self.page.wait_for_function(
+            "wanted => JSON.stringify(app.graph.nodes.map((n) => n.comfyClass).filter((c) => wanted.includes(c)).sort())"
+            " === JSON.stringify(wanted)",
+            arg=expected,
+        )
+
+    def drop(self, path: Path) -> None:
+        """Drops a file onto the canvas."""
+        kind = {".json": "application/json", ".png": "image/png"}[path.suffix]
+        self.page.evaluate(
+            """([text, name, type]) => {
+                const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+                const dataTransfer = new DataTransfer();
+                dataTransfer.items.add(new File([bytes], name, { type }));
+                const place = { clientX: 700, clientY: 150, bubbles: true, cancelable: true, dataTransfer };
+                for (const kind of ['dragover', 'drop']) app.canvas.canvas.dispatchEvent(new DragEvent(kind, place));
+            }""",
+            [base64.b64encode(path.read_bytes()).decode(), path.name, kind],
+        )
 
     def run(self) -> dict:
         """Presses Run and waits for the end; the outputs by node id. Fails where a node did."""
@@ -90,9 +121,21 @@ class ComfyPage:
         )
         self.page.wait_for_timeout(500)  # the page moves there smoothly
 
-    def shot(self, folder, name: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=folder / f"{name}_{'nodes2' if self.nodes2 else 'classic'}.png")
+    def shot(self, name: str, of: str | None = None) -> None:
+        """A screenshot, of a node alone or of the whole window. README's and the help pages' pictures come from them."""
+        clip = of and self.node(
+            of,
+            """(node) => {
+                const [x, y, width, height] = node.boundingRect;
+                const { offset, scale } = app.canvas.ds, { left, top } = app.canvas.canvas.getBoundingClientRect();
+                return { x: left + (x + offset[0]) * scale - 6, y: top + (y + offset[1]) * scale - 6,
+                    width: width * scale + 12, height: height * scale + 12 };
+            }""",
+        )
+        self.page.screenshot(path=SHOTS / f"{name}_{'nodes2' if self.nodes2 else 'classic'}.png", clip=clip)
+
+    def keep(self, picture: Image.Image, name: str) -> None:
+        picture.save(SHOTS / f"{name}.png")
 
 
 @pytest.fixture(params=RENDERERS, scope="module")
@@ -101,7 +144,7 @@ def renderer(request) -> bool:
 
 
 @pytest.fixture
-def open_page(server, browser):
+def open_page(server, infos, browser):
     """Opens pages; at the end of the test none may have seen an error."""
     opened = []
 
@@ -109,7 +152,7 @@ def open_page(server, browser):
         context = browser.new_context(
             viewport={"width": width, "height": height}, permissions=["clipboard-read", "clipboard-write"]
         )
-        opened.append((context, ComfyPage(context.new_page(), server, nodes2)))
+        opened.append((context, ComfyPage(context.new_page(), server, infos, nodes2)))
         return opened[-1][1]
 
     yield opening

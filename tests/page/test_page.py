@@ -2,8 +2,6 @@
 
 import base64
 import io
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +10,8 @@ from graph import api_format
 from PIL import Image
 from playwright.sync_api import expect
 
-SHOTS = Path(__file__).resolve().parents[2] / ".host" / "screenshots"
 CLORA, MERGE, CONCEPT = "LoRACLR_CLoRASampler", "LoRACLR_Merge", "LoRACLR_LoadConceptLoRA"
+MAPS, SAVE = "LoRACLR_CLoRAMaps", "LoRACLR_SaveMergedLoRA"
 
 
 def canvas_pixels(page) -> np.ndarray:
@@ -29,8 +27,8 @@ def prompt_field(page):
     return page.page.locator("textarea[placeholder=prompt]").first
 
 
-def test_live_view_shows_the_concepts_apart(page, infos):
-    page.load_demo("clora_two_concepts", infos)
+def test_live_view_shows_the_concepts_apart(page):
+    page.load_demo("clora_two_concepts")
     outputs = page.run()
     page.center(CLORA)
     view = page.page.locator(".loraclr-view")
@@ -51,7 +49,7 @@ def test_live_view_shows_the_concepts_apart(page, infos):
     view.locator(".loraclr-chip").first.click()
     assert np.abs(canvas_pixels(page) - masks).mean() > 1
     view.locator(".loraclr-chip").first.click()
-    page.shot(SHOTS, "live_view")
+    page.shot("live_view", of=CLORA)
     assert any("images" in output for output in outputs.values())
 
     page.page.reload()
@@ -60,15 +58,15 @@ def test_live_view_shows_the_concepts_apart(page, infos):
     expect(page.page.locator(".loraclr-view .loraclr-chip")).to_have_text(["ball", "box"])
 
 
-def test_live_view_can_be_switched_off(page, infos):
-    page.load_demo("clora_two_concepts", infos)
+def test_live_view_can_be_switched_off(page):
+    page.load_demo("clora_two_concepts")
     page.node(CLORA, "(node) => { node.widgets.find((w) => w.name === 'live_view').value = false; }")
     page.run()
     assert page.page.locator(".loraclr-chip").count() == 0
 
 
-def test_merge_report_has_a_bar_for_every_error(page, infos):
-    page.load_demo("loraclr_merge", infos)
+def test_merge_report_has_a_bar_for_every_error(page):
+    page.load_demo("loraclr_merge")
     page.run()
     page.center(MERGE)
     report = page.page.locator(".loraclr-report")
@@ -86,11 +84,11 @@ def test_merge_report_has_a_bar_for_every_error(page, infos):
     report.get_by_role("button").click()
     copied = page.page.evaluate("() => navigator.clipboard.readText()")
     assert copied.startswith("# LoRACLR merge")
-    page.shot(SHOTS, "merge_report")
+    page.shot("merge_report", of=MERGE)
 
 
-def test_a_brace_offers_the_concepts(page, infos):
-    page.load_demo("clora_two_concepts", infos)
+def test_a_brace_offers_the_concepts(page):
+    page.load_demo("clora_two_concepts")
     page.center(CLORA)
     field = prompt_field(page)
     field.click()
@@ -98,7 +96,7 @@ def test_a_brace_offers_the_concepts(page, infos):
     field.press_sequentially("a photo of a {b")
     popup = page.page.locator(".loraclr-popup")
     expect(popup.get_by_role("option")).to_have_text(["ball", "box"])
-    page.shot(SHOTS, "prompt_help")
+    page.shot("prompt_help")
     field.press("ArrowDown")
     field.press("Enter")
     expect(field).to_have_value("a photo of a {box}")
@@ -109,18 +107,18 @@ def test_a_brace_offers_the_concepts(page, infos):
     assert "loraclr-wrong" not in field.get_attribute("class")
 
 
-def test_an_unknown_name_is_marked_at_once(page, infos):
-    page.load_demo("clora_two_concepts", infos)
+def test_an_unknown_name_is_marked_at_once(page):
+    page.load_demo("clora_two_concepts")
     page.center(CLORA)
     field = prompt_field(page)
     field.click()
     field.fill("a {ball} and a {bxo}")
     expect(page.page.locator(".loraclr-popup")).to_contain_text("No concept is called {bxo}. There are: {ball}, {box}.")
     assert "loraclr-wrong" in field.get_attribute("class")
-    page.shot(SHOTS, "unknown_name")
+    page.shot("unknown_name")
 
 
-def test_choosing_a_file_fills_in_its_words(page, infos):
+def test_choosing_a_file_fills_in_its_words(page):
     page.load({"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0})
     page.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", CONCEPT)
     choose = "(node, file) => { const w = node.widgets[0]; w.value = file; return w.callback(file); }"
@@ -135,8 +133,8 @@ def test_choosing_a_file_fills_in_its_words(page, infos):
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_saving_and_loading_changes_nothing(page, infos, name):
-    page.load_demo(name, infos)
+def test_saving_and_loading_changes_nothing(page, name):
+    page.load_demo(name)
     serialized = "() => JSON.parse(JSON.stringify(app.graph.serialize()))"
     first = page.page.evaluate(serialized)
     page.load(first)
@@ -148,42 +146,146 @@ def test_saving_and_loading_changes_nothing(page, infos, name):
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_the_page_asks_the_server_for_what_the_workflow_says(page, infos, name):
+def test_the_page_asks_the_server_for_what_the_workflow_says(page, name):
     """Widget values and links come through, `{ball}` in a prompt among them."""
-    page.load_demo(name, infos)
+    page.load_demo(name)
     asked = page.page.evaluate("async () => (await app.graphToPrompt()).output")
-    expected = api_format(workflows.described(name, infos, workflows.DEMO))
+    expected = api_format(workflows.described(name, page.infos, workflows.DEMO))
     assert {node: each["inputs"] for node, each in asked.items()} == {
         node: each["inputs"] for node, each in expected.items()
     }
 
 
-def test_undo_copy_and_paste(page, infos):
-    page.load_demo("clora_two_concepts", infos)
+def test_undo_copy_and_paste(page):
+    workflow = page.load_demo("clora_two_concepts")
     page.center(CLORA)
-    count = "() => app.graph.nodes.filter((node) => node.comfyClass === 'LoRACLR_CLoRASampler').length"
+    found = (
+        "() => app.graph.nodes.filter((node) => node.comfyClass === 'LoRACLR_CLoRASampler')"
+        ".map((node) => node.widgets.map((widget) => widget.value))"
+    )
+    before = page.page.evaluate(found)
     page.node(CLORA, "(node) => app.canvas.selectNode(node)")
     page.page.evaluate("() => { app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard(); }")
-    assert page.page.evaluate(count) == 2
-    values = page.page.evaluate(
-        "() => app.graph.nodes.filter((n) => n.comfyClass === 'LoRACLR_CLoRASampler').map((n) => n.widgets.map((w) => w.value))"
-    )
-    assert values[0] == values[1]
-    page.page.evaluate(
-        "() => app.graph.remove(app.graph.nodes.findLast((n) => n.comfyClass === 'LoRACLR_CLoRASampler'))"
-    )
-    assert page.page.evaluate(count) == 1
+    assert page.page.evaluate(found) == before * 2
+    page.page.evaluate("() => app.canvas.deleteSelected()")  # the pasted one
+    assert page.page.evaluate(found) == before
+
+    page.page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+    page.node(CLORA, "(node) => app.canvas.selectNode(node)")
+    page.page.evaluate("() => app.canvas.deleteSelected()")
+    page.page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+    assert page.page.evaluate(found) == []
+    page.page.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
+    page.page.wait_for_function("count => app.graph.nodes.length === count", arg=len(workflow["nodes"]))
+    assert page.page.evaluate(found) == before
 
 
-def test_a_phone_sized_window_works(open_page, infos):
+def test_a_phone_sized_window_works(open_page):
     page = open_page(True, width=390, height=844)
-    page.load_demo("clora_two_concepts", infos)
+    page.load_demo("clora_two_concepts")
     page.center(CLORA)
     expect(page.page.locator("[data-node-id] textarea").first).to_be_visible()
-    page.shot(SHOTS, "phone")
+    page.shot("phone")
 
 
-def test_templates_open_from_the_browser_and_by_dropping_files(page):
-    names = json.dumps([*workflows.WORKFLOWS])
-    listed = page.page.evaluate("async () => (await (await app.api.fetchApi('/workflow_templates')).json())")
-    assert set(json.loads(names)) <= {name for each in listed.values() for name in each}
+def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
+    """Its thumbnail is there, and so are the names of the files a user has to put or choose."""
+    page.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.page.get_by_test_id("manage-node-templates-dialog").wait_for(state="attached")
+    page.page.get_by_text("loraclr", exact=True).click()
+    for name in workflows.WORKFLOWS:
+        card = page.page.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed()
+        picture = card.locator("img").first
+        page.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
+        assert f"{name}.jpg" in picture.get_attribute("src")
+    page.shot("templates")
+    page.page.get_by_test_id("template-workflow-clora_two_concepts").click()
+    page.wait_for_nodes(workflows.REAL, "clora_two_concepts")
+    page.page.get_by_test_id("error-overlay-see-errors").click()
+    for name in (workflows.REAL.checkpoint, *(subject.file for subject in workflows.REAL.subjects)):
+        expect(page.page.get_by_text(name.removesuffix(".safetensors")).first).to_be_visible()
+    page.shot("missing_models")
+
+
+@pytest.mark.parametrize("name", workflows.WORKFLOWS)
+def test_every_template_opens_by_dropping_its_file(page, name):
+    page.drop(workflows.FOLDER / f"{name}.json")
+    page.wait_for_nodes(workflows.REAL, name)
+
+
+@pytest.mark.parametrize("name", workflows.WORKFLOWS)
+def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(page, name):
+    workflow = page.load_demo(name)
+    outputs = page.run()
+    titles = {str(node["id"]): node.get("title", "") for node in workflow["nodes"]}
+    saved = [
+        page.server.output / image["subfolder"] / image["filename"]
+        for node, output in sorted(outputs.items(), key=lambda item: titles[item[0]])
+        for image in output.get("images", [])
+        if titles[node].startswith("Picture") and image["type"] == "output"
+    ]
+    assert saved
+    pictures = [Image.open(path).convert("RGB") for path in saved]
+    for picture in pictures:
+        assert np.asarray(picture).std() > 5
+    row = Image.new("RGB", (sum(each.width for each in pictures), pictures[0].height))
+    for number, picture in enumerate(pictures):
+        row.paste(picture, (number * picture.width, 0))
+    page.keep(row, f"template_{name}")
+
+    page.load({"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0})
+    page.drop(saved[0])
+    page.wait_for_nodes(workflows.DEMO, name)
+    again = page.page.evaluate("async () => (await app.graphToPrompt()).output")
+    assert {node: each["inputs"] for node, each in again.items()} == {
+        node: each["inputs"] for node, each in api_format(workflows.described(name, page.infos, workflows.DEMO)).items()
+    }
+
+
+def test_the_blueprint_is_found_by_its_name_and_placed(page):
+    page.load({"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0})
+    page.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.page.get_by_role("combobox").last.fill(workflows.BLUEPRINT)
+    expect(page.page.get_by_text(workflows.BLUEPRINT).first).to_be_visible()
+    page.page.keyboard.press("Enter")
+    page.page.mouse.click(700, 500)
+    page.page.wait_for_function("() => app.graph.nodes.length === 1")
+    node = page.page.evaluate(
+        "() => { const [n] = app.graph.nodes; return { inner: n.subgraph.nodes.map((each) => each.comfyClass),"
+        " inputs: n.inputs.map((each) => each.name), outputs: n.outputs.map((each) => each.name) }; }"
+    )
+    assert sorted(node["inner"]) == [CLORA, CONCEPT, CONCEPT]
+    assert node["inputs"][:4] == ["model", "clip", "prompt", "negative"]
+    assert node["outputs"] == ["MODEL", "positive", "negative"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("clora_two_concepts", (CONCEPT, CLORA, MAPS)), ("loraclr_merge", (MERGE, SAVE))]
+)
+def test_help_opens_beside_each_node_with_its_picture(page, name, kinds):
+    page.page.set_viewport_size({"width": 1700, "height": 1700})
+    page.load_demo(name)
+    page.run()
+    for kind in kinds:
+        page.center(kind)
+        page.shot(kind, of=kind)
+    for kind in kinds:
+        page.node(kind, "(node) => app.canvas.selectNode(node)")
+        page.page.get_by_test_id("info-button").click()
+        picture = page.page.locator(f"img[src$='/extensions/loraclr/docs/pictures/{kind}.jpg']")
+        page.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
+        page.page.evaluate("() => app.canvas.deselectAll()")
+
+
+def test_help_speaks_the_page_s_language(open_page):
+    page = open_page(True)
+    page.page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
+    page.open()
+    try:
+        page.load_demo("loraclr_merge")
+        page.node(MERGE, "(node) => app.canvas.selectNode(node)")
+        page.page.get_by_test_id("info-button").click()
+        expect(page.page.get_by_role("heading", name="LoRACLR").first).to_contain_text("合并")
+    finally:
+        page.page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'en')")

@@ -16,7 +16,7 @@ style.replaceSync(`
   .loraclr-report { overflow-y: auto; user-select: text; }
   .loraclr-report table { border-collapse: collapse; width: 100%; }
   .loraclr-report td, .loraclr-report th { padding: 2px 4px; text-align: left; font-weight: normal; white-space: nowrap; }
-  .loraclr-report th { opacity: 0.7; }
+  .loraclr-report th { opacity: 0.7; white-space: normal; }
   .loraclr-bars { width: 60%; min-width: 90px; }
   .loraclr-bar { height: 5px; margin: 1px 0; min-width: 1px; border-radius: 2px; background: var(--bar); }
   .loraclr-wrong { outline: 1px solid var(--error-text, #ff6b6b); }

@@ -1,0 +1,36 @@
+"""Runs the tests on every ComfyUI version that host.py knows, or on those named, and says which pass.
+
+    python3 tools/hosts.py                # all, oldest first
+    python3 tools/hosts.py 0.16.3 0.30.0 -- tests/node_tests
+
+All share one virtual environment: each version's own requirements are installed into it in turn, the default's at the end.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import host
+
+
+def run(version: str, arguments: list[str]) -> int:
+    environment = {**os.environ, "COMFYUI_VERSION": version}
+    command = [sys.executable, str(Path(host.__file__)), *arguments]
+    return subprocess.run(command, env=environment).returncode
+
+
+def main(arguments: list[str]) -> None:
+    named, _, rest = " ".join(arguments).partition("--")
+    versions = named.split() or list(host.SOURCES)
+    if unknown := set(versions) - set(host.SOURCES):
+        sys.exit(f"hosts: there is no version {', '.join(unknown)}; choose from {', '.join(host.SOURCES)}")
+    codes = {version: run(version, ["-m", "pytest", *rest.split()]) for version in versions}
+    run(host.DEFAULT_VERSION, [])
+    for version, code in codes.items():
+        print(f"ComfyUI {version}: {'passes' if code == 0 else f'fails ({code})'}")
+    sys.exit(any(codes.values()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
