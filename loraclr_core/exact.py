@@ -94,16 +94,18 @@ def _descend(start: LowRank, system: Tensor, concepts: list[ConceptStatistics], 
         down = rest @ down
         whitened = []
         pairs: list[list[_Pair]] = []
+        # Prompts of different length are not sampled alike where a capture is short.
+        samples = min(len(concept.inputs) for concept in concepts)
         for i, concept in enumerate(concepts):
-            x, y = concept.inputs.clone().to(device, dtype), concept.outputs.clone().to(device, dtype)
+            x, y = (t[:samples].clone().to(device, dtype) for t in (concept.inputs, concept.outputs))
             delta_up, delta_down = (t.clone().to(device, dtype) for t in concept.delta)
             own = x @ down.T @ basis.T - x @ delta_down.T @ delta_up.T + y
-            scale = concept.seen / len(x)
+            scale = concept.seen / samples
             whitened.append(torch.linalg.solve_triangular(system, x.T, upper=False).T * scale**0.5)
             pairs.append([])
             for j, other in enumerate(concepts):
                 if i != j:
-                    difference = (own - other.outputs.clone().to(device, dtype)) * scale**0.5
+                    difference = (own - other.outputs[:samples].clone().to(device, dtype)) * scale**0.5
                     pairs[i].append(_Pair(difference.square().sum(), difference @ basis))
 
         step = torch.zeros(basis.shape[1], system.shape[0], device=device, dtype=dtype, requires_grad=True)

@@ -60,7 +60,7 @@ class LayerMoments:
         self.response = torch.zeros_like(self.down)
         self.seed, self.calls, self.samples, self.held_out_tokens = seed, calls, samples, held_out
         self.total = torch.zeros((), device=gram.device)  # of all rows; not finite as soon as one of them is not
-        self.call = self.tokens = self.seen = 0
+        self.call = self.tokens = self.seen = self.held = 0
         self.pending: list[Tensor] = []
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
@@ -70,7 +70,8 @@ class LayerMoments:
         """One call of the layer: inputs (tokens, in), outputs (tokens, out)."""
         count = inputs.shape[0]
         order = token_order(count, self.seed, self.call).to(inputs.device)
-        held = min(count, _share(self.held_out_tokens, self.call, self.calls))
+        # No more than count: a layer of the timestep or the pooled text sees one token per call, and few steps all of them.
+        held = min(_share(self.held_out_tokens, self.call, self.calls), (self.seen + count) // 2 - self.held)
         counted = min(count - held, MAX_TOKENS_PER_CALL, math.ceil(count * self.share))
         sampled = min(counted, _share(self.samples, self.call, self.calls))
         # One gather for all: the hooks' time goes into the number of operations more than into their size.
@@ -81,6 +82,7 @@ class LayerMoments:
         self.outputs.append(outputs[order[held : held + sampled]].float())
         self.pending.append(rows[held:])
         self.tokens += counted
+        self.held += held
         self.seen += count
         self.call += 1
         if sum(map(len, self.pending)) >= ROWS_PER_PRODUCT:

@@ -4,13 +4,12 @@ import logging
 import os
 from pathlib import Path
 
-import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..loraclr_core.concept import Concept
-from ..loraclr_core.host import lora_file
+from ..loraclr_core.host import adapters, lora_file
 from .types import CATEGORY, Concepts
 
 log = logging.getLogger("loraclr")
@@ -129,8 +128,8 @@ class LoadConceptLoRA(io.ComfyNode):
             log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
         concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
         if model is not None or clip is not None:
-            model, clip = comfy.sd.load_lora_for_models(
-                *(model, clip, tensors, strength_model, strength_clip), lora_metadata=metadata
+            model, clip = adapters.load_alone(
+                *(lora_name, tensors, model, clip, strength_model, strength_clip, metadata)
             )
         return io.NodeOutput([*earlier, concept], _or_blocked(model, "model"), _or_blocked(clip, "clip"))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import comfy.lora
 import comfy.lora_convert
+import comfy.sd
 import comfy.weight_adapter as weight_adapter
 import torch
 import torch.nn.functional as F
@@ -60,9 +61,11 @@ class _ReadKeys(dict):
     def __init__(self, *args):
         super().__init__(*args)
         self.read: set[str] = set()
+        self.last = ""
 
     def __getitem__(self, key):
         self.read.add(key)
+        self.last = key
         return super().__getitem__(key)
 
     def get(self, key, default=None):
@@ -74,24 +77,38 @@ class _ReadKeys(dict):
 def match(name: str, tensors: dict[str, Tensor], key_map: dict) -> MatchedLoRA:
     """The host's patches for a LoRA's tensors; `key_map` is `key_names(model, clip)`.
 
-    Raises AdapterError if too few of the tensors find a place in the model.
+    Raises AdapterError if too few of the tensors find a place in the model, or if one of those that do is missing its
+    other half or cannot be part of an adapter.
     """
     embeddings = sorted({key.split(".")[1] for key in tensors if key.startswith("bundle_emb.")})
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("bundle_emb.")}
-    state = _ReadKeys(comfy.lora_convert.convert_lora(tensors))
+    state = _ReadKeys(tensors)
     result = MatchedLoRA(name, embeddings=embeddings)
-    patches: dict = comfy.lora.load_lora(state, key_map, log_missing=False)
+    try:
+        state = _ReadKeys(comfy.lora_convert.convert_lora(tensors))
+        patches: dict = comfy.lora.load_lora(state, key_map, log_missing=False)
+    except Exception as error:
+        raise AdapterError(_damaged(name, state, error)) from error
+    for key in sorted(state.read):
+        if state[key].numel() == 0 or state[key].is_complex():
+            raise AdapterError(
+                f"LoRA {name}: {key} is {state[key].dtype} of shape {tuple(state[key].shape)}, which is no weight of an"
+                " adapter. The file is damaged: download it again, or choose another LoRA."
+            )
     for target, patch in patches.items():
         # A target is a weight's key, or (key, slice of it[, function]) where a LoRA addresses part of a fused weight.
         key, offset, function, *_ = (*target, None) if isinstance(target, tuple) else (target, None, None)
         result.patches.setdefault(key, []).append((patch, offset, function))
-    result.matched = sorted(state.read)
-    result.unmatched = sorted(set(state) - state.read)
+    # A bias has no slices in the host, which reads such a difference and has no weight for it.
+    without_place = {f"{layer}.diff_b" for layer, target in key_map.items() if isinstance(target, tuple)}
+    result.matched = sorted(state.read - without_place)
+    result.unmatched = sorted(set(state) - set(result.matched))
     if len(result.matched) < LEAST_MATCHED_SHARE * len(state) or not result.patches:
         raise AdapterError(
             f"LoRA {name} matches {len(result.matched)} of its {len(state)} tensors to this model"
-            f" (unmatched: {', '.join(result.unmatched[:3])}, …). It was trained for another architecture: load the"
-            " checkpoint family it belongs to, or choose another LoRA."
+            f" (unmatched: {', '.join(result.unmatched[:3])}, …). It was trained for another architecture, or its keys are"
+            " in a layout that ComfyUI does not read: load the checkpoint family it belongs to, convert it to kohya's"
+            " layout, or choose another LoRA."
         )
     if result.unmatched:
         log.warning(
@@ -106,10 +123,40 @@ def match(name: str, tensors: dict[str, Tensor], key_map: dict) -> MatchedLoRA:
     return result
 
 
+def load_alone(
+    name: str, tensors: dict[str, Tensor], model, clip, strength_model: float, strength_clip: float, metadata
+):
+    """(model, clip) with this LoRA alone, by the stock loader; either may be None.
+
+    Raises AdapterError, naming file and key, where the stock loader cannot read the tensors.
+    """
+    state = _ReadKeys(tensors)
+    try:
+        return comfy.sd.load_lora_for_models(model, clip, state, strength_model, strength_clip, lora_metadata=metadata)
+    except Exception as error:
+        raise AdapterError(_damaged(name, state, error)) from error
+
+
+def _damaged(name: str, state: _ReadKeys, error: Exception) -> str:
+    """What to say where the host's loader failed on the tensor that it read last."""
+    fault = f"{error.args[0]} is missing" if isinstance(error, KeyError) else f"{state.last} cannot be used ({error})"
+    return f"LoRA {name}: {fault}. The file is damaged: download it again, or choose another LoRA."
+
+
 def key_names(model: ModelPatcher, clip) -> dict:
-    """Every name under which a LoRA file may address a weight -> the weight's key, as the stock loader maps them."""
+    """Every name under which a LoRA file may address a weight -> the weight's key, as the stock loader maps them.
+
+    The host also has names for weights that a variant of an architecture lacks; here those match nothing.
+    """
     names = comfy.lora.model_lora_keys_unet(model.model, {})
-    return comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
+    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
+    weights = model.model_state_dict().keys() | clip.patcher.model_state_dict().keys()
+    return {name: target for name, target in names.items() if _key(target) in weights}
+
+
+def _key(target: str | tuple) -> str:
+    """The weight of a target: its key, or (key, slice of it[, function]) where it is part of a fused weight."""
+    return target[0] if isinstance(target, tuple) else target
 
 
 def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: torch.device) -> Effect:
@@ -125,13 +172,13 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
             continue
         width = _merge_width(patcher, key)
         difference = _difference(lora.name, key, known[key], patches, strength, patcher, device)
-        if isinstance(difference, Tensor) and width:
-            difference = lowrank.compressed(difference.flatten(1), RANK_TOLERANCE).to("cpu")
         size = difference.norm()
         if not torch.isfinite(size):
             raise AdapterError(
                 f"LoRA {lora.name}: {key} becomes NaN or Inf at strength {strength}; lower the strength."
             )
+        if isinstance(difference, Tensor) and width:
+            difference = lowrank.compressed(difference.flatten(1), RANK_TOLERANCE).to("cpu")
         if size == 0:
             result.idle.append(key)
         elif isinstance(difference, LowRank) and width:
@@ -162,7 +209,11 @@ def _base_weight(patcher: ModelPatcher, key: str, shape: torch.Size, device: tor
 
 def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, device) -> LowRank | Tensor:
     if all(_plain(patch, function) for patch, _, function in patches):
-        return lowrank.add([_factors(name, key, shape, patch, offset, strength) for patch, offset, _ in patches])
+        factors = [_factors(name, key, shape, patch, offset, strength) for patch, offset, _ in patches]
+        # A file may claim any rank; what is made of one needs memory of its square.
+        return lowrank.squeeze(lowrank.add(factors))
+    for patch, offset, _ in patches:
+        _rehearse(name, key, shape, patch, offset)
     if all(_additive(patch) for patch, _, _ in patches):
         weight = torch.zeros(shape, device=device)
     else:
@@ -192,9 +243,12 @@ def _additive(patch) -> bool:
 
 def _factors(name, key, shape, patch, offset, strength) -> LowRank:
     up, down, alpha = patch.weights[:3]
+    if up.ndim < 2 or down.ndim < 2 or up.shape[1:].numel() != down.shape[0]:
+        raise AdapterError(
+            f"LoRA {name}: rank mismatch at {key}, up {tuple(up.shape)} and down {tuple(down.shape)}. The file is damaged:"
+            " download it again, or choose another LoRA."
+        )
     up, down = up.float().flatten(1), down.float().flatten(1)
-    if up.shape[1] != down.shape[0]:
-        raise AdapterError(f"LoRA {name}: rank mismatch at {key}, up {tuple(up.shape)} and down {tuple(down.shape)}.")
     whole = (shape[0], torch.Size(shape[1:]).numel())
     dimension, start, length = (0, 0, shape[0]) if offset is None else offset
     target = (length, whole[1]) if dimension == 0 else (whole[0], length)
@@ -230,14 +284,27 @@ def _apply(name, key, weight, patch, offset, function, strength) -> Tensor:
         applied = True
         return difference if function is None else function(difference)
 
-    shape = weight.shape
-    weight = comfy.lora.calculate_weight([(strength, patch, 1.0, offset, applying)], weight, key)
-    if not applied or weight.shape != shape:
+    shape, failure = weight.shape, None
+    try:
+        weight = comfy.lora.calculate_weight([(strength, patch, 1.0, offset, applying)], weight, key)
+    except Exception as error:
+        failure = error
+    if failure or not applied or weight.shape != shape:
         raise AdapterError(
-            f"LoRA {name}: ComfyUI cannot apply its {type(patch).__name__} to {key} of shape {tuple(shape)}; the log has"
-            " its reason. The file is damaged or for another model."
-        )
+            f"LoRA {name}: ComfyUI cannot apply its {type(patch).__name__} to {key} of shape {tuple(shape)}"
+            f" ({failure or 'the log has its reason'}). The file is damaged or for another model."
+        ) from failure
     return weight
+
+
+def _rehearse(name, key, shape, patch, offset) -> None:
+    """Applies a patch to a weight without data, so that factors that do not fit fail before they fill the memory.
+
+    The product of two small factors can be of any size. Those of OFT and BOFT are of the weight's own.
+    """
+    if isinstance(patch, weight_adapter.OFTAdapter | weight_adapter.BOFTAdapter):
+        return
+    _apply(name, key, torch.empty(shape, device="meta"), patch, offset, None, 1.0)
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------

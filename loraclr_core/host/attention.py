@@ -34,7 +34,7 @@ def read_layers(model: nn.Module, height: int, width: int) -> list[Block]:
     """The cross-attention layers to read for a latent of height × width. Raises ValueError for a model without any."""
     if not isinstance(model, UNetModel):
         raise ValueError(
-            f"CLoRA reads the cross attention of U-Net models (SD1.x, SD2.x, SDXL); {type(model).__name__} has none. Use"
+            f"CLoRA reads the cross attention of U-Net models (SD1.x, SD2.x, SDXL); {type(model).__name__} is none. Use"
             " LoRACLR Merge with this model."
         )
     levels: dict[int, list[Block]] = {}

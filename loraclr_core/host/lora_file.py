@@ -3,13 +3,33 @@
 import hashlib
 import json
 import os
+import pickletools
+import shutil
 import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import comfy.utils
+import psutil
 import safetensors.torch
 import torch
 from torch import Tensor
+
+SAFETENSORS = (".safetensors", ".sft")
+# What a pickle of weights is made of. torch would also call others, by which a few bytes ask for gigabytes.
+WEIGHT_GLOBALS = {
+    "collections OrderedDict",
+    "torch Size",
+    "torch.nn.parameter Parameter",
+    "torch.storage UntypedStorage",
+}
+WEIGHT_GLOBALS |= {f"torch._utils _rebuild_{what}" for what in ("tensor_v2", "tensor_v3", "parameter")}
+PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}  # two numbers to a byte; not every torch has it
+# A file is written within a folder of this name beside its place; the process that writes it is in the name.
+SCRATCH = ".loraclr-saving-"
 
 
 class LoRAFileError(ValueError):
@@ -19,13 +39,15 @@ class LoRAFileError(ValueError):
 def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a LoRA file.
 
-    Raises LoRAFileError if it is missing, truncated, forged, a pickle with code in it, holds no tensors, or holds NaN
-    or Inf.
+    Raises LoRAFileError if it is missing, truncated, forged, a pickle with code in it, claims more than it holds, holds
+    no tensors, or holds NaN or Inf.
     """
     path = Path(path)
     if not path.is_file():
         raise LoRAFileError(f"LoRA file {path} does not exist; choose another file or put it back.")
     try:
+        if path.suffix.lower() not in SAFETENSORS:
+            _check_pickle(path)
         tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     except Exception as error:
         raise LoRAFileError(
@@ -34,9 +56,14 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise LoRAFileError(f"LoRA file {path.name} is not a dictionary of tensors; choose a LoRA file. ({path})")
+    size = path.stat().st_size
     for key, tensor in tensors.items():
-        # fp8 has no isfinite of its own; complex and integer tensors are not LoRA weights but may stand beside them.
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():
+        if not isinstance(key, str) or not _plain(tensor) or tensor.nbytes > size:
+            raise LoRAFileError(
+                f"LoRA file {path.name} holds {key!r} as {tensor.dtype} {tuple(tensor.shape)}, which is no plain tensor of"
+                f" the file; convert it to .safetensors or download it again. ({path})"
+            )
+        if not _finite(tensor):
             raise LoRAFileError(
                 f"LoRA file {path.name} holds NaN or Inf in {key}; train or download it again. ({path})"
             )
@@ -58,8 +85,9 @@ def trigger_from_metadata(metadata: dict[str, str]) -> str | None:
         return phrase
     counts: dict[str, int] = {}
     for tags in _json_object(metadata.get("ss_tag_frequency")).values():
-        for tag, count in tags.items():
-            counts[tag.strip()] = counts.get(tag.strip(), 0) + int(count)
+        for tag, count in tags.items() if isinstance(tags, dict) else ():
+            if isinstance(count, int):
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
     if counts.pop("", None) is not None or counts:
         return max(counts, key=lambda tag: counts[tag], default=None)
     for folder in _json_object(metadata.get("ss_dataset_dirs")):
@@ -70,24 +98,26 @@ def trigger_from_metadata(metadata: dict[str, str]) -> str | None:
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], overwrite: bool) -> None:
-    """Writes a safetensors file under a temporary name beside `path` and renames it: whole or not at all.
+    """Writes a safetensors file in a scratch folder beside `path` and moves it: whole or not at all.
 
-    Raises FileExistsError if `path` is there and `overwrite` is false; OSError if it cannot be written.
+    What earlier saves left there because they were killed is removed. Raises FileExistsError if `path` is there and
+    `overwrite` is false; OSError if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    os.close(handle)
-    scratch = Path(name)
+    _remove_leftovers(path.parent)
     try:
-        safetensors.torch.save_file(tensors, scratch, metadata=metadata)
-        # mkstemp makes files only their owner can read; a model is an ordinary file.
-        umask = os.umask(0)
-        os.umask(umask)
-        scratch.chmod(0o666 & ~umask)
-        if overwrite:
-            scratch.replace(path)
-        else:
-            os.link(scratch, path)  # unlike a rename, fails where the name is taken
+        with _scratch_folder(path.parent) as folder:
+            # Not .safetensors, which the host would list. The library's own temporary file lands in the folder too.
+            scratch = folder / "whole.tmp"
+            safetensors.torch.save_file(tensors, scratch, metadata=metadata)
+            # The library makes files only their owner can read; a model is an ordinary file.
+            umask = os.umask(0)
+            os.umask(umask)
+            scratch.chmod(0o666 & ~umask)
+            if overwrite:
+                scratch.replace(path)
+            else:
+                os.link(scratch, path)  # unlike a rename, fails where the name is taken
     except Exception as error:
         if isinstance(error, FileExistsError):
             raise
@@ -95,14 +125,72 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], over
             f"{path} could not be written ({_first_line(error)}); free some space or choose another folder. "
             "Nothing was left behind."
         ) from error
+
+
+@contextmanager
+def _scratch_folder(parent: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{SCRATCH}{os.getpid()}-"))
+    _in_use.add(folder)
+    try:
+        yield folder
     finally:
-        scratch.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        _in_use.discard(folder)
+
+
+_in_use: set[Path] = set()
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Scratch folders whose process is gone, or is this one by number only, as after a container's restart."""
+    for folder in parent.glob(f"{SCRATCH}*"):
+        pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
+        alive = pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))
+        if folder not in _in_use and not alive:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_pickle(path: Path) -> None:
+    """Raises ValueError if reading the pickle could take far more memory than the file has bytes, or run anything."""
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            for _ in range(4):  # an old file holds a mark, a version and its machine's traits before the weights
+                _check_globals(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it unpacks to more than its own size")
+        for entry in archive.infolist():
+            if entry.filename.endswith(".pkl"):
+                with archive.open(entry) as file:
+                    _check_globals(file)
+
+
+def _check_globals(file: IO[bytes]) -> None:
+    """Raises ValueError if the next pickle of `file` names anything but weights."""
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name != "GLOBAL" or argument in WEIGHT_GLOBALS:
+            continue
+        module, _, name = str(argument).partition(" ")
+        if module != "torch" or not (name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)):
+            raise ValueError(f"it names {argument}")
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Numbers in memory one by one: not sparse, not quantised, not two to a byte, not without data."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return dense and not tensor.is_quantized and tensor.dtype not in PACKED
+
+
+def _finite(tensor: Tensor) -> bool:
+    # fp8 has no isfinite of its own; complex and integer tensors are not LoRA weights but may stand beside them.
+    return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
 
 
 def _json_object(text: str | None) -> dict:
     try:
         value = json.loads(text or "{}")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits, or thousands of brackets
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -69,6 +69,17 @@ def test_active_margin_is_descended_to_the_same_minimum(in_width):
     assert found <= reference * 1.01
 
 
+def test_an_active_margin_takes_concepts_with_different_numbers_of_samples():
+    """As prompts of different length leave them where a capture is short."""
+    case = problem()
+    margin = 1.1 * float(negative(case, torch.zeros_like(case.weight)).max())
+    cut = case.concepts[1]
+    cut.inputs, cut.outputs = cut.inputs[:50], cut.outputs[:50]
+    merged = exact.solve(case.gram, case.concepts, 1e-2, Margin(margin), CPU)
+    assert merged.dense().isfinite().all()
+    assert not torch.equal(merged.dense(), exact.solve(case.gram, case.concepts, 1e-2, IDLE, CPU).dense())
+
+
 def test_an_idle_margin_changes_nothing():
     case = problem()
     with_margin = exact.solve(case.gram, case.concepts, 1e-2, Margin(0.5), CPU)

@@ -65,6 +65,14 @@ def test_a_layer_with_one_token_per_call_gives_some_to_the_gram_and_some_to_the_
     assert (statistics.tokens, len(statistics.held_out)) == (8, 4)
 
 
+def test_no_more_tokens_are_held_out_than_count():
+    """With few steps the judge would take every token of a layer of the timestep, and leave its change at nothing."""
+    _, statistics, _, _ = observed([torch.randn(1, 8) for _ in range(4)], samples=16, held_out=12, width=8)
+    assert (statistics.tokens, len(statistics.held_out)) == (2, 2)
+    _, statistics, _, _ = observed([torch.randn(1, 8)], samples=16, held_out=12, width=8)
+    assert (statistics.tokens, len(statistics.held_out)) == (1, 0)
+
+
 def test_token_order_depends_on_the_seed_and_the_call_only():
     assert torch.equal(token_order(50, 1, 2), token_order(50, 1, 2))
     assert not torch.equal(token_order(50, 1, 2), token_order(50, 1, 3))

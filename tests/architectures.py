@@ -1,0 +1,260 @@
+"""Small models of every architecture that a merge is tested on, each through the host's own configuration class.
+
+The configuration's `get_model` and `clip_target` build them, as they do for a checkpoint; only the sizes in it are smaller
+than any checkpoint's. Text encoders are shrunk by the host's own `model_options`. Two take another way:
+
+- Qwen-Image's encoder carries a vision tower of one size only. The host's `qwen25_7b_class` puts its text-only Qwen 2.5
+  there, whose layers have the same names.
+- SD3 is built without T5, which the host takes too: with T5 its conditioning must be 4096 wide, half a gigabyte of
+  embeddings. Flux has the same T5 here, small.
+
+Wan's tokenizer comes with its checkpoints; here one is trained on a few prompts.
+"""
+
+import functools
+import io
+from collections.abc import Callable
+from typing import NamedTuple
+
+import comfy.model_management
+import comfy.sd
+import comfy.supported_models as supported
+import comfy.text_encoders.llama
+import comfy.text_encoders.sd3_clip
+import sentencepiece
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd1_clip import SDClipModel
+from comfy.supported_models_base import BASE, ClipTarget
+from torch import Tensor, nn
+
+DTYPE = torch.float32
+
+WIDTH = 32  # of every text encoder
+CLIP = {"num_hidden_layers": 3, "hidden_size": WIDTH, "num_attention_heads": 2, "intermediate_size": 2 * WIDTH}
+T5 = {"num_layers": 2, "d_model": WIDTH, "d_ff": 2 * WIDTH, "d_kv": WIDTH // 2, "num_heads": 2}
+QWEN = {"num_hidden_layers": 3, "hidden_size": WIDTH, "num_attention_heads": 1, "num_key_value_heads": 1}
+QWEN |= {"intermediate_size": 2 * WIDTH}
+SD3_TEXT_WIDTH = 4096  # fixed in the host
+WAN_WORDS = 64
+
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "channel_mult": [1, 2],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": WIDTH,
+    "use_spatial_transformer": True,
+    "legacy": False,
+}
+SIZES_OF_SDXL = 6 * 256  # its conditioning on sizes and crops, beside the pooled text
+TRANSFORMER_WIDTH, HEADS = 64, 2
+Z_IMAGE_WIDTH = 256  # no less: its modulation takes 256
+ROTATED = [8, 12, 12]  # of a head's 32 channels: by frame or text, row, column
+
+
+class SmallQwen25(SDClipModel):
+    """Qwen-Image's text encoder without its vision tower: the same settings, the host's text-only Qwen 2.5."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            textmodel_json_config={},
+            special_tokens={"pad": 151643},
+            layer_norm_hidden_state=False,
+            model_class=comfy.text_encoders.llama.Qwen25_3B,
+            enable_attention_masks=True,
+            return_attention_masks=True,
+            model_options=model_options,
+        )
+
+
+def wan_tokenizer() -> Tensor:
+    """A sentencepiece model as Wan's text encoder files carry it."""
+    prompts = ["photo of a sks cat", "a picture of zwx dog", "qvk bird in the park", "video with people, 0123456789"]
+    written = io.BytesIO()
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    size = {"model_type": "char", "vocab_size": WAN_WORDS, "hard_vocab_limit": False}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(prompts), model_writer=written, minloglevel=2, **size, **special
+    )
+    return torch.frombuffer(bytearray(written.getvalue()), dtype=torch.uint8)
+
+
+class Architecture(NamedTuple):
+    """latent: shape of one it takes, small and not square. detected: what the host tells its variants apart by."""
+
+    config: Callable[[dict], BASE]
+    sizes: dict
+    latent: tuple[int, ...]
+    text: dict[str, dict]
+    detected: dict[str, Tensor] = {}
+    clip_target: ClipTarget | None = None
+    tokenizer_data: Callable[[], dict[str, Tensor]] = dict
+    text_class: dict[str, type] = {}
+
+
+ARCHITECTURES = {
+    "SD1.5": Architecture(supported.SD15, UNET, (4, 16, 24), {"clip_l": CLIP}),
+    "SD2 v-prediction": Architecture(
+        *(supported.SD20, UNET | {"use_linear_in_transformer": True}, (4, 16, 24), {"clip_h": CLIP}),
+        detected={"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([-1.0, 1.0])},
+    ),
+    "SDXL": Architecture(
+        supported.SDXL,
+        # As in SDXL, no attention at the finest level, and a coarse one of two transformers.
+        UNET
+        | {"transformer_depth": [0, 2], "transformer_depth_output": [0, 0, 2, 2], "transformer_depth_middle": 2}
+        | {"context_dim": 2 * WIDTH, "num_classes": "sequential", "adm_in_channels": WIDTH + SIZES_OF_SDXL}
+        | {"use_linear_in_transformer": True},
+        *((4, 16, 24), {"clip_l": CLIP, "clip_g": CLIP}),
+    ),
+    "SD3": Architecture(
+        supported.SD3,
+        {
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "depth": 2,  # its width is 64 times its depth
+            "input_size": None,
+            "adm_in_channels": 2 * WIDTH,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": SD3_TEXT_WIDTH, "out_features": 128},
+            },
+            "qk_norm": "rms",
+            "pos_embed_scaling_factor": None,
+            "x_block_self_attn_layers": [0],  # as SD3.5 medium
+        },
+        *((16, 12, 16), {"clip_l": CLIP, "clip_g": CLIP}),
+        clip_target=ClipTarget(
+            comfy.text_encoders.sd3_clip.SD3Tokenizer, comfy.text_encoders.sd3_clip.sd3_clip(t5=False)
+        ),
+    ),
+    "Flux": Architecture(
+        supported.Flux,
+        {
+            "image_model": "flux",
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "hidden_size": TRANSFORMER_WIDTH,
+            "num_heads": HEADS,
+            "axes_dim": ROTATED,
+            "theta": 10000,
+            "mlp_ratio": 4.0,
+            "depth": 2,
+            "depth_single_blocks": 2,
+            "context_in_dim": WIDTH,
+            "vec_in_dim": WIDTH,
+            "qkv_bias": True,
+            "guidance_embed": True,
+            "txt_ids_dims": [],
+        },
+        *((16, 12, 16), {"clip_l": CLIP, "t5xxl": T5}),
+    ),
+    "Qwen-Image": Architecture(
+        supported.QwenImage,
+        {
+            "image_model": "qwen_image",
+            "in_channels": 64,
+            "num_layers": 2,
+            "attention_head_dim": sum(ROTATED),
+            "num_attention_heads": HEADS,
+            "joint_attention_dim": WIDTH,
+            "axes_dims_rope": ROTATED,
+        },
+        *((16, 1, 12, 16), {"qwen25_7b": QWEN}),
+        text_class={"qwen25_7b": SmallQwen25},
+    ),
+    "Z-Image": Architecture(
+        supported.ZImage,
+        {
+            "image_model": "lumina2",
+            "patch_size": 2,
+            "in_channels": 16,
+            "dim": Z_IMAGE_WIDTH,
+            "cap_feat_dim": WIDTH,
+            "n_layers": 2,
+            "n_heads": Z_IMAGE_WIDTH // sum(ROTATED),
+            "n_kv_heads": Z_IMAGE_WIDTH // sum(ROTATED),
+            "qk_norm": True,
+            "axes_dims": ROTATED,
+            "axes_lens": [1536, 512, 512],
+            "rope_theta": 256.0,
+            "ffn_dim_multiplier": 8.0 / 3.0,
+            "z_image_modulation": True,
+            "time_scale": 1000.0,
+            "pad_tokens_multiple": 32,
+        },
+        *((16, 12, 16), {"qwen3_4b": QWEN}),
+    ),
+    "Wan": Architecture(
+        supported.WAN21_T2V,
+        {
+            "image_model": "wan2.1",
+            "model_type": "t2v",
+            "dim": TRANSFORMER_WIDTH,
+            "ffn_dim": 2 * TRANSFORMER_WIDTH,
+            "text_dim": WIDTH,
+            "num_heads": HEADS,
+            "num_layers": 2,
+        },
+        *((16, 2, 8, 12), {"umt5xxl": T5 | {"vocab_size": WAN_WORDS}}),
+        tokenizer_data=lambda: {"spiece_model": wan_tokenizer()},
+    ),
+}
+
+
+def fill(model: nn.Module, seed: int) -> None:
+    """Seeded weights that keep the size of what passes through: the host leaves a new model's memory as it finds it."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif weight.ndim > 1:
+            size = 1.0 if id(weight) in embeddings else weight[0].numel() ** -0.5
+            weight.normal_(0.0, size, generator=generator)
+
+
+class Model(NamedTuple):
+    """latent: shape of one that it takes, without the batch."""
+
+    model: ModelPatcher
+    clip: comfy.sd.CLIP
+    latent: tuple[int, ...]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight of the model and of its text encoders: no two of them share a name.
+
+        By way of the patchers, which keep them while a patched model is loaded in their place.
+        """
+        patches = self.model.get_key_patches() | self.clip.patcher.get_key_patches()
+        return {key: weight for key, ((weight, _), *_) in patches.items()}
+
+
+@functools.cache
+def build(name: str) -> Model:
+    """The architecture's small model, the same object at each call, of seeded random weights."""
+    architecture = ARCHITECTURES[name]
+    config = architecture.config(architecture.sizes)
+    config.set_inference_dtype(DTYPE, None)
+    model = config.get_model(architecture.detected, "")
+    fill(model, 0)
+
+    options = {"dtype": DTYPE}
+    options |= {f"{encoder}_model_config": sizes for encoder, sizes in architecture.text.items()}
+    options |= {f"{encoder}_class": replaced for encoder, replaced in architecture.text_class.items()}
+    target = architecture.clip_target or config.clip_target({})
+    clip = comfy.sd.CLIP(target, tokenizer_data=architecture.tokenizer_data(), model_options=options)
+    fill(clip.cond_stage_model, 1)
+
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    return Model(ModelPatcher(model, device, offload), clip, architecture.latent)

@@ -1,0 +1,165 @@
+"""The merge on every architecture: all that a LoRA can touch is captured, solved, patched, saved and loaded again."""
+
+import functools
+from typing import NamedTuple
+
+import architectures
+import comfy.sample
+import comfy.sd
+import lora_files
+import nodes
+import pytest
+import torch
+from architectures import ARCHITECTURES, Model
+from clora.sampling import clora, maps, sample
+from comfy.model_base import ModelType
+from comfy.model_patcher import ModelPatcher
+from lora_files import StateDict
+from loraclr.loraclr_core.host import merging
+from loraclr.loraclr_core.host.capture import CaptureSettings
+from loraclr.loraclr_core.objective import Margin
+from node_tests.running import load, merge, save, weights, write_lora
+from torch import Tensor, nn
+
+CONCEPTS = {"cat": "sks cat", "dog": "zwx dog"}
+PROMPT, STEPS, SEED, RIDGE = "photo of a {trigger}", 2, 0, 0.1
+STRENGTH = 0.2
+UNETS = ["SD2 v-prediction", "SDXL"]
+TRANSFORMERS = [name for name in ARCHITECTURES if not name.startswith("SD") or name == "SD3"]
+
+every = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def layers(model: Model) -> dict[str, tuple[int, ...]]:
+    """Shape of every layer that is a product with a matrix, by the name the host gives it in LoRA files."""
+    found = {}
+    for prefix, root in (("", model.model.model), ("text_encoders.", model.clip.cond_stage_model)):
+        for name, module in root.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+                found[prefix + name] = tuple(module.weight.shape)
+    return found
+
+
+class Merged(NamedTuple):
+    """states: each concept's file. result: of the same merge, from the captures that the node left."""
+
+    model: Model
+    states: dict[str, StateDict]
+    chain: list
+    patched: ModelPatcher
+    clip: comfy.sd.CLIP
+    lora: StateDict
+    info: object
+    report: str
+    result: merging.MergeResult
+
+
+@functools.cache
+def merged(name: str) -> Merged:
+    """Two concepts whose LoRAs touch every layer, by the node."""
+    model, states, chain = architectures.build(name), {}, None
+    for concept, trigger in CONCEPTS.items():
+        states[concept] = {}
+        for layer, shape in layers(model).items():
+            states[concept] |= lora_files.lora(layer, shape, scale=STRENGTH)
+        lora_name = write_lora(f"{name} {concept}.safetensors", states[concept])
+        chain, _, _ = load(lora_name, trigger, chain, name=concept, class_word=concept)
+    latent = {"samples": torch.zeros(1, *model.latent)}
+    outputs = merge(model, chain, latent=latent, capture_steps=STEPS, ridge=RIDGE, merge_text_encoder=True)
+    capture = CaptureSettings((PROMPT,), STEPS, SEED, model.latent)
+    settings = merging.MergeSettings("exact", Margin(0.5), RIDGE, 0.0, capture, merge_text_encoder=True)
+    result = merging.merge(model.model, model.clip, chain, settings, lambda phase, done: None)
+    return Merged(model, states, chain, *outputs, result)
+
+
+def picture(model: Model, patched: ModelPatcher, clip: comfy.sd.CLIP, prompt: str) -> Tensor:
+    """What the stock sampler makes of the prompt: no part of the pack runs."""
+    cond = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    latent = torch.zeros(1, *model.latent)
+    noise = comfy.sample.prepare_noise(latent, SEED)
+    return comfy.sample.sample(
+        *(patched, noise, STEPS, 1.0, "euler", "normal", cond, [], latent), disable_pbar=True, seed=SEED
+    )
+
+
+@every
+def test_every_layer_of_the_loras_is_changed(name):
+    """Also the layers of the timestep and of the pooled text, which see one token per evaluation."""
+    case = merged(name)
+    before = case.model.weights()
+    after = weights(case.patched) | weights(case.clip.patcher)
+    assert after.keys() == {f"{layer.removeprefix('text_encoders.')}.weight" for layer in layers(case.model)}
+    for key, weight in after.items():
+        assert float((weight - before[key]).norm() / before[key].norm()) > 1e-3, key
+
+
+@every
+def test_the_captures_of_the_node_serve_the_same_merge_again(name):
+    result = merged(name).result
+    assert result.evaluations == 0
+    assert result.lora.keys() == merged(name).lora.keys()
+
+
+@every
+def test_merged_is_nearer_to_every_concept_than_stacking(name):
+    """In most layers, and in what is sampled in the end."""
+    case = merged(name)
+    stacked = merging.merge(
+        *(case.model.model, case.model.clip, case.chain, case.result.settings._replace(solver="sum (baseline)")),
+        lambda phase, done: None,
+    )
+    for index, (concept, trigger) in enumerate(CONCEPTS.items()):
+        nearer = [layer.merged[index] < layer.sum[index] for layer in case.result.layers]
+        assert sum(nearer) > 0.5 * len(nearer)
+        alone = comfy.sd.load_lora_for_models(case.model.model, case.model.clip, case.states[concept], 1.0, 1.0)
+        wanted, of_merge, of_stack = (
+            picture(case.model, *models, PROMPT.replace("{trigger}", trigger))
+            for models in (alone, (case.patched, case.clip), (stacked.model, stacked.clip))
+        )
+        assert (of_merge - wanted).norm() < (of_stack - wanted).norm()
+
+
+@every
+def test_the_saved_file_is_the_merge_for_the_stock_loader(name):
+    case = merged(name)
+    saved, _ = save(case.lora, name, merge_info=case.info)
+    model, clip = nodes.LoraLoader().load_lora(case.model.model, case.model.clip, saved, 1.0, 1.0)
+    for ours, stock in ((case.patched, model), (case.clip.patcher, clip.patcher)):
+        expected, loaded = weights(ours), weights(stock)
+        assert expected.keys() == loaded.keys()
+        assert all(torch.equal(expected[key], loaded[key]) for key in expected)
+
+
+# --- CLoRA -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_small_models_are_what_they_stand_for():
+    """Two text encoders and a pooled output for SDXL, v-prediction for SD2."""
+    sdxl, sd2 = (architectures.build(name) for name in ("SDXL", "SD2 v-prediction"))
+    assert sdxl.clip.tokenize("a cat").keys() == {"l", "g"}
+    assert sdxl.clip.encode_from_tokens(sdxl.clip.tokenize("a cat"), return_pooled=True)[1].shape == (1, 32)
+    assert sdxl.model.model.adm_channels > 0
+    assert sd2.model.model.model_type is ModelType.V_PREDICTION
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_clora_runs_and_its_updates_lower_the_loss(name):
+    case = merged(name)
+    latent = {"samples": torch.zeros(1, *case.model.latent)}
+    losses = []
+    for strength in (0.0, 0.05):
+        model, positive, negative = clora(case.model, case.chain, update_strength=strength)
+        found = sample(model, positive, negative, latent, steps=3)
+        masks, _, loss = maps(model, found)
+        assert found["samples"].isfinite().all()
+        assert masks.shape == (2, *case.model.latent[-2:])
+        losses.append(sum(loss["loss"]))
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_clora_names_the_model_that_it_cannot_read(name):
+    case = merged(name)
+    kind = type(case.model.model.model.diffusion_model).__name__
+    with pytest.raises(ValueError, match=f"{kind} is none. Use LoRACLR Merge"):
+        clora(case.model, case.chain)
