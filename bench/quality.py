@@ -43,7 +43,7 @@ GRID = Path(__file__).parent / "shapes" / "grid.png"
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"  # around README's tables
 PICTURES = ROOT / ".host" / "shapes" / "pictures"
 
-SAMPLING = {"steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
+SAMPLING = {"steps": 12, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal"}
 BATCH = 4  # pictures of one prompt
 RIGHT = 0.65  # identity of a concept that counts as shown: midway between what true and other concepts may score
 

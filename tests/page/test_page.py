@@ -197,8 +197,10 @@ def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
         card = page.page.get_by_test_id(f"template-workflow-{name}")
         card.scroll_into_view_if_needed()
         picture = card.locator("img").first
-        page.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
-        assert f"{name}.jpg" in picture.get_attribute("src")
+        width = Image.open(workflows.FOLDER / f"{name}.jpg").width
+        page.page.wait_for_function(
+            "([image, width]) => image.complete && image.naturalWidth === width", arg=[picture.element_handle(), width]
+        )
     page.shot("templates")
     page.page.get_by_test_id("template-workflow-clora_two_concepts").click()
     page.wait_for_nodes(workflows.REAL, "clora_two_concepts")
@@ -271,6 +273,7 @@ def test_help_opens_beside_each_node_with_its_picture(page, name, kinds):
         page.center(kind)
         page.shot(kind, of=kind)
     for kind in kinds:
+        page.center(kind)
         page.node(kind, "(node) => app.canvas.selectNode(node)")
         page.page.get_by_test_id("info-button").click()
         picture = page.page.locator(f"img[src$='/extensions/loraclr/docs/pictures/{kind}.jpg']")
