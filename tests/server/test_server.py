@@ -24,8 +24,10 @@ def node_of(prompt: dict, class_type: str) -> dict:
 
 
 def merge_prompt(infos: dict, **inputs) -> dict:
+    """The merge workflow with other settings; its LoRA is saved beside the shipped workflow's."""
     prompt = demo_prompt(infos, "loraclr_merge")
     node_of(prompt, "LoRACLR_Merge")["inputs"].update({"merge_text_encoder": False, **inputs})
+    node_of(prompt, "LoRACLR_SaveMergedLoRA")["inputs"]["filename"] = "loraclr/other"
     return prompt
 
 
