@@ -1,6 +1,6 @@
 """Measures the pack and ends with one line `RESULT {json}`.
 
-    python3 tools/host.py bench [section …]            # measure; all sections by default
+    python3 tools/host.py bench [section …]            # measure; without names all but “scale”
     python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
     python3 tools/host.py bench quality [row …]        # score the methods on it (quality.py)
     python3 tools/host.py bench faults [runs]          # hundreds of runs in one server, some cancelled (faults.py)
@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 SECTIONS = ["solve", "capture", "sampling", "samplers"]
+LONG = ["scale"]  # only when named
 
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).resolve().parent.parent / "tools")]
 
@@ -44,9 +45,9 @@ def main(names: list[str]) -> None:
     if names[:1] == ["faults"]:
         print("RESULT", json.dumps(importlib.import_module("faults").run(*map(int, names[1:]))))
         return
-    unknown = sorted(set(names) - set(SECTIONS))
+    unknown = sorted(set(names) - {*SECTIONS, *LONG})
     if unknown:
-        sys.exit(f"bench: there is no section {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
+        sys.exit(f"bench: there is no section {', '.join(unknown)}; choose from {', '.join([*SECTIONS, *LONG])}")
     result: dict[str, dict] = {}
     for name in names or SECTIONS:
         with torch.inference_mode():  # as ComfyUI runs nodes

@@ -209,8 +209,9 @@ def _add_content(content, patcher: ModelPatcher) -> None:
 
 
 def _configuration(model) -> str:
+    """What a model is besides its weights, the kind of its prediction among it; nothing for a text encoder."""
     config = getattr(model, "model_config", None)
-    return repr((config.unet_config, config.sampling_settings) if config else None)
+    return repr((config.unet_config, config.sampling_settings, model.model_type) if config else None)
 
 
 def _leaves(value: object) -> Iterable[object]:
@@ -230,7 +231,7 @@ def _add_leaf(content, key: str, part: object) -> None:
         content.update(f"{part.dtype} {tuple(part.shape)}".encode())
         try:
             content.update(_bytes(part))
-        except (RuntimeError, TypeError, NotImplementedError) as error:
+        except (RuntimeError, TypeError) as error:
             raise NotStorableError(f"the content of {key}, stored as {type(part).__name__}, cannot be read") from error
     elif isinstance(part, str | float | int | torch.dtype | None):
         content.update(repr(part).encode())
