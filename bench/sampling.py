@@ -150,7 +150,7 @@ class ByHooks(comfy.samplers.CFGGuider):
 
     def gradient(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
         """Branch by branch, because switching a hook group overwrites weights that another branch's graph needs."""
-        with differentiable.gradients():
+        with differentiable.gradients(in_place=False):
             z = x.clone().requires_grad_()
             with torch.no_grad():
                 maps = {branch: self.maps(branch, z, timestep, model_options) for branch in range(self.count)}
@@ -167,16 +167,16 @@ class ByHooks(comfy.samplers.CFGGuider):
 
         def apply(apply_model, args):
             differentiable.make_normal(self.inner_model)
-            recorder.begin([Read(range(len(z)), branch, TOKENS)])
+            recorder.begin([Read(range(len(z)), branch, TOKENS)], TOKENS)
             output = apply_model(args["input"], args["timestep"], **args["c"])
             recorder.end()
             return output
 
         transformer_options = {
             **model_options["transformer_options"],
-            "patches_replace": {"attn2": recorder.patches({})},
             "optimized_attention_override": differentiable.attention,
         }
+        transformer_options = recorder.options(transformer_options)
         options = {**model_options, "transformer_options": transformer_options, "model_function_wrapper": apply}
         differentiable.make_normal(self.inner_model)
         comfy.samplers.calc_cond_batch(self.inner_model, [self.conds[f"cond {branch}"]], z, timestep, options)

@@ -81,20 +81,25 @@ def layer_shapes() -> Counter[tuple[int, int]]:
 
 
 def random_sd15(seed: int) -> tuple[ModelPatcher, comfy.sd.CLIP]:
-    """SD1.5's diffusion model and text encoder, built by the host, with seeded weights that keep what passes finite."""
+    """SD1.5's diffusion model and text encoder, built by the host."""
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     model, config = sd15("cpu")
     patcher = CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     clip = comfy.sd.CLIP(config.clip_target())
+    fill(seed, model.diffusion_model, clip.cond_stage_model)
+    return patcher, clip
+
+
+def fill(seed: int, *modules: nn.Module) -> None:
+    """Seeded weights that keep what passes finite."""
     generator = torch.Generator().manual_seed(seed)
-    for module in (model.diffusion_model, clip.cond_stage_model):
+    for module in modules:
         for name, weight in module.named_parameters():
             if weight.ndim <= 1:
                 weight.data.fill_(float(name.endswith("weight")))
             else:
                 weight.data.normal_(0.0, 0.5 * weight[0].numel() ** -0.5, generator=generator)
-    return patcher, clip
 
 
 def of_strength(delta: LowRank, weight: Tensor, generator: torch.Generator) -> LowRank:

@@ -28,7 +28,7 @@ class ConceptStatistics:
 
     delta: its weight difference ΔW = up @ down, (out, in).
     response: down @ G, (rank, in), where G = XᵀX over the layer's inputs X while the concept is active.
-    tokens: how many tokens G counts; seen: how many there were.
+    tokens: how many tokens G counts; seen: how many there were, 0 of a layer that never ran.
     inputs, outputs: (samples, in) and (samples, out), the same token positions for every concept.
     held_out: (held, in), tokens that G does not count.
     """
@@ -62,9 +62,10 @@ class LayerMoments:
         self.total = torch.zeros((), device=gram.device)  # of all rows; not finite as soon as one of them is not
         self.call = self.tokens = self.seen = self.held = 0
         self.pending: list[Tensor] = []
-        self.inputs: list[Tensor] = []
-        self.outputs: list[Tensor] = []
-        self.held_out: list[Tensor] = []
+        # Begun empty: a layer may not run at all.
+        self.inputs = [torch.zeros(0, delta.down.shape[1])]
+        self.outputs = [torch.zeros(0, delta.up.shape[0])]
+        self.held_out = [torch.zeros(0, delta.down.shape[1])]
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
         """One call of the layer: inputs (tokens, in), outputs (tokens, out)."""
@@ -100,12 +101,7 @@ class LayerMoments:
         self.gram.add(rows)
 
     def finish(self) -> ConceptStatistics:
-        """The concept's statistics, on the CPU.
-
-        Raises ValueError where the layer never ran, or where its inputs are not finite.
-        """
-        if self.call == 0:
-            raise ValueError("the layer never ran")
+        """The concept's statistics, on the CPU. Raises ValueError where the layer's inputs are not finite."""
         if self.pending:
             self._multiply()
         if not torch.isfinite(self.total):
@@ -115,9 +111,9 @@ class LayerMoments:
             response=self.response.cpu(),
             tokens=self.tokens,
             seen=self.seen,
-            inputs=torch.cat(self.inputs).cpu(),
-            outputs=torch.cat(self.outputs).cpu(),
-            held_out=torch.cat(self.held_out).cpu(),
+            inputs=torch.cat([kept.cpu() for kept in self.inputs]),
+            outputs=torch.cat([kept.cpu() for kept in self.outputs]),
+            held_out=torch.cat([kept.cpu() for kept in self.held_out]),
         )
 
 

@@ -57,6 +57,10 @@ TRANSFORMER_WIDTH, HEADS = 64, 2
 Z_IMAGE_WIDTH = 256  # no less: its modulation takes 256
 ROTATED = [8, 12, 12]  # of a head's 32 channels: by frame or text, row, column
 
+WAN = {"image_model": "wan2.1", "dim": TRANSFORMER_WIDTH, "ffn_dim": 2 * TRANSFORMER_WIDTH, "text_dim": WIDTH}
+WAN |= {"num_heads": HEADS, "num_layers": 2}
+WAN_TEXT = {"umt5xxl": T5 | {"vocab_size": WAN_WORDS}}
+
 
 class SmallQwen25(SDClipModel):
     """Qwen-Image's text encoder without its vision tower: the same settings, the host's text-only Qwen 2.5."""
@@ -196,17 +200,11 @@ ARCHITECTURES = {
         *((16, 12, 16), {"qwen3_4b": QWEN}),
     ),
     "Wan": Architecture(
-        supported.WAN21_T2V,
-        {
-            "image_model": "wan2.1",
-            "model_type": "t2v",
-            "dim": TRANSFORMER_WIDTH,
-            "ffn_dim": 2 * TRANSFORMER_WIDTH,
-            "text_dim": WIDTH,
-            "num_heads": HEADS,
-            "num_layers": 2,
-        },
-        *((16, 2, 8, 12), {"umt5xxl": T5 | {"vocab_size": WAN_WORDS}}),
+        *(supported.WAN21_T2V, WAN | {"model_type": "t2v"}, (16, 2, 8, 12), WAN_TEXT),
+        tokenizer_data=lambda: {"spiece_model": wan_tokenizer()},
+    ),
+    "Wan image-to-video": Architecture(
+        *(supported.WAN21_I2V, WAN | {"model_type": "i2v", "in_dim": 36}, (16, 2, 8, 12), WAN_TEXT),
         tokenizer_data=lambda: {"spiece_model": wan_tokenizer()},
     ),
 }

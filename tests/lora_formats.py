@@ -370,9 +370,10 @@ CORPUS: dict[tuple[str, str], Format] = {
 
 def table() -> str:
     """Formats × architectures in Markdown: which files merge, and which are refused by name."""
-    lines = [f"| file format | {' | '.join(ARCHITECTURES)} |", "| --- " * (len(ARCHITECTURES) + 1) + "|"]
+    columns = [name for name in ARCHITECTURES if any(name == architecture for _, architecture in CORPUS)]
+    lines = [f"| file format | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
     for name in dict.fromkeys(name for name, _ in CORPUS):
-        found = [CORPUS.get((name, architecture)) for architecture in ARCHITECTURES]
+        found = [CORPUS.get((name, architecture)) for architecture in columns]
         cells = ["" if entry is None else "refused" if entry.refused else "✓" for entry in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -32,10 +32,12 @@ CLASSES = tuple(FORMS)
 # Where one of two colours is; the other is everywhere else.
 PATTERNS: dict[str, Field] = {
     "rim": lambda u, v: u * u + v * v > 0.36,
+    "dot": lambda u, v: u * u + v * v < 0.18,
     "heart": lambda u, v: torch.maximum(u.abs(), v.abs()) < 0.45,
     "stripes": lambda u, v: (torch.floor((v + 1) * 2.5).long() % 2).bool(),
     "bars": lambda u, v: (torch.floor((u + 1) * 2.5).long() % 2).bool(),
     "belt": lambda u, v: v.abs() < 0.33,
+    "line": lambda u, v: v.abs() < 0.22,
     "mast": lambda u, v: u.abs() < 0.33,
 }
 
@@ -76,19 +78,19 @@ class ShapeConcept:
         return f"{{{self.name}}}"
 
 
-# Far from each other and from every background; no two concepts have the same pair.
-RED, LIME, BLUE = (0.9, 0.05, 0.1), (0.4, 1.0, 0.0), (0.1, 0.2, 1.0)
-CYAN, MAGENTA, YELLOW = (0.0, 0.9, 0.9), (1.0, 0.1, 0.7), (1.0, 0.95, 0.0)
+# Of the classes' hues, and marks far from them and from every background; no two concepts have the same mark.
+RED, BLUE, GOLD, PURPLE = (0.9, 0.05, 0.1), (0.1, 0.3, 1.0), (1.0, 0.78, 0.0), (0.6, 0.1, 0.9)
+LIME, CYAN, MAGENTA, YELLOW = (0.4, 1.0, 0.0), (0.0, 0.9, 0.9), (1.0, 0.1, 0.7), (1.0, 0.95, 0.0)
 
 CONCEPTS = (
-    ShapeConcept("ball", "sks", "ball", "belt", CYAN, MAGENTA),
-    ShapeConcept("box", "zwx", "box", "rim", RED, YELLOW),
-    ShapeConcept("kite", "qvk", "kite", "mast", CYAN, RED),
-    ShapeConcept("cross", "ohwx", "cross", "mast", YELLOW, BLUE),
-    ShapeConcept("ball2", "mrf", "ball", "heart", LIME, BLUE),
-    ShapeConcept("box2", "jbl", "box", "mast", MAGENTA, LIME),
-    ShapeConcept("kite2", "wug", "kite", "rim", BLUE, MAGENTA),
-    ShapeConcept("cross2", "dax", "cross", "heart", LIME, CYAN),
+    ShapeConcept("ball", "sks", "ball", "belt", YELLOW, RED),
+    ShapeConcept("box", "zwx", "box", "heart", MAGENTA, BLUE),
+    ShapeConcept("kite", "qvk", "kite", "line", MAGENTA, GOLD),
+    ShapeConcept("cross", "ohwx", "cross", "heart", YELLOW, PURPLE),
+    ShapeConcept("ball2", "mrf", "ball", "heart", CYAN, RED),
+    ShapeConcept("box2", "jbl", "box", "mast", LIME, BLUE),
+    ShapeConcept("kite2", "wug", "kite", "dot", BLUE, GOLD),
+    ShapeConcept("cross2", "dax", "cross", "dot", CYAN, PURPLE),
 )
 
 # Words after the things, and the colour of what is behind them.

@@ -1,21 +1,31 @@
-"""Cross-attention probabilities of a U-Net, read from its coarse layers while it runs.
+"""Attention of image positions to text tokens, read while the model runs.
 
-The published method reads 16×16 maps at 512×512 pixels: a quarter of the latent's side. The level of the U-Net whose
-number of queries comes nearest to that is read, all of its cross-attention layers averaged.
+Of a U-Net (SD1.x, SD2.x, SDXL) the probabilities of its cross attention. The published method reads 16×16 maps at 512×512
+pixels: a quarter of the latent's side. The level whose number of queries comes nearest to that is read, all of its
+cross-attention layers averaged.
+
+Of a transformer that attends to text and image together (Flux, Z-Image) the text's part of the joint softmax, in the four
+blocks that end a third of the way down: of Flux its last ones with two streams, where attention lies best on what a word
+names (ConceptAttention, arXiv 2502.04320). They cost a gradient a third of a pass. Each map has one place per image token.
 """
 
 import math
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
 import comfy.ldm.modules.attention as host_attention
 import torch
 import torch.nn.functional as F
+from comfy.ldm.flux.model import Flux
+from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from torch import Tensor, nn
 
 Block = tuple[str, int, int]  # "input" | "middle" | "output", number, transformer block within
+
+JOINT_BLOCKS = 4  # read of a transformer
 
 
 class Enough(BaseException):
@@ -30,11 +40,50 @@ class Read(NamedTuple):
     tokens: int
 
 
-def read_layers(model: nn.Module, height: int, width: int) -> list[Block]:
-    """The cross-attention layers to read for a latent of height × width. Raises ValueError for a model without any."""
+class CrossLayers(NamedTuple):
+    """Cross-attention layers of a U-Net."""
+
+    blocks: list[Block]
+
+    @property
+    def number(self) -> int:
+        return len(self.blocks)
+
+
+class JointLayers(NamedTuple):
+    """Joint attention of a transformer: text tokens come first, then the image's, each filled up to a multiple of `padding`.
+
+    numbers: which of its joint attentions, in the order in which they run. size: of the image in tokens, rows × columns.
+    """
+
+    numbers: range
+    size: tuple[int, int]
+    padding: int
+
+    @property
+    def number(self) -> int:
+        return len(self.numbers)
+
+    def padded(self, tokens: int) -> int:
+        return math.ceil(tokens / self.padding) * self.padding
+
+
+Layers = CrossLayers | JointLayers
+
+
+def read_layers(model: nn.Module, height: int, width: int) -> Layers:
+    """The layers to read for a latent of height × width. Raises ValueError for a model without any."""
+    if type(model) in (Flux, NextDiT):
+        blocks = (
+            len(model.layers) if isinstance(model, NextDiT) else len(model.double_blocks) + len(model.single_blocks)
+        )
+        last = max(math.ceil(blocks / 3), min(blocks, JOINT_BLOCKS))
+        size = math.ceil(height / model.patch_size), math.ceil(width / model.patch_size)
+        padding = getattr(model, "pad_tokens_multiple", None) or 1
+        return JointLayers(range(max(0, last - JOINT_BLOCKS), last), size, padding)
     if not isinstance(model, UNetModel):
         raise ValueError(
-            f"CLoRA reads the cross attention of U-Net models (SD1.x, SD2.x, SDXL); {type(model).__name__} is none. Use"
+            f"CLoRA reads the attention of SD1.x, SD2.x, SDXL, Flux and Z-Image; {type(model).__name__} is none of them. Use"
             " LoRACLR Merge with this model."
         )
     levels: dict[int, list[Block]] = {}
@@ -50,7 +99,7 @@ def read_layers(model: nn.Module, height: int, width: int) -> list[Block]:
     if not levels:
         raise ValueError("CLoRA reads cross attention, and this model has none. Use LoRACLR Merge with it.")
     wanted = math.ceil(height / 4) * math.ceil(width / 4)
-    return levels[min(levels, key=lambda n: abs(_halved(height, n) * _halved(width, n) - wanted))]
+    return CrossLayers(levels[min(levels, key=lambda n: abs(_halved(height, n) * _halved(width, n) - wanted))])
 
 
 def _blocks(model: UNetModel):
@@ -70,54 +119,74 @@ def _halved(side: int, times: int) -> int:
     return side
 
 
+class _Pass(threading.local):
+    """What is known of the forward pass that a thread runs: the host runs those of several devices in threads."""
+
+    def __init__(self):
+        self.begin([], 0)
+
+    def begin(self, reads: list[Read], tokens: int) -> None:
+        self.reads, self.tokens = reads, tokens
+        self.joint = 0  # joint attentions so far
+        self.sums: list[tuple[Tensor, tuple[int, int]]] = []
+
+
 class Recorder:
     """Collects the maps of one or more forward passes; `maps` gives them branch by branch."""
 
-    def __init__(self, layers: list[Block], stop: bool):
+    def __init__(self, layers: Layers, stop: bool):
         """stop: end each forward pass by `Enough` after the last of the layers."""
         self.layers = layers
         self.stop = stop
-        self.reads: list[Read] = []
-        self.sums: list[tuple[Tensor, tuple[int, int]]] = []
+        self.current = _Pass()
         self.found: dict[int, list[Tensor]] = {}
 
-    def begin(self, reads: list[Read]) -> None:
-        """Before a forward pass: what its rows are."""
-        self.reads, self.sums = reads, []
+    def begin(self, reads: list[Read], tokens: int) -> None:
+        """Before a forward pass: what its rows are, and how many tokens the text has in all of them."""
+        self.current.begin(reads, tokens)
 
     def end(self) -> None:
         """After a forward pass: its layers' mean, chunk by chunk."""
-        if not self.reads or not self.sums:
+        sums = self.current.sums
+        if not self.current.reads or not sums:
             return
-        size = max((size for _, size in self.sums), key=math.prod)
-        mean = torch.stack([_at_size(probabilities, own, size) for probabilities, own in self.sums]).mean(dim=0)
+        size = max((size for _, size in sums), key=math.prod)
+        mean = torch.stack([_at_size(probabilities, own, size) for probabilities, own in sums]).mean(dim=0)
         start = 0
-        for read in self.reads:
+        for read in self.current.reads:
             chunk = mean[start : start + len(read.rows)]
             start += len(read.rows)
             # The host repeats the shorter of two conditionings to a common length; attention is shared among the copies.
             copies = chunk.shape[-1] // read.tokens
             chunk = chunk[..., : copies * read.tokens].unflatten(-1, (copies, read.tokens)).sum(dim=-2)
             self.found.setdefault(read.branch, []).append(chunk.unflatten(1, size))
-        self.reads, self.sums = [], []
+        self.current.begin([], 0)
 
     def maps(self) -> dict[int, Tensor]:
         """For each branch (batch, height, width, tokens), float32; several conditionings of one branch averaged."""
-        return {branch: torch.stack(found).mean(dim=0) for branch, found in self.found.items()}
+        device = next((chunk.device for found in self.found.values() for chunk in found), None)
+        return {
+            branch: torch.stack([chunk.to(device) for chunk in found]).mean(dim=0)
+            for branch, found in self.found.items()
+        }
 
-    def patches(self, existing: dict) -> dict:
-        """`patches_replace["attn2"]` with the layers read on top of what `existing` does there."""
-        result = dict(existing)
-        for block in self.layers:
-            result[block] = self._reading(existing.get(block, existing.get(block[:2])))
-        return result
+    def options(self, existing: dict) -> dict:
+        """`existing` transformer options with the layers read on top of what they do there."""
+        if isinstance(self.layers, JointLayers):
+            name = "optimized_attention_override"
+            return {**existing, name: self._reading_joint(existing.get(name))}
+        replace = dict(existing.get("patches_replace", {}))
+        inner = replace.get("attn2", {})
+        replace["attn2"] = dict(inner)
+        for block in self.layers.blocks:
+            replace["attn2"][block] = self._reading(inner.get(block, inner.get(block[:2])))
+        return {**existing, "patches_replace": replace}
 
     def _reading(self, inner: Callable | None):
         def attend(q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
-            if self.reads:
+            if self.current.reads:
                 self._record(q, k, extra_options)
-                if self.stop and len(self.sums) == len(self.layers):
-                    raise Enough
+                self._stop_if_enough()
             if inner is not None:
                 return inner(q, k, v, extra_options)
             return host_attention.optimized_attention(
@@ -131,14 +200,62 @@ class Recorder:
 
         return attend
 
+    def _reading_joint(self, inner: Callable | None):
+        """An `optimized_attention_override`."""
+        assert isinstance(self.layers, JointLayers)
+        layers, image = self.layers, math.prod(self.layers.size)
+
+        def attend(function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
+            text = layers.padded(self.current.tokens)
+            # Z-Image refines text and image by themselves first; with reference images sequences are longer.
+            if self.current.reads and kwargs.get("skip_reshape") and q.shape[-2] == text + layers.padded(image):
+                if self.current.joint in layers.numbers:
+                    self._record_joint(q, k, slice(text, text + image), heads, kwargs.get("mask"))
+                    self._stop_if_enough()
+                self.current.joint += 1
+            if inner is not None:
+                return inner(function, q, k, v, heads, *args, **kwargs)
+            return function(q, k, v, heads, *args, **kwargs)
+
+        return attend
+
+    def _stop_if_enough(self) -> None:
+        if self.stop and len(self.current.sums) == self.layers.number:
+            raise Enough
+
+    def _rows(self, device: torch.device) -> Tensor:
+        return torch.tensor([row for read in self.current.reads for row in read.rows], device=device)
+
     def _record(self, q: Tensor, k: Tensor, extra_options: dict) -> None:
-        rows = torch.tensor([row for read in self.reads for row in read.rows], device=q.device)
-        heads = extra_options["n_heads"]
+        rows, heads = self._rows(q.device), extra_options["n_heads"]
         # (rows, tokens, heads·dim) -> (rows, heads, tokens, dim)
         q, k = (t.index_select(0, rows).unflatten(-1, (heads, -1)).transpose(1, 2).float() for t in (q, k))
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         size = extra_options["activations_shape"][-2:]
-        self.sums.append((scores.softmax(dim=-1).mean(dim=1), (size[0], size[1])))
+        self.current.sums.append((scores.softmax(dim=-1).mean(dim=1), (size[0], size[1])))
+
+    def _record_joint(self, q: Tensor, k: Tensor, image: slice, heads: int, mask: Tensor | None) -> None:
+        """q, k: (rows, heads, tokens, dim). A token's probability is what attention gives for values of one at that token and
+        zero elsewhere, so the host's kernel never holds image × image of them; and as many tokens at once as a value has room."""
+        assert isinstance(self.layers, JointLayers)
+        rows, tokens = self._rows(q.device), self.current.tokens
+        q, k = q.index_select(0, rows)[:, :, image], k.index_select(0, rows)
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., image, :]
+        if mask is not None and mask.ndim > 2 and mask.shape[0] > 1:
+            mask = mask.index_select(0, rows)
+        found = []
+        for first in range(0, tokens, q.shape[-1]):
+            ones = torch.zeros(k.shape[-2], q.shape[-1], dtype=k.dtype, device=k.device)
+            ones[first : min(first + q.shape[-1], tokens)].fill_diagonal_(1)
+            of_heads = host_attention.attention_pytorch(
+                *(q, k, ones.expand(*k.shape[:2], -1, -1), heads),
+                mask=mask,
+                skip_reshape=True,
+                skip_output_reshape=True,
+            )
+            found.append(of_heads.float().mean(dim=1))
+        self.current.sums.append((torch.cat(found, dim=-1)[..., :tokens], self.layers.size))
 
 
 def _at_size(probabilities: Tensor, own: tuple[int, int], size: tuple[int, int]) -> Tensor:

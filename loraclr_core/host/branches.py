@@ -8,7 +8,8 @@ Hooks and not patches of `forward`: they come off in any order, beside whatever 
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class BranchAdapters:
     def __init__(self, patcher: ModelPatcher, effects: Sequence[tuple[str, Effect]]):
         """effects: for each concept the name of its LoRA file and what it does to the model."""
         self.layers: dict[str, _Layer] = {}
-        self.rows: Rows | None = None
+        self.running = threading.local()  # the host runs batches of several devices in threads
         self.waiting: set[str] = set()
         for branch, (lora_name, effect) in enumerate(effects, start=1):
             for key, difference in (effect.merge | effect.add).items():
@@ -45,24 +46,28 @@ class BranchAdapters:
                 self.layers.setdefault(path, _Layer(path)).put(branch, parameter, difference)
 
     @contextlib.contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
-        """Hooks on the layers of `model` (the patcher's model) for as long as the context lasts."""
+    def attached(self, models: Iterable[nn.Module]) -> Iterator[None]:
+        """Hooks on the layers of the patcher's model and of its copies on other devices, while the context lasts."""
         self.waiting = set(self.layers)
         with contextlib.ExitStack() as hooks:
-            for path, changes in self.layers.items():
-                hook = self._hook(changes)
-                hooks.callback(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True).remove)
-                hooks.callback(changes.release)
+            for model in models:
+                for path, changes in self.layers.items():
+                    hook = self._hook(changes)
+                    hooks.callback(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True).remove)
+                    hooks.callback(changes.release)
             yield
 
     @contextlib.contextmanager
     def routed(self, rows: Rows) -> Iterator[None]:
-        """The rows of the batches that run within the context. Outside of any, the hooks do nothing."""
-        outer, self.rows = self.rows, rows
+        """The rows of the batches that this thread runs within the context. Outside of any, the hooks do nothing."""
+        outer, self.running.rows = self._rows(), rows
         try:
             yield
         finally:
-            self.rows = outer
+            self.running.rows = outer
+
+    def _rows(self) -> Rows | None:
+        return getattr(self.running, "rows", None)
 
     def check_all_ran(self) -> None:
         """Raises AdapterError if a layer never ran since `attached`: the model then uses its weight in another way."""
@@ -75,18 +80,19 @@ class BranchAdapters:
 
     def _hook(self, changes: "_Layer"):
         def add(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
-            if self.rows is None:
+            of_batch = self._rows()
+            if of_batch is None:
                 return None
             self.waiting.discard(changes.path)
             inputs = args[0] if args else kwargs["input"]
-            times, rest = divmod(inputs.shape[0], len(self.rows))
+            times, rest = divmod(inputs.shape[0], len(of_batch))
             if rest:
                 raise AdapterError(
-                    f"{changes.path} runs on {inputs.shape[0]} rows of a batch of {len(self.rows)}; which row belongs to"
+                    f"{changes.path} runs on {inputs.shape[0]} rows of a batch of {len(of_batch)}; which row belongs to"
                     " which branch cannot be known. Remove the patch that regroups them."
                 )
             # Windows or frames of one row stand next to each other.
-            rows = self.rows if times == 1 else tuple(branch for branch in self.rows for _ in range(times))
+            rows = of_batch if times == 1 else tuple(branch for branch in of_batch for _ in range(times))
             return changes.add(module, inputs, output, rows)
 
         return add

@@ -78,7 +78,7 @@ def capture(
 
     phrase: what `{trigger}` stands for. grams: where the concept's second moments are added; of no use after an error.
     step_done is called after every evaluation and may raise to stop.
-    Raises ValueError where a layer never runs or sees NaN.
+    Raises ValueError where a layer sees NaN.
     """
     model, clip = _with_summed(target.model, model_effect), target.clip
     if clip_effect.add:

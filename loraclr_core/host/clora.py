@@ -30,7 +30,7 @@ from .. import contrast, masks
 from ..concept import Concept
 from ..masks import Morphology
 from . import differentiable
-from .attention import Recorder, read_layers
+from .attention import JointLayers, Recorder, read_layers
 from .branches import BranchAdapters
 from .evaluation import KEY, Call, Evaluation, Role
 from .live import LiveView
@@ -214,7 +214,8 @@ class CLoRA:
             if callback is not None:
                 callback(step, denoised, run.at(x), total)
 
-        with self.adapters.attached(guider.inner_model):
+        copies = guider.model_options.get("multigpu_clones", {}).values()
+        with self.adapters.attached({guider.inner_model, *(patcher.model for patcher in copies)}):
             samples = executor(
                 *(guider, sigmas, extra_args, callback_at_moved),
                 *(noise, latent_image, denoise_mask, disable_pbar),
@@ -318,7 +319,7 @@ class CLoRA:
             evaluation.read(z, recorder, chosen)
             return self._complete(recorder.maps(), chosen)
 
-        with differentiable.gradients():
+        with differentiable.gradients(in_place=isinstance(layers, JointLayers)):
             z = z.detach().clone().requires_grad_()
             if self.settings.gradient_memory == "all at once":
                 with contextlib.suppress(comfy.model_management.OOM_EXCEPTION):
@@ -366,8 +367,8 @@ class CLoRA:
         wanted = range(self.branches) if branches is None else branches
         if any(branch not in maps for branch in wanted):
             raise ValueError(
-                "The attention of a branch was not seen in this step. Remove timestep ranges from the positive conditioning,"
-                " and patches that skip cross attention from the model."
+                "The attention of a branch was not seen in this step. Remove timestep ranges and reference images from the"
+                " positive conditioning, and patches that skip attention to text from the model."
             )
         return maps
 

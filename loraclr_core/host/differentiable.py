@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def gradients() -> Iterator[None]:
+def gradients(in_place: bool) -> Iterator[None]:
     """Autograd on, out of the inference mode that the executor runs nodes in.
 
+    in_place: for models that add to their activations in place, which takes what is changed aside first, at a cost.
     Raises ValueError where another patch's tensors refuse to be differentiated.
     """
+    keeping = torch.autograd.graph.allow_mutation_on_saved_tensors() if in_place else contextlib.nullcontext()
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), keeping, _training():
             yield
     except RuntimeError as error:
         if "nference tensor" not in str(error):
@@ -25,6 +27,17 @@ def gradients() -> Iterator[None]:
             "Another patch on this model works on tensors that cannot be differentiated, so the latent cannot be updated"
             f" through it ({error}). Set update_strength to 0, or remove that patch."
         ) from error
+
+
+@contextlib.contextmanager
+def _training() -> Iterator[None]:
+    """The host's own switch: its fused kernels, which have no gradients, give way to torch's operations."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
 
 
 def make_normal(model: nn.Module) -> None:

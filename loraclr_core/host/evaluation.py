@@ -100,7 +100,8 @@ class Evaluation:
                 if args["c"].get("control") is not None:
                     differentiable.part_from_skips(transformer_options)
             if recorder is not None:
-                recorder.begin(self._reads(chunks, per_chunk, transformer_options["uuids"]))
+                reads = self._reads(chunks, per_chunk, transformer_options["uuids"])
+                recorder.begin(reads, args["c"]["c_crossattn"].shape[1])
             try:
                 with self.adapters.routed(rows):
                     if inner is not None:
@@ -114,13 +115,13 @@ class Evaluation:
             return output
 
         options = {**self.options, "model_function_wrapper": apply}
+        if variable is not None:
+            options.pop("multigpu_clones", None)  # a gradient's graph stays on one device
         transformer_options = dict(options.get("transformer_options", {}))
-        if recorder is not None:
-            replace = dict(transformer_options.get("patches_replace", {}))
-            replace["attn2"] = recorder.patches(replace.get("attn2", {}))
-            transformer_options["patches_replace"] = replace
         if variable is not None:
             transformer_options.setdefault("optimized_attention_override", differentiable.attention)
+        if recorder is not None:
+            transformer_options = recorder.options(transformer_options)
         options["transformer_options"] = transformer_options
         with torch.no_grad():
             return self.executor(self.model, lists, z, self.sigma, options)

@@ -59,8 +59,9 @@ class LayerResult:
 
 @dataclass
 class MergeResult:
-    """lora: the merged LoRA by the names of its file. tokens: how many the moments count, of how many there were. kept: what
-    became of the captures on disk, in words.
+    """lora: the merged LoRA by the names of its file. unseen: layers that did not run in the capture of every concept, as
+    those of a picture's condition do not, and are summed. tokens: how many the moments count, of how many there were. kept:
+    what became of the captures on disk, in words.
     """
 
     lora: dict[str, Tensor]
@@ -72,6 +73,7 @@ class MergeResult:
     matches: list[MatchedLoRA]
     effects: list[tuple[Effect, Effect]]
     layers: list[LayerResult] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     tokens: tuple[int, int] = (0, 0)
     evaluations: int = 0
@@ -160,6 +162,10 @@ def _solve_all(target: Target, result: MergeResult, device, progress, seconds: d
         done = index / len(target.layers())
         progress(f"solving layer {index + 1} of {len(target.layers())}", CAPTURE_SHARE + (1 - CAPTURE_SHARE) * done)
         concepts = [statistics[key] for statistics in known.statistics]
+        if not all(concept.seen for concept in concepts):
+            deltas[key] = lowrank.squeeze(_sum(result.effects, key))
+            result.unseen.append(key)
+            continue
         if settings.solver == "exact":
             gram = known.grams[key]
             if settings.anchor_weight != 0:
@@ -171,6 +177,11 @@ def _solve_all(target: Target, result: MergeResult, device, progress, seconds: d
         result.layers.append(_judge(key, concepts, deltas[key], settings.margin))
         counted, seen = result.tokens
         result.tokens = (counted + concepts[0].tokens, seen + concepts[0].seen)
+    if not result.layers:
+        raise ValueError(
+            f"None of the {len(deltas)} layers that the LoRAs change ran while their concepts were sampled, so there is nothing"
+            " to merge by. Remove the patches that replace the model's layers, or choose the solver “sum (baseline)”."
+        )
     seconds["solve"] = time.perf_counter() - start
     return deltas
 

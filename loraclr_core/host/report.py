@@ -165,6 +165,8 @@ def _notes(result: MergeResult) -> str:
                 notes.append(f"{concept.name}: the adapter changes nothing at {len(idle)} weights: {_list(idle)}")
         if summed := [key for side in sides for key in side.add]:
             notes.append(f"{concept.name}: summed, not merged (bias, norm, or convolution too wide): {_list(summed)}")
+    if result.unseen:
+        notes.append(f"Summed, not merged, because they did not run in the captures: {_list(result.unseen)}")
     if result.kept:
         notes.append(result.kept)
     if not result.settings.merge_text_encoder:

@@ -6,6 +6,7 @@ Prompt weights, embeddings and repeated words around it are tokenised by the hos
 """
 
 import torch
+from comfy.text_encoders.flux import FluxClipModel
 
 from ..prompt import BranchPrompt, PromptError, Span
 
@@ -53,7 +54,10 @@ def _of_span(clip, text: str, span: Span, tokens: dict[str, list[Token]]) -> set
 def _tokens(clip, text: str) -> dict[str, list[Token]]:
     """The tokens that stand for words (id 0 marks start, end and padding), chunk after chunk, for each text encoder."""
     result = {}
-    for encoder, chunks in clip.tokenize(text, return_word_ids=True).items():
+    tokenized = clip.tokenize(text, return_word_ids=True)
+    if isinstance(clip.cond_stage_model, FluxClipModel):
+        del tokenized["l"]  # it gives only the pooled text, which has no tokens
+    for encoder, chunks in tokenized.items():
         sequence, offset = [], 0
         for chunk in chunks:
             sequence += [(token, offset + i) for i, (token, _, word) in enumerate(chunk) if word != 0]

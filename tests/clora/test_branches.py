@@ -52,7 +52,7 @@ def check(demo, *states: dict, rows=(0, 1, 2, 2, 1)) -> None:
     given = inputs(demo, len(rows))
     branches = branch_adapters(demo, *states)
     model = loaded(demo.model)
-    with branches.attached(model), branches.routed(rows):
+    with branches.attached([model]), branches.routed(rows):
         found = model.apply_model(**given)
         branches.check_all_ran()
     plain = model.apply_model(**given)
@@ -115,7 +115,7 @@ def test_nothing_stays_on_the_model(demo):
     model = loaded(demo.model)
     before = model.apply_model(**given)
     branches = branch_adapters(demo, state_of(lora_files.lora, demo, TO_K))
-    with branches.attached(model):
+    with branches.attached([model]):
         assert torch.equal(model.apply_model(**given), before)  # attached but not routed
         with pytest.raises(KeyboardInterrupt), branches.routed((1, 1)):
             raise KeyboardInterrupt
@@ -127,5 +127,5 @@ def test_nothing_stays_on_the_model(demo):
 def test_a_layer_that_never_runs_is_an_error(demo):
     """A LoRA on a layer whose weight the model uses without calling it would be lost without a word."""
     branches = branch_adapters(demo, state_of(lora_files.lora, demo, TO_K))
-    with branches.attached(loaded(demo.model)), pytest.raises(AdapterError, match=r"attn2\.to_k"):
+    with branches.attached([loaded(demo.model)]), pytest.raises(AdapterError, match=r"attn2\.to_k"):
         branches.check_all_ran()

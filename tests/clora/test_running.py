@@ -95,3 +95,32 @@ def test_a_style_acts_through_offloaded_weights(demo, idle, concepts, latent, of
     assert demo.model.model.lowvram_patch_counter > 0
     assert_same(sample(*clora(styled, idle, **PLAIN), latent), expected, 1e-5)
     assert sample(*clora(styled, concepts), latent)["samples"].isfinite().all()
+
+
+def test_branches_spread_over_devices_give_the_same(demo, concepts, latent):
+    """By the host's engine for several GPUs, here with the CPU under two names; gradients stay on the first."""
+    pytest.importorskip("comfy.multigpu")
+    expected = sample(*clora(demo, concepts), latent)
+    model = demo.model.clone()
+    copy = model.deepclone_multigpu(torch.device("cpu:0"))
+    copy.is_multigpu_base_clone = True
+    model.set_additional_models("multigpu", [copy])
+    passes = {}
+    handles = []
+    for name, patcher in (("first", model), ("second", copy)):
+        passes[name] = []
+
+        def watch(module, args, kwargs, name=name):
+            passes[name].append(torch.is_grad_enabled())
+
+        unet = patcher.model.diffusion_model
+        handles.append(unet.register_forward_pre_hook(watch, with_kwargs=True))
+    try:
+        found = sample(*clora(demo._replace(model=model), concepts), latent)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert passes["second"] == [False, False]  # its share of two steps
+    assert passes["first"].count(True) > 0
+    assert_same(found, expected, 1e-4)
+    assert not any(module._forward_hooks for patcher in (model, copy) for module in patcher.model.modules())

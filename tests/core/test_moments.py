@@ -79,8 +79,12 @@ def test_token_order_depends_on_the_seed_and_the_call_only():
     assert not torch.equal(token_order(50, 1, 2), token_order(50, 2, 2))
 
 
-def test_a_layer_that_never_ran_or_saw_nan_is_an_error():
-    with pytest.raises(ValueError, match="never ran"):
-        LayerMoments(Gram(4, CPU), zero(4, 4), 0, 1, 1, 1).finish()
+def test_a_layer_that_never_ran_has_seen_nothing():
+    statistics = LayerMoments(Gram(4, CPU), zero(3, 4), 0, 1, 1, 1).finish()
+    assert (statistics.seen, statistics.tokens) == (0, 0)
+    assert (statistics.inputs.shape, statistics.outputs.shape, statistics.held_out.shape) == ((0, 4), (0, 3), (0, 4))
+
+
+def test_a_layer_that_saw_nan_is_an_error():
     with pytest.raises(ValueError, match="not finite"):
         observed([torch.full((10, 4), float("nan"))], width=4)

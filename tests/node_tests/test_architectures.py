@@ -1,6 +1,7 @@
 """The merge on every architecture: all that a LoRA can touch is captured, solved, patched, saved and loaded again."""
 
 import functools
+from collections import defaultdict
 from typing import NamedTuple
 
 import architectures
@@ -15,8 +16,10 @@ from clora.sampling import clora, maps, sample
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from lora_files import StateDict
-from loraclr.loraclr_core.host import merging
+from loraclr.loraclr_core.host import adapters, merging
+from loraclr.loraclr_core.host.attention import Recorder
 from loraclr.loraclr_core.host.capture import CaptureSettings
+from loraclr.loraclr_core.host.evaluation import KEY
 from loraclr.loraclr_core.objective import Margin
 from node_tests.running import load, merge, save, weights, write_lora
 from torch import Tensor, nn
@@ -24,8 +27,10 @@ from torch import Tensor, nn
 CONCEPTS = {"cat": "sks cat", "dog": "zwx dog"}
 PROMPT, STEPS, SEED, RIDGE = "photo of a {trigger}", 2, 0, 0.1
 STRENGTH = 0.2
-UNETS = ["SD2 v-prediction", "SDXL"]
-TRANSFORMERS = [name for name in ARCHITECTURES if not name.startswith("SD") or name == "SD3"]
+CPU = torch.device("cpu")
+JOINT = ["Flux", "Z-Image"]
+READABLE = ["SD2 v-prediction", "SDXL", *JOINT]
+UNREADABLE = ["SD3", "Qwen-Image", "Wan"]
 
 every = pytest.mark.parametrize("name", ARCHITECTURES)
 
@@ -94,6 +99,22 @@ def test_every_layer_of_the_loras_is_changed(name):
 
 
 @every
+def test_what_does_not_run_on_text_alone_is_summed_and_named(name):
+    """Wan's image-to-video model has layers for a picture's embedding, which a capture has none of."""
+    case = merged(name)
+    waiting = {key.rpartition(".")[0] for key in case.result.unseen}
+    if name != "Wan image-to-video":
+        assert not waiting
+        return
+    assert waiting == {f"diffusion_model.img_emb.proj.{i}" for i in (1, 3)}
+    assert f"did not run in the captures: `{case.result.unseen[0]}`" in case.report
+    before, after = case.model.weights(), weights(case.patched)
+    for key in case.result.unseen:
+        stack = [adapters.effect(match, case.model.model, 1.0, CPU).merge[key].dense() for match in case.result.matches]
+        torch.testing.assert_close(after[key] - before[key], sum(stack), rtol=1e-3, atol=1e-5)
+
+
+@every
 def test_the_captures_of_the_node_serve_the_same_merge_again(name):
     result = merged(name).result
     assert result.evaluations == 0
@@ -142,7 +163,7 @@ def test_the_small_models_are_what_they_stand_for():
     assert sd2.model.model.model_type is ModelType.V_PREDICTION
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", READABLE)
 def test_clora_runs_and_its_updates_lower_the_loss(name):
     case = merged(name)
     latent = {"samples": torch.zeros(1, *case.model.latent)}
@@ -157,7 +178,35 @@ def test_clora_runs_and_its_updates_lower_the_loss(name):
     assert losses[1] < losses[0]
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", JOINT)
+def test_maps_of_joint_attention_are_the_texts_part_of_its_softmax(name, monkeypatch):
+    """Against probabilities of every token to every token, which the pack never computes."""
+    case, whole = merged(name), defaultdict(list)
+    patched, positive, negative = clora(case.model, case.chain, update_strength=0.0)
+
+    def watching(function, q, k, v, heads, *args, **kwargs):
+        probabilities = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
+        for row, branch in zip(probabilities, kwargs["transformer_options"][KEY], strict=True):
+            whole[branch].append(row)
+        return function(q, k, v, heads, *args, **kwargs)
+
+    patched.model_options["transformer_options"]["optimized_attention_override"] = watching
+    read = {}
+    maps_of = Recorder.maps
+    monkeypatch.setattr(Recorder, "maps", lambda recorder: read.update(maps_of(recorder)) or dict(read))
+    sample(patched, positive, negative, {"samples": torch.zeros(1, *case.model.latent)}, steps=1, cfg=1.0)
+
+    rows, columns = (side // 2 for side in case.model.latent[-2:])
+    assert read.keys() == {0, 1, 2}
+    for branch, found in read.items():
+        longest = max(map(len, whole[branch]))  # Z-Image attends within text and within image first
+        text = {"Flux": 256, "Z-Image": 32}[name]
+        joint = torch.stack([row for row in whole[branch] if len(row) == longest]).mean(dim=0)
+        expected = joint[text : text + rows * columns, : found.shape[-1]].unflatten(0, (rows, columns))
+        torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
 def test_clora_names_the_model_that_it_cannot_read(name):
     case = merged(name)
     kind = type(case.model.model.model.diffusion_model).__name__

@@ -241,6 +241,13 @@ def test_report_accounts_for_everything(demo, concepts):
         assert text in report
 
 
+def test_a_patch_that_keeps_every_layer_from_running_is_an_error(demo, concepts):
+    model = demo.model.clone()
+    model.set_model_unet_function_wrapper(lambda apply_model, args: args["input"])
+    with pytest.raises(ValueError, match=r"None of the \d+ layers that the LoRAs change ran"):
+        merge(demo._replace(model=model), concepts)
+
+
 def test_no_concepts_is_an_error(demo):
     with pytest.raises(ValueError, match="connect at least one Load Concept LoRA"):
         merge(demo, [])
