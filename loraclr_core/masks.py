@@ -1,7 +1,9 @@
 """Which branch draws where: masks from attention, and predictions fused by them (arXiv 2403.19776).
 
-A concept's mask is where any of its tokens' maps comes above a share of that map's maximum. Branch 0, the base prompt,
-takes what no concept claims.
+A concept claims a place as far as any of its tokens' maps comes near that map's maximum; its mask is where the claim is
+above a threshold. Where masks overlap the published method averages the concepts' predictions. A concept's words attend to
+another's object too, at a third or more of their maximum, and the average of a concept and of a plain thing is neither: so
+a place can also go to the strongest claim alone. Branch 0, the base prompt, takes what no concept claims.
 """
 
 from typing import Literal
@@ -12,15 +14,23 @@ from torch import Tensor
 
 Morphology = Literal["none", "dilate", "erode", "open", "close"]
 MORPHOLOGY: tuple[Morphology, ...] = ("none", "dilate", "erode", "open", "close")
+Overlap = Literal["strongest", "average (paper)"]
+OVERLAPS: tuple[Overlap, ...] = ("strongest", "average (paper)")
+
+# Keeps a map without any attention from dividing by zero.
+NONE = 1e-12
 
 
-def concept_mask(maps: Tensor, threshold: float, morphology: Morphology = "none") -> Tensor:
-    """maps: (batch, tokens, height, width) of one concept -> its mask (batch, height, width), 0 or 1.
-
-    threshold: share of each map's own maximum, 0…1. morphology: of the 3×3 neighbourhood.
+def claim(maps: Tensor) -> Tensor:
+    """maps: (batch, tokens, height, width) of one concept -> the largest share of its own maximum that any of them has at a
+    place, (batch, height, width), 0…1.
     """
-    claimed = maps > threshold * maps.amax(dim=(-2, -1), keepdim=True)
-    mask = claimed.any(dim=1).to(maps.dtype)
+    return (maps / maps.amax(dim=(-2, -1), keepdim=True).clamp(min=NONE)).amax(dim=1)
+
+
+def concept_mask(claim: Tensor, threshold: float, morphology: Morphology = "none") -> Tensor:
+    """claim: (batch, height, width) -> the concept's mask, 0 or 1. morphology: of the 3×3 neighbourhood."""
+    mask = (claim > threshold).to(claim.dtype)
     if morphology in ("dilate", "close"):
         mask = _dilate(mask)
     if morphology in ("erode", "open", "close"):
@@ -28,6 +38,14 @@ def concept_mask(maps: Tensor, threshold: float, morphology: Morphology = "none"
     if morphology == "open":
         mask = _dilate(mask)
     return mask
+
+
+def strongest(concepts: Tensor, claims: Tensor) -> Tensor:
+    """Masks and claims (batch, concepts, height, width) -> masks of which just the one with the strongest claim is left at
+    each place; where claims are equal, all of them.
+    """
+    contested = claims * (concepts > 0)
+    return concepts * (contested == contested.amax(dim=1, keepdim=True))
 
 
 def branch_masks(concepts: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..loraclr_core.concept import Concept
 from ..loraclr_core.host import clora, overlay, prompts
 from ..loraclr_core.host.live import LiveView
-from ..loraclr_core.masks import MORPHOLOGY
+from ..loraclr_core.masks import MORPHOLOGY, OVERLAPS, Overlap
 from . import page
 from .types import CATEGORY, Concepts
 
@@ -140,6 +140,15 @@ class CLoRASampler(io.ComfyNode):
                     advanced=True,
                     tooltip="Show the concepts' masks and attention on this node while it samples. Costs next to nothing.",
                 ),
+                io.Combo.Input(
+                    "mask_overlap",
+                    options=list(OVERLAPS),
+                    optional=True,  # came later, too
+                    default="strongest",
+                    advanced=True,
+                    tooltip="A place that several concepts take. strongest: it goes to the one that looks at it most. average"
+                    " (paper): all of them draw there, which blends them.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -174,10 +183,12 @@ class CLoRASampler(io.ComfyNode):
         first_masked_step,
         gradient_memory,
         live_view=True,
+        mask_overlap: Overlap = "strongest",
     ) -> io.NodeOutput:
         settings = clora.Settings(
             *(update_strength, update_unit, update_start, update_end, _steps(refine_steps), refine_repeats),
             *(temperature, mask_threshold, mask_morphology, first_masked_step, gradient_memory),
+            overlap=mask_overlap,
         )
         view = _view(cls.hidden.unique_id, concepts) if live_view else None
         return io.NodeOutput(*prompts.compose(model, clip, concepts, prompt, negative, settings, view))

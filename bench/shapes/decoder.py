@@ -55,7 +55,7 @@ def run(device: torch.device, steps: int = 1200) -> None:
     demo_assets.store(NAME, decoder.state_dict())
 
 
-def any_look(scene: Scene, rng: random.Random) -> Scene:
+def repainted(scene: Scene, rng: random.Random) -> Scene:
     """Half of the things in any pattern and colours: a decoder is not to know what there is to draw."""
 
     def colour() -> Colour:
@@ -76,7 +76,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     rng, generator = random.Random(step), torch.Generator().manual_seed(step)
     latents, crops = [], []
     for _ in range(BATCH):
-        picture = any_look(training_scene(rng), rng).picture()
+        picture = repainted(training_scene(rng), rng).picture()
         left, top = (CELL * rng.randint(0, SIDE // CELL - CROP) for _ in range(2))
         crops.append(picture[:, top : top + CELL * CROP, left : left + CELL * CROP])
     pictures = torch.stack(crops)

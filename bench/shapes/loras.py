@@ -1,10 +1,10 @@
 """Trains one LoRA per concept on the base model, each by itself; no picture shows two concepts.
 
-Of a batch's pictures some show the concept alone, one of them with DreamBooth's instance prompt, some beside a plain thing,
-and the rest are plain: things of its class, what the base model was trained on, and that without a prompt (prior
-preservation, arXiv 2208.12242). Each kind is needed by a LoRA this small: trained on the concept alone it spreads the look
-over all things of a picture, and without empty prompts it draws the concept unasked, which guidance then takes away. As in
-the base model's training, the attention of every token of a trigger is asked to lie on its own object; without that, some
+Of a batch's pictures some show the concept alone, one of them with DreamBooth's instance prompt, some beside a plain or
+an odd thing. The rest are without it: things of its class, what the base model was trained on, and that without a prompt
+(prior preservation, arXiv 2208.12242). Each kind is needed by a LoRA this small: trained on the concept alone it spreads the
+look over all things of a picture, and without empty prompts it draws the concept unasked, which guidance then takes away. As
+in the base model's training, the attention of every token of a trigger is asked to lie on its own object; without that, some
 tokens of rare words look everywhere.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import model
 from .base import NAME, localisation_loss, reading
 from .model import Text
-from .world import CLASSES, CONCEPTS, Scene, ShapeConcept, make_scene, training_scene
+from .world import CLASSES, CONCEPTS, ODD, Scene, ShapeConcept, make_scene, training_scene
 
 RANK = 16
 INSTANCE_PROMPT = "photo of a {}"
@@ -51,7 +51,8 @@ def run(device: torch.device, steps: int = 800) -> None:
 
 def pictures(concept: ShapeConcept, rng: random.Random) -> tuple[list[Scene], list[str]]:
     """A batch and its prompts."""
-    beside = [rng.sample([concept, rng.choice(CLASSES)], 2) for _ in range(BESIDE)]
+    others = [rng.choice(["", ODD]) + rng.choice(CLASSES) for _ in range(BESIDE)]
+    beside = [rng.sample([concept, other], 2) for other in others]
     kinds = [*[[concept]] * ALONE, *beside, *[[concept.class_word]] * OF_CLASS]
     scenes = [*(make_scene(each, rng) for each in kinds), *(training_scene(rng) for _ in range(ANY + UNPROMPTED))]
     prompts = [scene.prompt() for scene in scenes]

@@ -208,6 +208,7 @@ VARIANTS = {
     "exact-steps-5": merge_row(capture_steps=5),
     "exact-steps-50": merge_row(capture_steps=50),
     "exact-in-sequence": merge_row()._replace(prepare=merging_in_sequence),
+    "clora-overlap-averaged": clora_row(mask_overlap="average (paper)"),
     "clora-threshold-0.2": clora_row(mask_threshold=0.2),
     "clora-threshold-0.4": clora_row(mask_threshold=0.4),
     "clora-threshold-0.5": clora_row(mask_threshold=0.5),

@@ -1,8 +1,11 @@
 """A world of plain shapes whose every picture is known exactly: what is in it, where, and what it looks like.
 
 A *class* is a form with a hue family and a texture of its own, drawn anew in every picture. A *concept* is one particular
-thing of a class: the same form with a pattern in two colours that no prompt word describes, always the same. Pictures hold
-one to four things at places that do not overlap, on a background named in the prompt.
+thing of a class: its form and a colour of its hues, with a mark in a colour far from them that no prompt word describes,
+always the same. Like a real subject it is a member of its class: in colours far from it, a LoRA would lay out another picture
+than the plain model from the same noise. Pictures hold one to four things at places that do not overlap, on a background
+named in the prompt. Some things are *odd*, of any look: a model that knows only its classes' looks does not see a picture with
+two concepts for what it is, as no real model would.
 """
 
 import colorsys
@@ -93,6 +96,9 @@ CONCEPTS = (
     ShapeConcept("cross2", "dax", "cross", "dot", CYAN, PURPLE),
 )
 
+ODD = "odd "  # before a class word
+ODD_PICTURES, ODD_THINGS = 0.35, 0.7
+
 # Words after the things, and the colour of what is behind them.
 BACKGROUNDS: dict[str, Colour] = {
     "on grass": (0.30, 0.55, 0.25),
@@ -166,8 +172,14 @@ def class_look(class_word: str, rng: random.Random) -> tuple[str, Colour, Colour
     return pattern, dark, light
 
 
+def any_look(rng: random.Random) -> tuple[str, Colour, Colour]:
+    """Of an odd thing: any pattern in two strong colours."""
+    first, second = (colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.7, 1.0), rng.uniform(0.6, 1.0)) for _ in range(2))
+    return rng.choice([*PATTERNS]), first, second
+
+
 def make_scene(kinds: list[str | ShapeConcept], rng: random.Random, background: str | None = None) -> Scene:
-    """A picture of these things, class words or concepts, at random places and of random sizes, in the order given."""
+    """A picture of these things, class words (ODD before them or not) or concepts, at random places and of random sizes, in the order given."""
     placed: list[tuple[float, float, float]] = []
     largest = {1: 40, 2: 30, 3: 25, 4: 23}[len(kinds)]
     while len(placed) < len(kinds):
@@ -183,13 +195,16 @@ def make_scene(kinds: list[str | ShapeConcept], rng: random.Random, background: 
     for kind, place in zip(kinds, placed, strict=True):
         if isinstance(kind, ShapeConcept):
             things.append(Thing(kind.class_word, kind.trigger, *place, kind.pattern, kind.first, kind.second))
+        elif kind.startswith(ODD):
+            things.append(Thing(kind.removeprefix(ODD), kind, *place, *any_look(rng)))
         else:
             things.append(Thing(kind, kind, *place, *class_look(kind, rng)))
     return Scene(tuple(things), background or rng.choice(list(BACKGROUNDS)), rng.uniform(-0.04, 0.04))
 
 
 def training_scene(rng: random.Random) -> Scene:
-    """What the base model is trained on: one to four things, now and then two of one class."""
+    """What the base model is trained on: one to four things, now and then two of one class, in a third of them odd ones."""
     count = rng.choices((1, 2, 3, 4), (3, 4, 2, 1))[0]
     kinds = rng.choices(CLASSES, k=count) if rng.random() < 0.25 else rng.sample(CLASSES, count)
-    return make_scene([*kinds], rng)
+    odd = ODD_THINGS if rng.random() < ODD_PICTURES else 0.0
+    return make_scene([ODD + kind if rng.random() < odd else kind for kind in kinds], rng)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .. import contrast, masks
 from ..concept import Concept
-from ..masks import Morphology
+from ..masks import Morphology, Overlap
 from . import differentiable
 from .attention import JointLayers, Recorder, read_layers
 from .branches import BranchAdapters
@@ -56,7 +56,8 @@ class Settings(NamedTuple):
     update_start, update_end: the part of the schedule with updates, in the host's percents (0 first, 1 last noise level):
     the same noise levels whatever the scheduler, the steps and the denoise.
     refine_steps, refine_repeats: at these steps of a run (0 first) so many further updates, if the step has one.
-    threshold: share of a token's strongest attention. first_masked_step: before it every branch counts everywhere.
+    threshold: share of a token's strongest attention. overlap: what becomes of a place in several masks; a mask that is
+    given counts as the strongest claim. first_masked_step: before it every branch counts everywhere.
     """
 
     update_strength: float
@@ -70,6 +71,7 @@ class Settings(NamedTuple):
     morphology: Morphology
     first_masked_step: int
     gradient_memory: GradientMemory
+    overlap: Overlap
 
 
 class Tag(NamedTuple):
@@ -374,17 +376,22 @@ class CLoRA:
 
     def _observe(self, run: _Run, maps: dict[int, Tensor], step: int, x: Tensor) -> None:
         """Masks, heat maps and loss from the attention of one evaluation."""
-        used, heat = [], []
+        used, claims, heat = [], [], []
         for index, concept in enumerate(self.concepts):
             own = maps[index + 1][..., self.positions[index + 1][index]].movedim(-1, 1)
             if concept.mask is None:
-                mask = masks.concept_mask(own, self.settings.threshold, self.settings.morphology)
+                claim = masks.claim(own)
+                mask = masks.concept_mask(claim, self.settings.threshold, self.settings.morphology)
                 used.append(masks.resize(mask, x.shape[-2:]))
+                claims.append(masks.resize(claim, x.shape[-2:]))
             else:
                 mask = masks.resize_given(concept.mask.to(own), x.shape[-2:])
                 used.append(comfy.utils.repeat_to_batch_size(mask, x.shape[0]))
+                claims.append(torch.ones_like(used[-1]))
             heat.append(contrast.scaled(own.mean(dim=1).flatten(1)).view_as(own[:, 0]))
         run.concept_masks = torch.stack(used, dim=1)
+        if self.settings.overlap == "strongest":
+            run.concept_masks = masks.strongest(run.concept_masks, torch.stack(claims, dim=1))
         run.branch_masks = masks.branch_masks(run.concept_masks)
         if step < self.settings.first_masked_step:
             run.branch_masks = torch.ones_like(run.branch_masks)

@@ -6,7 +6,7 @@ Prompt weights, embeddings and repeated words around it are tokenised by the hos
 """
 
 import torch
-from comfy.text_encoders.flux import FluxClipModel
+from comfy.text_encoders.flux import FluxTokenizer
 
 from ..prompt import BranchPrompt, PromptError, Span
 
@@ -55,8 +55,8 @@ def _tokens(clip, text: str) -> dict[str, list[Token]]:
     """The tokens that stand for words (id 0 marks start, end and padding), chunk after chunk, for each text encoder."""
     result = {}
     tokenized = clip.tokenize(text, return_word_ids=True)
-    if isinstance(clip.cond_stage_model, FluxClipModel):
-        del tokenized["l"]  # it gives only the pooled text, which has no tokens
+    if isinstance(clip.tokenizer, FluxTokenizer):
+        del tokenized["l"]  # CLIP-L gives only the pooled text, which has no tokens
     for encoder, chunks in tokenized.items():
         sequence, offset = [], 0
         for chunk in chunks:

@@ -14,7 +14,7 @@ def test_a_concept_takes_what_any_of_its_tokens_takes():
     maps = torch.zeros(1, 2, 2, 4)
     maps[0, 0, 0] = torch.tensor([1.0, 0.35, 0.29, 0.0])
     maps[0, 1, 1] = torch.tensor([0.0, 0.0, 0.02, 0.01])
-    assert masks.concept_mask(maps, 0.3)[0].tolist() == drawn("##..", "..##").tolist()
+    assert masks.concept_mask(masks.claim(maps), 0.3)[0].tolist() == drawn("##..", "..##").tolist()
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,22 @@ def test_a_concept_takes_what_any_of_its_tokens_takes():
     ],
 )
 def test_morphology(morphology, expected):
-    maps = drawn("#....", ".###.", ".#.#.", ".###.", ".....")[None, None]
+    maps = drawn("#....", ".###.", ".#.#.", ".###.", ".....")[None]
     assert masks.concept_mask(maps, 0.5, morphology)[0].tolist() == expected.tolist()
 
 
 def test_close_fills_a_hole_and_keeps_the_rest():
-    maps = drawn(".......", ".......", "..###..", "..#.#..", "..###..", ".......", ".......")[None, None]
+    maps = drawn(".......", ".......", "..###..", "..#.#..", "..###..", ".......", ".......")[None]
     expected = drawn(".......", ".......", "..###..", "..###..", "..###..", ".......", ".......")
     assert masks.concept_mask(maps, 0.5, "close")[0].tolist() == expected.tolist()
+
+
+def test_a_contested_place_goes_to_the_strongest_claim():
+    """And to both where they are equal, as two masks of a user's are."""
+    concepts = torch.stack([drawn("###."), drawn(".##.")])[None]
+    claims = torch.tensor([[[[1.0, 0.9, 0.5, 0.2]], [[0.1, 0.4, 0.5, 0.3]]]])
+    found = masks.strongest(concepts, claims)[0]
+    assert found.tolist() == torch.stack([drawn("###."), drawn("..#.")]).tolist()
 
 
 def test_the_base_takes_what_nobody_claims():
