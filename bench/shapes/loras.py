@@ -31,7 +31,7 @@ WARMUP, AVERAGE = 20, 0.99
 EVERY = 50
 
 
-def run(device: torch.device, steps: int = 800) -> None:
+def run(device: torch.device, steps: int = 1000) -> None:
     """Every concept that is not there yet, or was trained for fewer steps."""
     base = demo_assets.WEIGHTS / f"{NAME}.safetensors"
     if not base.exists():

@@ -210,5 +210,5 @@ def test_maps_of_joint_attention_are_the_texts_part_of_its_softmax(name, monkeyp
 def test_clora_names_the_model_that_it_cannot_read(name):
     case = merged(name)
     kind = type(case.model.model.model.diffusion_model).__name__
-    with pytest.raises(ValueError, match=f"{kind} is none. Use LoRACLR Merge"):
+    with pytest.raises(ValueError, match=f"{kind} is none of them. Use LoRACLR Merge"):
         clora(case.model, case.chain)
