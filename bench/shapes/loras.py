@@ -26,7 +26,7 @@ from .world import CLASSES, CONCEPTS, ODD, Scene, ShapeConcept, make_scene, trai
 RANK = 16
 INSTANCE_PROMPT = "photo of a {}"
 LEARNING_RATE = 3e-3
-ALONE, BESIDE, OF_CLASS, ANY, UNPROMPTED = 1, 4, 1, 1, 1  # of a batch
+ALONE, BESIDE, OF_CLASS, ANY, UNPROMPTED = 2, 3, 1, 1, 1  # of a batch
 WARMUP, AVERAGE = 20, 0.99
 EVERY = 50
 
