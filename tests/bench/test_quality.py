@@ -26,7 +26,7 @@ def test_every_concept_is_drawn_by_its_own_lora(world):
     asks = [Ask((concept,), (concept,), (), "in fog", 0) for concept in CONCEPTS]
     measured = quality.measured(world, ROWS["alone"], asks)
     found = {
-        ask.group[0].name: statistics.mean(sum(each["identity"], []))
+        ask.group[0].name: statistics.mean(score for scores in each["identity"] for score in scores)
         for ask, (each, _) in zip(asks, measured, strict=True)
     }
     assert statistics.mean(found.values()) > 0.8, found
