@@ -269,7 +269,9 @@ def test_help_opens_beside_each_node_with_its_picture(page, name, kinds):
     page.page.set_viewport_size({"width": 1700, "height": 1700})
     page.load_demo(name)
     # Nothing of another test's run: a sampler whose result the host still has shows no view of how it came about.
-    page.node("KSampler", "(node, seed) => { node.widgets.find((w) => w.name === 'seed').value = seed; }", 3 + page.nodes2)
+    page.node(
+        "KSampler", "(node, seed) => { node.widgets.find((w) => w.name === 'seed').value = seed; }", 3 + page.nodes2
+    )
     page.run()
     for kind in kinds:
         page.center(kind)
