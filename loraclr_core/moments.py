@@ -62,10 +62,9 @@ class LayerMoments:
         self.total = torch.zeros((), device=gram.device)  # of all rows; not finite as soon as one of them is not
         self.call = self.tokens = self.seen = self.held = 0
         self.pending: list[Tensor] = []
-        # Begun empty: a layer may not run at all.
-        self.inputs = [torch.zeros(0, delta.down.shape[1])]
-        self.outputs = [torch.zeros(0, delta.up.shape[0])]
-        self.held_out = [torch.zeros(0, delta.down.shape[1])]
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.held_out: list[Tensor] = []
 
     def observe(self, inputs: Tensor, outputs: Tensor) -> None:
         """One call of the layer: inputs (tokens, in), outputs (tokens, out)."""
@@ -111,10 +110,15 @@ class LayerMoments:
             response=self.response.cpu(),
             tokens=self.tokens,
             seen=self.seen,
-            inputs=torch.cat([kept.cpu() for kept in self.inputs]),
-            outputs=torch.cat([kept.cpu() for kept in self.outputs]),
-            held_out=torch.cat([kept.cpu() for kept in self.held_out]),
+            inputs=_joined(self.inputs, self.delta.down.shape[1]),
+            outputs=_joined(self.outputs, self.delta.up.shape[0]),
+            held_out=_joined(self.held_out, self.delta.down.shape[1]),
         )
+
+
+def _joined(rows: list[Tensor], width: int) -> Tensor:
+    """(rows, width) on the CPU; none of a layer that never ran."""
+    return torch.cat(rows).cpu() if rows else torch.zeros(0, width)
 
 
 @lru_cache(maxsize=256)

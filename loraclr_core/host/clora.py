@@ -7,7 +7,8 @@ the gradient of the contrast between the concepts' attention maps, and the predi
 The move is kept as a displacement o of the latent, beside the sampler and not inside it: the model sees x + o, the
 sampler gets the prediction minus o, and o is added to what it returns. In every sampler of the host the coefficients of
 latent and prediction add up to one, so its path is the moved one minus o, whichever tensors it keeps and copies. Only
-what a multi-step sampler remembers from before a move is off by that one move, in its correction terms.
+what a multi-step sampler remembers from before a move is off by that one move, in its correction terms; and the ancestral
+samplers of flow models scale the latent before they add noise, which the displacement does not follow.
 """
 
 import contextlib
