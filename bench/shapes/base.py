@@ -30,7 +30,7 @@ NAME = "unet"
 
 BATCH = 8
 LEARNING_RATE = 2e-4
-WARMUP, COOLDOWN = 100, 500  # steps; the rate falls to zero in the last ones, without which backgrounds stay speckled
+WARMUP, COOLDOWN = 100, 2000  # steps; the rate falls to zero in the last ones, without which backgrounds stay speckled
 DROPPED = 0.1
 AVERAGE = 0.998
 EVERY = 250  # steps between reports, each kept

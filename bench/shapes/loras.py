@@ -1,7 +1,7 @@
 """Trains one LoRA per concept on the base model, each by itself; no picture shows two concepts.
 
-Of a batch's pictures some show the concept alone, one of them with DreamBooth's instance prompt, some beside a plain or
-an odd thing. The rest are without it: things of its class, what the base model was trained on, and that without a prompt
+Of a batch's pictures some show the concept alone, one of them with DreamBooth's instance prompt, some beside plain or odd
+things. The rest are without it: things of its class, what the base model was trained on, and that without a prompt
 (prior preservation, arXiv 2208.12242). Each kind is needed by a LoRA this small: trained on the concept alone it spreads the
 look over all things of a picture, and without empty prompts it draws the concept unasked, which guidance then takes away. As
 in the base model's training, the attention of every token of a trigger is asked to lie on its own object; without that, some
@@ -16,22 +16,26 @@ from collections.abc import Iterator
 
 import demo_assets
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import model
 from .base import NAME, localisation_loss, reading
 from .model import Text
-from .world import CLASSES, CONCEPTS, ODD, Scene, ShapeConcept, make_scene, training_scene
+from .world import CELL, CLASSES, CONCEPTS, ODD, SIDE, Scene, ShapeConcept, make_scene, training_scene
 
 RANK = 16
 INSTANCE_PROMPT = "photo of a {}"
-LEARNING_RATE = 3e-3
-ALONE, BESIDE, OF_CLASS, ANY, UNPROMPTED = 2, 3, 1, 1, 1  # of a batch
+LEARNING_RATE = 1.5e-3
+LARGEST_GRADIENT = 0.3  # norm: several times the usual one
+OWN_PLACE = 4.0  # how much more than others the concept's own place counts: its mark is a few cells of 256
+ALONE, OF_CLASS, ANY, UNPROMPTED = 2, 1, 1, 1  # of a batch
+BESIDE = (1, 2, 3)  # how many other things there are
 WARMUP, AVERAGE = 20, 0.99
 EVERY = 50
 
 
-def run(device: torch.device, steps: int = 1000) -> None:
+def run(device: torch.device, steps: int = 500) -> None:
     """Every concept that is not there yet, or was trained for fewer steps."""
     base = demo_assets.WEIGHTS / f"{NAME}.safetensors"
     if not base.exists():
@@ -51,12 +55,24 @@ def run(device: torch.device, steps: int = 1000) -> None:
 
 def pictures(concept: ShapeConcept, rng: random.Random) -> tuple[list[Scene], list[str]]:
     """A batch and its prompts."""
-    others = [rng.choice(["", ODD]) + rng.choice(CLASSES) for _ in range(BESIDE)]
-    beside = [rng.sample([concept, other], 2) for other in others]
+    beside = []
+    for count in BESIDE:
+        others = [rng.choice(["", ODD]) + rng.choice(CLASSES) for _ in range(count)]
+        beside.append(rng.sample([concept, *others], 1 + count))
     kinds = [*[[concept]] * ALONE, *beside, *[[concept.class_word]] * OF_CLASS]
     scenes = [*(make_scene(each, rng) for each in kinds), *(training_scene(rng) for _ in range(ANY + UNPROMPTED))]
     prompts = [scene.prompt() for scene in scenes]
     return scenes, [INSTANCE_PROMPT.format(concept.trigger), *prompts[1:-UNPROMPTED], *[""] * UNPROMPTED]
+
+
+def weights(concept: ShapeConcept, scenes: list[Scene]) -> Tensor:
+    """Of each place in the loss, (scenes, 1, SIDE / CELL, SIDE / CELL)."""
+    found = torch.ones(len(scenes), 1, SIDE // CELL, SIDE // CELL)
+    for of_scene, scene in zip(found, scenes, strict=True):
+        for thing in scene.things:
+            if thing.words == concept.trigger:
+                of_scene += OWN_PLACE * F.avg_pool2d(thing.mask().float()[None], CELL)
+    return found
 
 
 class Adapter(nn.Module):
@@ -99,10 +115,11 @@ def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: 
                 group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP) * (1 - 0.95 * step / steps)
             scenes, prompts = pictures(concept, rng)
             with reading(unet, len(scenes)) as (recorder, options):
-                loss = model.denoising_loss(unet, text, scenes, prompts, generator, options)
+                loss = model.denoising_loss(unet, text, scenes, prompts, generator, options, weights(concept, scenes))
             loss = loss + localisation_loss(scenes, prompts, recorder.maps()[0], text)
             optimizer.zero_grad()
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
             optimizer.step()
             decay = min(AVERAGE, step / (step + 10))
             for average, parameter in zip(averages, parameters, strict=True):

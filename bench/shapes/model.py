@@ -50,10 +50,11 @@ class Text:
     def __call__(self, prompts: list[str]) -> Tensor:
         """(prompts, 77, 768)"""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
-        for prompt in missing:
-            (tokens,) = self.tokenizer.tokenize_with_weights(prompt)["l"]
-            ids = torch.tensor([[token for token, _ in tokens]], device=self.device)
-            self.known[prompt] = self.encoder(ids)[0][0].half()
+        if missing:
+            tokens = [self.tokenizer.tokenize_with_weights(prompt)["l"][0] for prompt in missing]
+            ids = torch.tensor([[token for token, _ in of_prompt] for of_prompt in tokens], device=self.device)
+            with quick(self.device):
+                self.known |= zip(missing, self.encoder(ids)[0].half(), strict=True)
         return torch.stack([self.known[prompt].float() for prompt in prompts])
 
     def positions(self, prompt: str, word: str) -> list[list[int]]:
@@ -90,8 +91,9 @@ def denoising_loss(
     prompts: list[str],
     generator: torch.Generator,
     transformer_options: dict | None = None,
+    weights: Tensor | float = 1.0,
 ) -> Tensor:
-    """Mean squared error of the predicted noise, with Min-SNR weights (arXiv 2303.09556)."""
+    """Mean squared error of the predicted noise, with Min-SNR weights (arXiv 2303.09556). weights: (n, 1, h, w), of places."""
     latents = encode(torch.stack([scene.picture() for scene in scenes]))
     timesteps = spread_timesteps(len(scenes), generator)
     noise = torch.randn(latents.shape, generator=generator)
@@ -102,7 +104,7 @@ def denoising_loss(
         )
     found = found.float().cpu()
     snr = KEPT[timesteps] / (1 - KEPT[timesteps])
-    return (snr.clamp(max=GAMMA) / snr * (found - noise).square().mean(dim=(1, 2, 3))).mean()
+    return (snr.clamp(max=GAMMA) / snr * (weights * (found - noise).square()).mean(dim=(1, 2, 3))).mean()
 
 
 def keep(path: Path, state: dict) -> None:

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from shapes import loras
 from shapes.world import CLASSES, CONCEPTS, SIDE, make_scene, training_scene
 
 
@@ -37,3 +38,19 @@ def test_a_picture_shows_each_thing_in_its_own_colours():
         assert 0.4 < float(same.float().mean()) < 0.6
     outside = picture[:, ~torch.stack([thing.mask() for thing in scene.things]).any(dim=0)]
     assert float(outside.max()) < 0.3
+
+
+def test_batches_of_a_concept_s_training_show_it_alone_beside_others_and_not_at_all():
+    """No picture shows another concept; where its own is, the loss weighs more, and nowhere else."""
+    concept = CONCEPTS[0]
+    scenes, prompts = loras.pictures(concept, random.Random(0))
+    assert [len(scene.things) for scene in scenes[:5]] == [1, 1, 2, 3, 4]
+    assert prompts[:2] == ["photo of a sks ball", scenes[1].prompt()]
+    assert prompts[-1] == ""
+    for scene, weights in zip(scenes, loras.weights(concept, scenes), strict=True):
+        own = [thing for thing in scene.things if thing.words == concept.trigger]
+        assert not any(other.word in scene.prompt().split() for other in CONCEPTS[1:])
+        assert float(weights.min()) == 1
+        covered = sum(float(thing.mask().float().mean()) for thing in own)
+        assert float(weights.mean()) == pytest.approx(1 + loras.OWN_PLACE * covered)
+    assert [concept.trigger in scene.prompt() for scene in scenes] == [True] * 5 + [False] * 3
