@@ -112,10 +112,10 @@ class CLoRASampler(io.ComfyNode):
                 io.Combo.Input(
                     "mask_morphology",
                     options=list(MORPHOLOGY),
-                    default="none",
+                    default="dilate",
                     advanced=True,
-                    tooltip="Clean the masks by 3×3 cells of attention: dilate grows, erode shrinks, open drops specks, close"
-                    " fills holes.",
+                    tooltip="Change the masks by 3×3 cells of attention: dilate grows, so that no plain thing is drawn around"
+                    " a concept, erode shrinks, open drops specks, close fills holes.",
                 ),
                 io.Int.Input(
                     "first_masked_step",
@@ -146,8 +146,8 @@ class CLoRASampler(io.ComfyNode):
                     optional=True,  # came later, too
                     default="strongest",
                     advanced=True,
-                    tooltip="A place that several concepts take. strongest: it goes to the one that looks at it most. average"
-                    " (paper): all of them draw there, which blends them.",
+                    tooltip="A place that several concepts take. strongest: it goes to the one that has looked at it most so"
+                    " far. average (paper): all of them draw there, which blends them.",
                 ),
             ],
             outputs=[

@@ -1,6 +1,6 @@
 """Trains the base model's U-Net on pictures of plain shapes.
 
-Min-SNR weighting (arXiv 2303.09556), an average of the weights, prompts dropped for guidance. The run's state is kept in
+An average of the weights is kept, and prompts are dropped for guidance. The run's state is kept in
 `.host/shapes/`, so it goes on where it was stopped; without one it goes on from the shipped weights, if there are any.
 
 CLoRA lives on a class word's attention lying on its own object. Models trained on many pictures have this of themselves;
@@ -32,6 +32,9 @@ BATCH = 8
 LEARNING_RATE = 2e-4
 WARMUP, COOLDOWN = 100, 2000  # steps; the rate falls to zero in the last ones, without which backgrounds stay speckled
 DROPPED = 0.1
+PROMPTS = (
+    250  # batches of different ones, in turn: encoding new ones takes a third of a step, and places are always new
+)
 AVERAGE = 0.998
 EVERY = 250  # steps between reports, each kept
 
@@ -81,7 +84,8 @@ class Trainer:
         """most: of the learning rate."""
         rng = random.Random(self.step)
         generator = torch.Generator().manual_seed(self.step)
-        scenes = [training_scene(rng) for _ in range(BATCH)]
+        asked = random.Random(self.step % PROMPTS)
+        scenes = [training_scene(asked, rng) for _ in range(BATCH)]
         prompts = ["" if rng.random() < DROPPED else scene.prompt() for scene in scenes]
 
         for group in self.optimizer.param_groups:
@@ -174,7 +178,7 @@ def localisation_loss(scenes: list[Scene], prompts: list[str], maps: Tensor, tex
     return LOCALISATION_WEIGHT * lacking.square().mean().cpu()
 
 
-def run(device: torch.device, steps: int = 6000) -> None:
+def run(device: torch.device, steps: int = 8100) -> None:
     trainer = Trainer(device)
     trainer.train(steps)
     print(f"stored: {trainer.export()}")

@@ -76,7 +76,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     rng, generator = random.Random(step), torch.Generator().manual_seed(step)
     latents, crops = [], []
     for _ in range(BATCH):
-        picture = repainted(training_scene(rng), rng).picture()
+        picture = repainted(training_scene(rng, rng), rng).picture()
         left, top = (CELL * rng.randint(0, SIDE // CELL - CROP) for _ in range(2))
         crops.append(picture[:, top : top + CELL * CROP, left : left + CELL * CROP])
     pictures = torch.stack(crops)

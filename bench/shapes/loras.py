@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from . import model
 from .base import NAME, localisation_loss, reading
 from .model import Text
-from .world import CELL, CLASSES, CONCEPTS, ODD, SIDE, Scene, ShapeConcept, make_scene, training_scene
+from .world import BACKGROUNDS, CELL, CLASSES, CONCEPTS, ODD, SIDE, Scene, ShapeConcept, make_scene, training_scene
 
 RANK = 16
 INSTANCE_PROMPT = "photo of a {}"
@@ -32,11 +32,12 @@ OWN_PLACE = 4.0  # added to the loss's weight, 1, of the concept's own place: it
 ALONE, OF_CLASS, ANY, UNPROMPTED = 2, 1, 1, 1  # of a batch
 BESIDE = (1, 2, 3)  # how many other things there are
 WARMUP, AVERAGE = 20, 0.99
+PROMPTS = 64  # batches of different ones, in turn
 EVERY = 50
 
 
-def run(device: torch.device, steps: int = 500) -> None:
-    """Every concept that is not there yet, or was trained for fewer steps."""
+def run(device: torch.device, steps: int = 400) -> None:
+    """Every concept that is not there yet as it is now, on the base model as it is now, or was trained for fewer steps."""
     base = demo_assets.WEIGHTS / f"{NAME}.safetensors"
     if not base.exists():
         sys.exit(f"shapes: {base} is missing; train the base model first, stage “base”")
@@ -45,22 +46,29 @@ def run(device: torch.device, steps: int = 500) -> None:
     unet.load_state_dict(demo_assets.stored(NAME))
     unet.requires_grad_(False)
     for seed, concept in enumerate(CONCEPTS):
-        done = int(demo_assets.stored_metadata(concept.name).get("steps", 0))
-        if done >= steps:
-            print(f"{concept.name}: is there, {done} steps", flush=True)
+        there = demo_assets.stored_metadata(concept.name)
+        if there.get("origin") == origin(concept) and int(there["steps"]) >= steps:
+            print(f"{concept.name}: is there, {there['steps']} steps", flush=True)
             continue
         factors = train(unet, text, concept, seed, steps)
-        demo_assets.store(concept.name, factors, {"trigger": concept.trigger, "steps": str(steps)})
+        metadata = {"trigger": concept.trigger, "steps": str(steps), "origin": origin(concept)}
+        demo_assets.store(concept.name, factors, metadata)
 
 
-def pictures(concept: ShapeConcept, rng: random.Random) -> tuple[list[Scene], list[str]]:
-    """A batch and its prompts."""
+def origin(concept: ShapeConcept) -> str:
+    """Of its LoRA: what it shows and the base model it is for."""
+    return f"{concept} on {demo_assets.recipe_of(NAME)}"
+
+
+def pictures(concept: ShapeConcept, asked: random.Random, rng: random.Random) -> tuple[list[Scene], list[str]]:
+    """A batch and its prompts. asked: for what these say."""
     beside = []
     for count in BESIDE:
-        others = [rng.choice(["", ODD]) + rng.choice(CLASSES) for _ in range(count)]
-        beside.append(rng.sample([concept, *others], 1 + count))
+        others = [asked.choice(["", ODD]) + asked.choice(CLASSES) for _ in range(count)]
+        beside.append(asked.sample([concept, *others], 1 + count))
     kinds = [*[[concept]] * ALONE, *beside, *[[concept.class_word]] * OF_CLASS]
-    scenes = [*(make_scene(each, rng) for each in kinds), *(training_scene(rng) for _ in range(ANY + UNPROMPTED))]
+    scenes = [make_scene(each, rng, asked.choice([*BACKGROUNDS])) for each in kinds]
+    scenes += [training_scene(asked, rng) for _ in range(ANY + UNPROMPTED)]
     prompts = [scene.prompt() for scene in scenes]
     return scenes, [INSTANCE_PROMPT.format(concept.trigger), *prompts[1:-UNPROMPTED], *[""] * UNPROMPTED]
 
@@ -113,7 +121,7 @@ def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: 
         for step in range(1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP) * (1 - 0.95 * step / steps)
-            scenes, prompts = pictures(concept, rng)
+            scenes, prompts = pictures(concept, random.Random(step % PROMPTS), rng)
             with reading(unet, len(scenes)) as (recorder, options):
                 loss = model.denoising_loss(unet, text, scenes, prompts, generator, options, weights(concept, scenes))
             loss = loss + localisation_loss(scenes, prompts, recorder.maps()[0], text)

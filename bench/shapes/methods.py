@@ -212,7 +212,7 @@ VARIANTS = {
     "clora-threshold-0.2": clora_row(mask_threshold=0.2),
     "clora-threshold-0.4": clora_row(mask_threshold=0.4),
     "clora-threshold-0.5": clora_row(mask_threshold=0.5),
-    "clora-dilated": clora_row(mask_morphology="dilate"),
+    "clora-not-dilated": clora_row(mask_morphology="none"),
     "clora-strength-0.01": clora_row(update_strength=0.01),
     "clora-strength-0.05": clora_row(update_strength=0.05),
     "clora-paper-strength": clora_row(update_strength=20.0, update_unit="absolute (paper)"),

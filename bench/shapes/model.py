@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .world import CELL, Scene
 
 STATES = Path(__file__).resolve().parents[2] / ".host" / "shapes"
-GAMMA = 5.0
+SNR = 0.1, 5.0  # what the weight of a timestep's error in the picture is kept between
 
 # Latent channels: lightness, red against green, blue against yellow, contrast within the cell. Each of about unit size.
 TO_OPPONENT = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1.0, -1.0, 0.0], [-0.5, -0.5, 1.0]])
@@ -93,7 +93,11 @@ def denoising_loss(
     transformer_options: dict | None = None,
     weights: Tensor | float = 1.0,
 ) -> Tensor:
-    """Mean squared error of the predicted noise, with Min-SNR weights (arXiv 2303.09556). weights: (n, 1, h, w), of places."""
+    """Mean squared error of the picture that the predicted noise leaves. weights: (n, 1, h, w), of places.
+
+    Timesteps are weighted by their signal-to-noise ratio, bounded above (Min-SNR, arXiv 2303.09556) and below: what is where
+    is decided where there is next to no signal, and with the first bound alone a second thing is often forgotten.
+    """
     latents = encode(torch.stack([scene.picture() for scene in scenes]))
     timesteps = spread_timesteps(len(scenes), generator)
     noise = torch.randn(latents.shape, generator=generator)
@@ -104,7 +108,7 @@ def denoising_loss(
         )
     found = found.float().cpu()
     snr = KEPT[timesteps] / (1 - KEPT[timesteps])
-    return (snr.clamp(max=GAMMA) / snr * (weights * (found - noise).square()).mean(dim=(1, 2, 3))).mean()
+    return (snr.clamp(*SNR) / snr * (weights * (found - noise).square()).mean(dim=(1, 2, 3))).mean()
 
 
 def keep(path: Path, state: dict) -> None:

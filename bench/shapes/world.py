@@ -3,13 +3,13 @@
 A *class* is a form with a hue family and a texture of its own, drawn anew in every picture. A *concept* is one particular
 thing of a class: its form and a colour of its hues, with a mark in a colour far from them that no prompt word describes,
 always the same. Like a real subject it is a member of its class: in colours far from it, a LoRA would lay out another picture
-than the plain model from the same noise. Pictures hold one to four things at places that do not overlap, on a background
-named in the prompt. Some things are *odd*, of any look: a model that knows only its classes' looks does not see a picture with
-two concepts for what it is, as no real model would.
+than the plain model from the same noise. Pictures hold one to four things, each in a quarter of its own, on a background named
+in the prompt; at any place, a model this small forgets every fourth thing or draws it twice. Some things are *odd*, of any
+look: a model that knows only its classes' looks does not see a picture with two concepts for what it is, as no real model
+would.
 """
 
 import colorsys
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch import Tensor
 
 SIDE = 128  # pixels
 CELL = 8  # pixels of a latent's cell
+RADII, GAP = (22, 27), 2  # of things and between them and their quarter's border; pixels
 
 Field = Callable[[Tensor, Tensor], Tensor]  # of local coordinates u (right), v (down), −1…1 across the thing
 Colour = tuple[float, float, float]
@@ -81,19 +82,20 @@ class ShapeConcept:
         return f"{{{self.name}}}"
 
 
-# Of the classes' hues, and marks far from them and from every background; no two concepts have the same mark.
+# Of the classes' hues, and of marks, which no class and no background has. Each mark is that of two concepts of two classes,
+# so that it alone tells none; a pair that is asked for together has marks of two colours.
 RED, BLUE, GOLD, PURPLE = (0.9, 0.05, 0.1), (0.1, 0.3, 1.0), (1.0, 0.78, 0.0), (0.6, 0.1, 0.9)
-LIME, CYAN, MAGENTA, YELLOW = (0.4, 1.0, 0.0), (0.0, 0.9, 0.9), (1.0, 0.1, 0.7), (1.0, 0.95, 0.0)
+LIME, AQUA = (0.25, 1.0, 0.05), (0.0, 0.95, 0.75)
 
 CONCEPTS = (
-    ShapeConcept("ball", "sks", "ball", "belt", YELLOW, RED),
-    ShapeConcept("box", "zwx", "box", "heart", MAGENTA, BLUE),
-    ShapeConcept("kite", "qvk", "kite", "line", MAGENTA, GOLD),
-    ShapeConcept("cross", "ohwx", "cross", "heart", YELLOW, PURPLE),
-    ShapeConcept("ball2", "mrf", "ball", "heart", CYAN, RED),
+    ShapeConcept("ball", "sks", "ball", "belt", LIME, RED),
+    ShapeConcept("box", "zwx", "box", "belt", AQUA, BLUE),
+    ShapeConcept("kite", "qvk", "kite", "mast", LIME, GOLD),
+    ShapeConcept("cross", "ohwx", "cross", "mast", AQUA, PURPLE),
+    ShapeConcept("ball2", "mrf", "ball", "mast", AQUA, RED),
     ShapeConcept("box2", "jbl", "box", "mast", LIME, BLUE),
-    ShapeConcept("kite2", "wug", "kite", "dot", BLUE, GOLD),
-    ShapeConcept("cross2", "dax", "cross", "dot", CYAN, PURPLE),
+    ShapeConcept("kite2", "wug", "kite", "belt", AQUA, GOLD),
+    ShapeConcept("cross2", "dax", "cross", "belt", LIME, PURPLE),
 )
 
 ODD = "odd "  # before a class word
@@ -179,20 +181,13 @@ def any_look(rng: random.Random) -> tuple[str, Colour, Colour]:
 
 
 def make_scene(kinds: list[str | ShapeConcept], rng: random.Random, background: str | None = None) -> Scene:
-    """A picture of these things, class words (ODD before them or not) or concepts, at random places and of random sizes, in the order given."""
-    placed: list[tuple[float, float, float]] = []
-    largest = {1: 40, 2: 30, 3: 25, 4: 23}[len(kinds)]
-    while len(placed) < len(kinds):
-        placed.clear()
-        for _ in kinds:
-            for _ in range(50):
-                radius = rng.uniform(0.8 * largest, largest)
-                x, y = (rng.uniform(radius + 1, SIDE - radius - 1) for _ in range(2))
-                if all(math.hypot(x - ox, y - oy) > 1.1 * (radius + other) for ox, oy, other in placed):
-                    placed.append((x, y, radius))
-                    break
+    """A picture of these things, class words (ODD before them or not) or concepts, in the order given, each somewhere in a quarter of its own."""
     things = []
-    for kind, place in zip(kinds, placed, strict=True):
+    for kind, quarter in zip(kinds, rng.sample(range(4), len(kinds)), strict=True):
+        radius = rng.uniform(*RADII)
+        free = SIDE / 4 - GAP - radius
+        x, y = (SIDE / 4 + SIDE / 2 * half + rng.uniform(-free, free) for half in divmod(quarter, 2))
+        place = x, y, radius
         if isinstance(kind, ShapeConcept):
             things.append(Thing(kind.class_word, kind.trigger, *place, kind.pattern, kind.first, kind.second))
         elif kind.startswith(ODD):
@@ -202,9 +197,13 @@ def make_scene(kinds: list[str | ShapeConcept], rng: random.Random, background: 
     return Scene(tuple(things), background or rng.choice(list(BACKGROUNDS)), rng.uniform(-0.04, 0.04))
 
 
-def training_scene(rng: random.Random) -> Scene:
-    """What the base model is trained on: one to four things, now and then two of one class, in a third of them odd ones."""
-    count = rng.choices((1, 2, 3, 4), (3, 4, 2, 1))[0]
-    kinds = rng.choices(CLASSES, k=count) if rng.random() < 0.25 else rng.sample(CLASSES, count)
-    odd = ODD_THINGS if rng.random() < ODD_PICTURES else 0.0
-    return make_scene([ODD + kind if rng.random() < odd else kind for kind in kinds], rng)
+def training_scene(asked: random.Random, rng: random.Random) -> Scene:
+    """What the base model is trained on: one to four things, now and then two of one class, in a third of them odd ones.
+
+    asked: for what the prompt says; the same state gives the same prompt.
+    """
+    count = asked.choices((1, 2, 3, 4), (3, 4, 2, 1))[0]
+    kinds = asked.choices(CLASSES, k=count) if asked.random() < 0.25 else asked.sample(CLASSES, count)
+    odd = ODD_THINGS if asked.random() < ODD_PICTURES else 0.0
+    kinds = [ODD + kind if asked.random() < odd else kind for kind in kinds]
+    return make_scene(kinds, rng, asked.choice([*BACKGROUNDS]))

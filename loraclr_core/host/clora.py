@@ -57,8 +57,8 @@ class Settings(NamedTuple):
     update_start, update_end: the part of the schedule with updates, in the host's percents (0 first, 1 last noise level):
     the same noise levels whatever the scheduler, the steps and the denoise.
     refine_steps, refine_repeats: at these steps of a run (0 first) so many further updates, if the step has one.
-    threshold: share of a token's strongest attention. overlap: what becomes of a place in several masks; a mask that is
-    given counts as the strongest claim. first_masked_step: before it every branch counts everywhere.
+    threshold: share of a token's strongest attention. overlap: what becomes of a place in several masks, by the claims of
+    all steps so far; a mask that is given counts as the strongest claim. first_masked_step: before it every branch counts everywhere.
     """
 
     update_strength: float
@@ -108,6 +108,9 @@ class _Run:
     displacement: Tensor | None = None  # o, (batch, channels, h, w)
     branch_masks: Tensor | None = None  # (batch, branches, h, w)
     concept_masks: Tensor | None = None
+    claims: Tensor | float = (
+        0.0  # of concepts on places, (batch, concepts, h, w), their sum over the evaluations so far
+    )
     heat: list[Tensor] = field(default_factory=list)
     losses: dict[int, Tensor] = field(default_factory=dict)
     updated: list[int] = field(default_factory=list)
@@ -384,15 +387,16 @@ class CLoRA:
                 claim = masks.claim(own)
                 mask = masks.concept_mask(claim, self.settings.threshold, self.settings.morphology)
                 used.append(masks.resize(mask, x.shape[-2:]))
-                claims.append(masks.resize(claim, x.shape[-2:]))
+                claims.append(masks.resize(masks.smooth(claim), x.shape[-2:]))
             else:
                 mask = masks.resize_given(concept.mask.to(own), x.shape[-2:])
                 used.append(comfy.utils.repeat_to_batch_size(mask, x.shape[0]))
                 claims.append(torch.ones_like(used[-1]))
             heat.append(contrast.scaled(own.mean(dim=1).flatten(1)).view_as(own[:, 0]))
         run.concept_masks = torch.stack(used, dim=1)
+        run.claims = run.claims + torch.stack(claims, dim=1)
         if self.settings.overlap == "strongest":
-            run.concept_masks = masks.strongest(run.concept_masks, torch.stack(claims, dim=1))
+            run.concept_masks = masks.strongest(run.concept_masks, run.claims)
         run.branch_masks = masks.branch_masks(run.concept_masks)
         if step < self.settings.first_masked_step:
             run.branch_masks = torch.ones_like(run.branch_masks)

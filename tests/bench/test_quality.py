@@ -9,7 +9,7 @@ import pytest
 import quality
 import torch
 from quality import ROOT, ROWS
-from shapes import base
+from shapes import base, loras
 from shapes.methods import Ask, merge_row
 from shapes.model import Text
 from shapes.world import CONCEPTS
@@ -28,6 +28,11 @@ def test_every_concept_is_drawn_by_its_own_lora(world, monkeypatch):
     found = [scores["identity"][0][0] for scores, _ in quality.measured(world, ROWS["alone"], asks)]
     assert statistics.mean(found) > 0.8
     assert min(found) > 0.4
+
+
+def test_every_lora_was_trained_on_the_base_model_and_the_concept_that_are_shipped():
+    found = {concept.name: demo_assets.stored_metadata(concept.name).get("origin") for concept in CONCEPTS}
+    assert found == {concept.name: loras.origin(concept) for concept in CONCEPTS}
 
 
 def test_attention_of_class_words_lies_on_their_objects():

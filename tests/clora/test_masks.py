@@ -45,6 +45,12 @@ def test_a_contested_place_goes_to_the_strongest_claim():
     assert found.tolist() == torch.stack([drawn("###."), drawn("..#.")]).tolist()
 
 
+def test_claims_are_smoothed_over_the_neighbours_there_are():
+    claim = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.9]]])
+    assert masks.smooth(claim)[0].tolist() == pytest.approx([[0, 0, 0.15, 0.225]] * 2)
+    assert masks.smooth(torch.ones(1, 3, 3))[0].tolist() == torch.ones(3, 3).tolist()
+
+
 def test_the_base_takes_what_nobody_claims():
     concepts = torch.stack([drawn("#..", "##."), drawn(".#.", "##.")])[None]
     assert masks.branch_masks(concepts)[0, 0].tolist() == drawn("..#", "..#").tolist()
