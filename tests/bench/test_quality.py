@@ -8,7 +8,7 @@ import pack
 import pytest
 import quality
 import torch
-from quality import ROOT, ROWS
+from quality import COLUMNS, ROOT, ROWS
 from shapes import base, loras
 from shapes.methods import Ask, merge_row
 from shapes.model import Text
@@ -28,6 +28,16 @@ def test_every_concept_is_drawn_by_its_own_lora(world, monkeypatch):
     found = [scores["identity"][0][0] for scores, _ in quality.measured(world, ROWS["alone"], asks)]
     assert statistics.mean(found) > 0.8
     assert min(found) > 0.4
+
+
+def test_a_published_cell_is_what_this_code_measures(world):
+    """The first prompt of a cell, measured again."""
+    row, column = "alone", "1"
+    ask = COLUMNS[column].asks(quality.pictures_of(row, column))["own"][0]
+    found, _ = next(quality.measured(world, ROWS[row], [ask]))
+    published = quality.cell(row, column)["own"]
+    assert published["prompt"][: quality.BATCH] == [ask.seed] * quality.BATCH
+    assert published["identity"][: quality.BATCH] == [pytest.approx(each, abs=0.05) for each in found["identity"]]
 
 
 def test_every_lora_was_trained_on_the_base_model_and_the_concept_that_are_shipped():
