@@ -11,7 +11,7 @@ would.
 
 import colorsys
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -180,7 +180,7 @@ def any_look(rng: random.Random) -> tuple[str, Colour, Colour]:
     return rng.choice([*PATTERNS]), first, second
 
 
-def make_scene(kinds: list[str | ShapeConcept], rng: random.Random, background: str | None = None) -> Scene:
+def make_scene(kinds: Sequence[str | ShapeConcept], rng: random.Random, background: str | None = None) -> Scene:
     """A picture of these things, class words (ODD before them or not) or concepts, in the order given, each somewhere in a quarter of its own."""
     things = []
     for kind, quarter in zip(kinds, rng.sample(range(4), len(kinds)), strict=True):
