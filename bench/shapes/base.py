@@ -1,6 +1,6 @@
 """Trains the base model's U-Net on pictures of plain shapes.
 
-An average of the weights is kept, and prompts are dropped for guidance. The run's state is kept in
+Its average of the weights is what is stored; some prompts are dropped, for guidance. The run's state is kept in
 `.host/shapes/`, so it goes on where it was stopped; without one it goes on from the shipped weights, if there are any.
 
 CLoRA lives on a class word's attention lying on its own object. Models trained on many pictures have this of themselves;
@@ -32,9 +32,7 @@ BATCH = 8
 LEARNING_RATE = 2e-4
 WARMUP, COOLDOWN = 100, 2000  # steps; the rate falls to zero in the last ones, without which backgrounds stay speckled
 DROPPED = 0.1
-PROMPTS = (
-    250  # batches of different ones, in turn: encoding new ones takes a third of a step, and places are always new
-)
+PROMPTS = 250  # batches of different ones, in turn: encoding takes a third of a step; places are always new
 AVERAGE = 0.998
 EVERY = 250  # steps between reports, each kept
 

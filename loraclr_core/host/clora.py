@@ -58,7 +58,8 @@ class Settings(NamedTuple):
     the same noise levels whatever the scheduler, the steps and the denoise.
     refine_steps, refine_repeats: at these steps of a run (0 first) so many further updates, if the step has one.
     threshold: share of a token's strongest attention. overlap: what becomes of a place in several masks, by the claims of
-    all steps so far; a mask that is given counts as the strongest claim. first_masked_step: before it every branch counts everywhere.
+    all steps so far; a mask that is given counts as the strongest claim.
+    first_masked_step: before it every branch counts everywhere.
     """
 
     update_strength: float
@@ -108,9 +109,7 @@ class _Run:
     displacement: Tensor | None = None  # o, (batch, channels, h, w)
     branch_masks: Tensor | None = None  # (batch, branches, h, w)
     concept_masks: Tensor | None = None
-    claims: Tensor | float = (
-        0.0  # of concepts on places, (batch, concepts, h, w), their sum over the evaluations so far
-    )
+    claims: Tensor | float = 0.0  # sum over the evaluations so far, (batch, concepts, h, w)
     heat: list[Tensor] = field(default_factory=list)
     losses: dict[int, Tensor] = field(default_factory=dict)
     updated: list[int] = field(default_factory=list)
@@ -394,8 +393,8 @@ class CLoRA:
                 claims.append(torch.ones_like(used[-1]))
             heat.append(contrast.scaled(own.mean(dim=1).flatten(1)).view_as(own[:, 0]))
         run.concept_masks = torch.stack(used, dim=1)
-        run.claims = run.claims + torch.stack(claims, dim=1)
         if self.settings.overlap == "strongest":
+            run.claims = run.claims + torch.stack(claims, dim=1)
             run.concept_masks = masks.strongest(run.concept_masks, run.claims)
         run.branch_masks = masks.branch_masks(run.concept_masks)
         if step < self.settings.first_masked_step:
