@@ -59,7 +59,7 @@ def measure_merges(model: ModelPatcher, clip, concepts: list[Concept], bare_run:
 def merged_once(model: ModelPatcher, clip, concepts: list[Concept], bare_run: "BareRun") -> tuple[float, float, float]:
     """Seconds of the captures, seconds of the bare runs between them, and MiB beyond the model."""
     capture = CaptureSettings(prompts=(PROMPT,), steps=STEPS, seed=0, latent_shape=LATENT)
-    settings = MergeSettings("exact", Margin(0.5), 0.01, 0.0, capture, True)
+    settings = MergeSettings("exact", Margin(0.5), 0.1, 0.0, capture, True)
     # A fresh clone: captures are kept per model, and this run is to make its own.
     model = model.clone()
     bare: list[float] = []

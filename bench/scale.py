@@ -55,7 +55,7 @@ class World:
         captures.forget()
         gc.collect()
         capture = CaptureSettings(prompts=(PROMPT,), steps=STEPS, seed=0, latent_shape=(4, side, side))
-        settings = MergeSettings("exact", Margin(0.5), 0.01, 0.0, capture, True, keeping)
+        settings = MergeSettings("exact", Margin(0.5), 0.1, 0.0, capture, True, keeping)
         what = f"{count} concepts, latents of {side}"
         return merging.merge(
             *(self.model, self.clip, self.concepts[:count], settings), lambda phase, _: say(f"{what}: {phase}")

@@ -27,8 +27,8 @@ from sd15 import RANK, layer_shapes, of_strength, say
 from torch import Tensor
 
 CONCEPTS = (2, 12)
-RIDGE = 0.01  # the node's default
-OTHER_RIDGES = (1e-4, 1e-1)
+RIDGE = 0.1  # the node's default
+OTHER_RIDGES = (1e-4, 1e-2)
 MARGIN = Margin(0.5)
 
 TOKENS = 1024

@@ -1,14 +1,17 @@
 """The minimum of the LoRACLR objective (arXiv 2412.09622) from second moments.
 
-While no concept comes within the margin of another, the objective is the least-squares problem
+While no concept comes within the margin of another, the objective is a least-squares problem:
 
-    min over Δ of  Σ_i ‖X_i (Δ − ΔW_i)ᵀ‖² + μ ‖Δ‖²      Δ* = (Σ_i ΔW_i G_i) S⁻¹,   S = Σ_i G_i + μ I,   G_i = X_iᵀ X_i
+    min over Δ of  Σ_i ‖X_i (Δ − ΔW_i)ᵀ‖² + μ ‖Δ − Σ_i ΔW_i‖²
+    Δ* = (Σ_i ΔW_i (G_i + μ I)) S⁻¹,   S = Σ_i G_i + μ I,   G_i = X_iᵀ X_i
 
-and with ΔW_i = B_i A_i its solution is a LoRA as it stands: Δ* = [B_1 … B_n] · [A_1 G_1; …; A_n G_n] S⁻¹. Every
-concept keeps its up matrix, its down matrix is re-aimed.
+and with ΔW_i = B_i A_i its solution is a LoRA as it stands: Δ* = [B_1 … B_n] · [A_1 (G_1 + μ I); …; A_n (G_n + μ I)] S⁻¹.
+Every concept keeps its up matrix, its down matrix is re-aimed.
 
-Inputs of real layers are close to rank-deficient and their second moments are in the thousands, so the ridge is
-relative: μ = ρ · mean diagonal of Σ G_i.
+Inputs of real layers are close to rank-deficient, and a capture sees few of the prompts to come: where its features say
+nothing, the ridge μ decides. It draws towards the sum, which is what the LoRAs do where they do not meet. (The paper's
+λ_Δ ‖Δ‖ would draw towards nothing there, and prompts unlike the captures' lose the concepts.) Second moments are in the
+thousands, so μ is relative to them: μ = ρ · mean diagonal of Σ G_i.
 """
 
 from typing import NamedTuple
@@ -35,41 +38,38 @@ def solve(gram: Gram, concepts: list[ConceptStatistics], ridge: float, margin: M
         raise ValueError(f"ridge must be above 0, not {ridge}: second moments of real layers are close to singular")
     dtype = torch.float32 if device.type == "mps" else torch.float64
     up = torch.cat([c.delta.up for c in concepts], dim=1)
+    mu = ridge * (gram.mean_diagonal() or 1.0)  # a layer that only ever saw zeros is summed
+    down = torch.cat([c.delta.down for c in concepts]).to(device, dtype)
     response = torch.cat([c.response for c in concepts]).to(device, dtype)
+    response = response + mu * down
     system = None
     if (few := gram.few_rows()) is None:
-        system = _factorise(gram.lower().to(device, dtype), ridge)
+        system = _factorise(gram.lower().to(device, dtype), mu)
         down = torch.cholesky_solve(response.T, system).T
     else:
-        down = _solve_among(few.to(device, dtype), response, ridge)
+        down = _solve_among(few.to(device, dtype), response, mu)
     merged = lowrank.squeeze(LowRank(up, down.to("cpu", torch.float32)))
 
     distance = margin.resolve(concepts)
     if (negative_distances(concepts, merged) < distance).any():
         if system is None:
-            system = _factorise(gram.lower().to(device, dtype), ridge)
+            system = _factorise(gram.lower().to(device, dtype), mu)
         merged = _descend(merged, system, concepts, distance)
     return merged
 
 
-def _factorise(gram: Tensor, ridge: float) -> Tensor:
+def _factorise(gram: Tensor, mu: float) -> Tensor:
     """Lower Cholesky factor of S = G + μ I, from the lower triangle of G, which is overwritten."""
-    gram.diagonal().add_(_absolute(ridge, gram.diagonal().sum(), gram.shape[0]))
+    gram.diagonal().add_(mu)
     return torch.linalg.cholesky(gram)
 
 
-def _solve_among(rows: Tensor, response: Tensor, ridge: float) -> Tensor:
+def _solve_among(rows: Tensor, response: Tensor, mu: float) -> Tensor:
     """response S⁻¹ by way of the (n, n) matrix X Xᵀ (Woodbury): S⁻¹ = (I − Xᵀ (X Xᵀ + μ I)⁻¹ X) / μ."""
-    mu = _absolute(ridge, rows.square().sum(), rows.shape[1])
     kernel = rows @ rows.T
     kernel.diagonal().add_(mu)
     weights = torch.cholesky_solve(rows @ response.T, torch.linalg.cholesky(kernel))
     return (response - weights.T @ rows) / mu
-
-
-def _absolute(ridge: float, trace: Tensor, width: int) -> Tensor:
-    """μ = ρ · trace G / width. A layer that only ever saw zeros leaves Δ free; the ridge alone then makes it 0."""
-    return ridge * torch.where(trace > 0, trace / width, torch.ones_like(trace))
 
 
 class _Pair(NamedTuple):

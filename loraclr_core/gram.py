@@ -53,6 +53,11 @@ class Gram:
         """X (n, width) while that is all there is, n ≤ width / 2."""
         return None if self.panels else self._gathered()
 
+    def mean_diagonal(self) -> float:
+        """trace G / width"""
+        parts = [rows.square().sum() for rows in self.rows] + [panel.diagonal().sum() for panel in self.panels]
+        return float(sum(parts)) / self.width
+
     def to(self, device: torch.device) -> "Gram":
         moved = Gram(self.width, device)
         moved.rows = [rows.to(device) for rows in self.rows]

@@ -57,14 +57,15 @@ class LoRACLRMerge(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "ridge",
-                    default=0.01,
+                    default=0.1,
                     min=1e-6,
                     max=10.0,
                     step=0.001,
                     round=1e-6,
                     advanced=True,
-                    tooltip="exact only. How much the merge is held back where the features say little, relative to their"
-                    " size. Larger: calmer, weaker concepts. Smaller: stronger, less stable.",
+                    tooltip="exact only. How soon the LoRAs' plain sum decides where the captured features say little,"
+                    " relative to their size. Larger: nearer to plain stacking. Smaller: concepts further apart, and weaker on"
+                    " prompts unlike the captures'.",
                 ),
                 io.Float.Input(
                     "anchor_weight",

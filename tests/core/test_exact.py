@@ -12,18 +12,23 @@ from loraclr.loraclr_core.objective import Margin
 IDLE = Margin(0.0)
 
 
+def summed(case: Problem) -> torch.Tensor:
+    """Plain stacking."""
+    return torch.stack([concept.delta.dense() for concept in case.concepts]).sum(dim=0)
+
+
 def descended(case: Problem, ridge: float, margin: float) -> torch.Tensor:
     """The minimum by a generic optimiser over the whole matrix, from zero."""
     with torch.inference_mode(False), torch.enable_grad():
         case = copy.deepcopy(case)
-        mu = case.mu(ridge)
+        mu, total = case.mu(ridge), summed(case)
         delta = torch.zeros_like(case.weight, requires_grad=True)
         optimizer = torch.optim.LBFGS([delta], max_iter=1000, tolerance_change=1e-12, line_search_fn="strong_wolfe")
 
         def loss() -> torch.Tensor:
             optimizer.zero_grad()
             hinge = (margin - negative(case, delta)).clamp(min=0).square().sum()
-            value = positive(case, delta) + hinge + mu * delta.square().sum()
+            value = positive(case, delta) + hinge + mu * (delta - total).square().sum()
             value.backward()
             return value
 
@@ -33,7 +38,7 @@ def descended(case: Problem, ridge: float, margin: float) -> torch.Tensor:
 
 def objective(case: Problem, delta: torch.Tensor, ridge: float, margin: float) -> float:
     hinge = (margin - negative(case, delta)).clamp(min=0).square().sum()
-    return float(positive(case, delta) + hinge + case.mu(ridge) * delta.square().sum())
+    return float(positive(case, delta) + hinge + case.mu(ridge) * (delta - summed(case)).square().sum())
 
 
 def test_matches_a_hand_computed_merge():
@@ -98,8 +103,9 @@ def test_few_tokens_and_many_are_solved_alike(in_width, tokens):
     case = problem(in_width=in_width, tokens=tokens)
     merged = exact.solve(case.gram, case.concepts, 1e-2, IDLE, CPU).dense()
     features = [x.double() for x in case.features]
-    system = sum(x.T @ x for x in features) + case.mu(1e-2) * torch.eye(in_width, dtype=torch.float64)
-    target = sum(c.delta.dense().double() @ x.T @ x for c, x in zip(case.concepts, features, strict=True))
+    ridge = case.mu(1e-2) * torch.eye(in_width, dtype=torch.float64)
+    system = sum(x.T @ x for x in features) + ridge
+    target = sum(c.delta.dense().double() @ (x.T @ x + ridge) for c, x in zip(case.concepts, features, strict=True))
     expected = target @ torch.linalg.inv(system)
     assert (merged - expected).norm() < 1e-3 * expected.norm()  # float32; the last digits differ between processors
     assert (case.gram.few_rows() is None) == (3 * tokens > in_width // 2)
@@ -115,11 +121,21 @@ def test_rank_deficient_inputs_are_solved():
     assert merged.norm() < 10 * max(c.delta.norm() for c in case.concepts)
 
 
-def test_inputs_that_are_all_zero_leave_the_base():
+def test_inputs_never_seen_get_the_sum():
+    """Prompts go beyond what a capture saw; there the LoRAs add up, rather than vanish."""
+    case = problem(concepts=2, tokens=8, in_width=40, input_rank=3)
+    merged = exact.solve(case.gram, case.concepts, 1e-2, IDLE, CPU).dense()
+    seen = torch.linalg.qr(torch.cat(case.features).T)[0][:, :3]
+    unseen = torch.randn(5, 40)
+    unseen -= unseen @ seen @ seen.T
+    torch.testing.assert_close(unseen @ merged.T, unseen @ summed(case).T, rtol=1e-3, atol=1e-3)
+
+
+def test_inputs_that_are_all_zero_get_the_sum():
     case = problem()
     for concept in case.concepts:
         concept.response = torch.zeros_like(concept.response)
-    assert exact.solve(Gram(12, CPU), case.concepts, 1e-2, IDLE, CPU).norm() == 0
+    torch.testing.assert_close(exact.solve(Gram(12, CPU), case.concepts, 1e-2, IDLE, CPU).dense(), summed(case))
 
 
 def test_an_anchor_holds_the_merge_back_where_it_has_tokens():

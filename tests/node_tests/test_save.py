@@ -75,7 +75,7 @@ def test_metadata_says_what_was_merged_and_how(merged):
     told = json.loads(metadata["loraclr.concepts"])
     assert [concept["trigger"] for concept in told] == ["sks cat", "zwx dog", "qvk bird"]
     assert all(len(concept["sha256"]) == 64 for concept in told)
-    assert json.loads(metadata["loraclr.settings"])["ridge"] == 0.01
+    assert json.loads(metadata["loraclr.settings"])["ridge"] == 0.1
     assert metadata["loraclr.base_model"] == "SD15"
     assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert metadata["ss_base_model_version"] == "sd_v1"
