@@ -40,8 +40,7 @@ def solve(gram: Gram, concepts: list[ConceptStatistics], ridge: float, margin: M
     up = torch.cat([c.delta.up for c in concepts], dim=1)
     mu = ridge * (gram.mean_diagonal() or 1.0)  # a layer that only ever saw zeros is summed
     down = torch.cat([c.delta.down for c in concepts]).to(device, dtype)
-    response = torch.cat([c.response for c in concepts]).to(device, dtype)
-    response = response + mu * down
+    response = torch.cat([c.response for c in concepts]).to(device, dtype) + mu * down
     system = None
     if (few := gram.few_rows()) is None:
         system = _factorise(gram.lower().to(device, dtype), mu)
