@@ -24,9 +24,7 @@ from comfy.model_patcher import ModelPatcher
 from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.host import merging
 from loraclr.loraclr_core.host.capture import CaptureSettings
-from loraclr.loraclr_core.host.merging import MergeSettings
-from loraclr.loraclr_core.objective import Margin
-from sd15 import random_concept, random_sd15, say
+from sd15 import exact_merge, random_concept, random_sd15, say
 
 CONCEPTS = (2, 12)
 LATENT = (4, 32, 32)
@@ -59,7 +57,6 @@ def measure_merges(model: ModelPatcher, clip, concepts: list[Concept], bare_run:
 def merged_once(model: ModelPatcher, clip, concepts: list[Concept], bare_run: "BareRun") -> tuple[float, float, float]:
     """Seconds of the captures, seconds of the bare runs between them, and MiB beyond the model."""
     capture = CaptureSettings(prompts=(PROMPT,), steps=STEPS, seed=0, latent_shape=LATENT)
-    settings = MergeSettings("exact", Margin(0.5), 0.1, 0.0, capture, True)
     # A fresh clone: captures are kept per model, and this run is to make its own.
     model = model.clone()
     bare: list[float] = []
@@ -71,7 +68,7 @@ def merged_once(model: ModelPatcher, clip, concepts: list[Concept], bare_run: "B
             bare.append(bare_run.seconds())
 
     with peak_memory() as memory:
-        result = merging.merge(model, clip, concepts, settings, progress)
+        result = merging.merge(model, clip, concepts, exact_merge(capture), progress)
     capture_seconds = result.seconds["capture"] - sum(bare)
     print(
         f"\nmerge of {len(concepts)} concepts on SD1.5, latent {LATENT}, {STEPS} steps, {result.evaluations} evaluations"

@@ -24,9 +24,8 @@ from comfy.model_patcher import ModelPatcher
 from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.host import capture_store, captures, merging
 from loraclr.loraclr_core.host.capture import CaptureSettings
-from loraclr.loraclr_core.host.merging import Keeping, MergeResult, MergeSettings
-from loraclr.loraclr_core.objective import Margin
-from sd15 import random_concept, random_sd15, say
+from loraclr.loraclr_core.host.merging import Keeping, MergeResult
+from sd15 import exact_merge, random_concept, random_sd15, say
 
 CONCEPTS = (2, 4, 8, 12, 16)
 SIDES = (24, 32, 48, 64)
@@ -55,10 +54,10 @@ class World:
         captures.forget()
         gc.collect()
         capture = CaptureSettings(prompts=(PROMPT,), steps=STEPS, seed=0, latent_shape=(4, side, side))
-        settings = MergeSettings("exact", Margin(0.5), 0.1, 0.0, capture, True, keeping)
         what = f"{count} concepts, latents of {side}"
         return merging.merge(
-            *(self.model, self.clip, self.concepts[:count], settings), lambda phase, _: say(f"{what}: {phase}")
+            *(self.model, self.clip, self.concepts[:count], exact_merge(capture, keeping)),
+            lambda phase, _: say(f"{what}: {phase}"),
         )
 
     def bare_seconds(self, side: int) -> float:

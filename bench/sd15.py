@@ -8,6 +8,7 @@ from pathlib import Path
 import comfy.model_detection
 import comfy.model_management
 import comfy.sd
+import pack
 import safetensors.torch
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -17,8 +18,11 @@ from comfy.sd1_clip import SD1ClipModel
 from comfy.supported_models import SD15
 from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.host import lora_file
+from loraclr.loraclr_core.host.capture import CaptureSettings
 from loraclr.loraclr_core.host.lora_keys import Names
+from loraclr.loraclr_core.host.merging import Keeping, MergeSettings
 from loraclr.loraclr_core.lowrank import LowRank
+from loraclr.loraclr_core.objective import Margin
 from torch import Tensor, nn
 
 RANK = 16
@@ -44,6 +48,13 @@ UNET_CONFIG = {
     "legacy": False,
 }
 UNET_PARAMETERS = 859_520_964
+
+
+def exact_merge(capture: CaptureSettings, keeping: Keeping = "in memory") -> MergeSettings:
+    """As the merge node's defaults have it, with the text encoder."""
+    values = pack.defaults("LoRACLR_Merge")
+    margin = Margin(values["margin"])
+    return MergeSettings("exact", margin, values["ridge"], values["anchor_weight"], capture, True, keeping)
 
 
 def say(message: str) -> None:

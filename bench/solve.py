@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import comfy.model_management
+import pack
 import torch
 from loraclr.loraclr_core import adamw, exact, lowrank
 from loraclr.loraclr_core.gram import Gram
@@ -27,9 +28,10 @@ from sd15 import RANK, layer_shapes, of_strength, say
 from torch import Tensor
 
 CONCEPTS = (2, 12)
-RIDGE = 0.1  # the node's default
+DEFAULTS = pack.defaults("LoRACLR_Merge")
+RIDGE = DEFAULTS["ridge"]
 OTHER_RIDGES = (1e-4, 1e-2)
-MARGIN = Margin(0.5)
+MARGIN = Margin(DEFAULTS["margin"])
 
 TOKENS = 1024
 TOKENS_PER_CALL = 128

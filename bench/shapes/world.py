@@ -181,7 +181,10 @@ def any_look(rng: random.Random) -> tuple[str, Colour, Colour]:
 
 
 def make_scene(kinds: Sequence[str | ShapeConcept], rng: random.Random, background: str | None = None) -> Scene:
-    """A picture of these things, class words (ODD before them or not) or concepts, in the order given, each somewhere in a quarter of its own."""
+    """A picture of these things, in the order given, each somewhere in a quarter of its own.
+
+    kinds: class words, ODD before them or not, or concepts.
+    """
     things = []
     for kind, quarter in zip(kinds, rng.sample(range(4), len(kinds)), strict=True):
         radius = rng.uniform(*RADII)
