@@ -7,6 +7,7 @@ import nodes
 import pytest
 import torch
 from clora.sampling import CLORA, PLAIN, assert_same, clora, concept, encode, maps, plain, sample
+from loraclr.loraclr_core import masks
 from loraclr.loraclr_core.host.evaluation import KEY
 
 
@@ -203,6 +204,19 @@ def test_a_given_mask_is_used_as_given_and_shown(demo, latent):
             rtol=0,
             atol=1e-4 * float(alone["samples"].abs().max()),
         )
+
+
+def test_a_contested_place_goes_by_the_claims_of_every_step_so_far(demo, concepts, latent, monkeypatch):
+    """Attention of a single step is noisy; a place does not change hands for it."""
+    smooth, strongest = masks.smooth, masks.strongest
+    claims, summed = [], []
+    monkeypatch.setattr(masks, "smooth", lambda claim: claims.append(smooth(claim)) or claims[-1])
+    monkeypatch.setattr(masks, "strongest", lambda used, of: summed.append(of) or strongest(used, of))
+    sample(*clora(demo, concepts), latent, steps=3)
+    assert len(claims) == 2 * len(summed) >= 6
+    resized = [masks.resize(claim, latent["samples"].shape[-2:]) for claim in claims]
+    so_far = torch.stack(resized).unflatten(0, (-1, 2)).transpose(1, 2).cumsum(0)
+    torch.testing.assert_close(torch.stack(summed), so_far)
 
 
 def test_prompts_of_different_length(demo, concepts, latent):
