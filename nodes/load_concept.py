@@ -128,9 +128,7 @@ class LoadConceptLoRA(io.ComfyNode):
             log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
         concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
         if model is not None or clip is not None:
-            model, clip = adapters.load_alone(
-                *(lora_name, tensors, model, clip, strength_model, strength_clip, metadata)
-            )
+            model, clip = adapters.load_alone(lora_name, tensors, model, clip, strength_model, strength_clip)
         return io.NodeOutput([*earlier, concept], _or_blocked(model, "model"), _or_blocked(clip, "clip"))
 
 

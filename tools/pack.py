@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+# First, as ComfyUI's main.py does: older versions' nodes.py puts comfy/ on the path, whose utils.py hides this package.
+import utils.extra_config  # noqa: F401  # isort: skip
 import nodes
 from demo_assets import CHECKPOINT, write_assets
 

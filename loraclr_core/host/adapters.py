@@ -123,16 +123,14 @@ def match(name: str, tensors: dict[str, Tensor], key_map: dict) -> MatchedLoRA:
     return result
 
 
-def load_alone(
-    name: str, tensors: dict[str, Tensor], model, clip, strength_model: float, strength_clip: float, metadata
-):
+def load_alone(name: str, tensors: dict[str, Tensor], model, clip, strength_model: float, strength_clip: float):
     """(model, clip) with this LoRA alone, by the stock loader; either may be None.
 
     Raises AdapterError, naming file and key, where the stock loader cannot read the tensors.
     """
     state = _ReadKeys(tensors)
     try:
-        return comfy.sd.load_lora_for_models(model, clip, state, strength_model, strength_clip, lora_metadata=metadata)
+        return comfy.sd.load_lora_for_models(model, clip, state, strength_model, strength_clip)
     except Exception as error:
         raise AdapterError(_damaged(name, state, error)) from error
 

@@ -4,8 +4,8 @@ import comfy.model_management
 import comfy.sd
 import folder_paths
 import lora_files
-import pack
 import pytest
+import random_models
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from loraclr.loraclr_core.host import captures, merging
@@ -44,7 +44,7 @@ def test_inputs_stay_as_they_are(demo, concepts, merged):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
 def test_merged_is_nearer_to_every_concept_than_stacking(demo, concepts, dtype):
     """On a quantised base too, which a plain LoRA never looks at: only what its layers see is captured."""
-    path = folder_paths.get_full_path("checkpoints", pack.CHECKPOINT)
+    path = folder_paths.get_full_path("checkpoints", random_models.CHECKPOINT)
     model = comfy.sd.load_checkpoint_guess_config(
         path, output_vae=False, output_clip=False, model_options={"dtype": dtype}
     )[0]

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import graph
+import host
 import numpy as np
 import pytest
 import workflows
 from comfy_server import ComfyServer, NodeError, RunInterruptedError
+from comfyui_version import __version__ as host_version
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -59,6 +61,10 @@ def test_the_pack_loads_without_complaint(server):
     assert "Traceback" not in log
 
 
+@pytest.mark.skipif(
+    host_version != host.DEFAULT_VERSION,
+    reason=f"workflows are written on ComfyUI {host.DEFAULT_VERSION}; others' core nodes have other outputs",
+)
 def test_workflow_files_are_written_by_their_description(server, infos):
     """After a node has changed: `make workflows`."""
     for path, text in workflows.files(infos).items():
