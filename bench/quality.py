@@ -135,7 +135,7 @@ def fingerprint(row: str, column: str) -> str:
     method, asks = ROWS[row], COLUMNS[column].asks(pictures_of(row, column))
     world = ("bench/shapes/world.py", "bench/shapes/scores.py")
     parts = [
-        *(method.settings, method.node and pack.defaults(method.node), SAMPLING, BATCH),
+        *((pack.defaults(method.node) if method.node else {}) | method.settings, SAMPLING, BATCH),
         *(asks[kind] for kind in method.kinds),
         *(essence(inspect.getsource(made)) for made in (method.prepare, *SHARED, sample, scored, before)),
         *(essence((ROOT / path).read_text("utf-8")) for path in (*world, *method.code)),
