@@ -433,5 +433,5 @@ class CLoRA:
 
 def _fingerprint(latent: Tensor) -> str:
     """The same for a latent before and after the sampler node has passed it on."""
-    passed_on = latent.to("cpu", comfy.model_management.intermediate_dtype()).float()
+    passed_on = latent.to("cpu", torch.half)  # as coarse as the host may pass it on
     return hashlib.sha256(passed_on.contiguous().numpy().tobytes()).hexdigest()
