@@ -62,7 +62,7 @@ class ComfyServer:
         command = [
             *(sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"),
             *("--output-directory", str(self.output), "--temp-directory", self.scratch),
-            *("--database-url", "sqlite:///:memory:", *self.extra_args),
+            *("--database-url", f"sqlite:///{self.scratch}/comfyui.db", *self.extra_args),
         ]
         if self.cpu:
             command.append("--cpu")
