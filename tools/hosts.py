@@ -1,7 +1,8 @@
 """Runs the tests on every ComfyUI version that host.py knows, or on those named, and says which pass.
 
-    python3 tools/hosts.py                # all, oldest first
-    python3 tools/hosts.py 0.16.3 0.30.0 -- tests/node_tests
+    python3 tools/hosts.py                             # every test on all, oldest first
+    python3 tools/hosts.py oldest                      # on the oldest alone
+    python3 tools/hosts.py 0.24.1 -- tests/node_tests  # some, on one
 
 All share one virtual environment: each version's own requirements are installed into it in turn, the default's at the end.
 """
@@ -22,9 +23,10 @@ def run(version: str, arguments: list[str]) -> int:
 
 def main(arguments: list[str]) -> None:
     named, _, rest = " ".join(arguments).partition("--")
-    versions = named.split() or list(host.SOURCES)
-    if unknown := set(versions) - set(host.SOURCES):
-        sys.exit(f"hosts: there is no version {', '.join(unknown)}; choose from {', '.join(host.SOURCES)}")
+    known = list(host.SOURCES)
+    versions = known[:1] if named.split() == ["oldest"] else named.split() or known
+    if unknown := set(versions) - set(known):
+        sys.exit(f"hosts: there is no version {', '.join(unknown)}; choose from {', '.join(known)}")
     codes = {version: run(version, ["-m", "pytest", *rest.split()]) for version in versions}
     run(host.DEFAULT_VERSION, [])
     for version, code in codes.items():

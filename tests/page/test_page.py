@@ -3,9 +3,11 @@
 import base64
 import io
 
+import host
 import numpy as np
 import pytest
 import workflows
+from comfyui_version import __version__ as host_version
 from graph import api_format
 from PIL import Image
 from playwright.sync_api import expect
@@ -140,7 +142,9 @@ def test_saving_and_loading_changes_nothing(page, name):
     page.load(first)
     again = page.page.evaluate(serialized)
     for before, after in zip(first["nodes"], again["nodes"], strict=True):
-        for part in ("type", "widgets_values", "inputs", "outputs", "title"):
+        # Front ends before the default host's forget a switch of this node of the host's own.
+        forgets = before["type"] == "PreviewAny" and host_version != host.DEFAULT_VERSION
+        for part in ("type", "inputs", "outputs", "title", *(() if forgets else ("widgets_values",))):
             assert before.get(part) == after.get(part)
     assert first["links"] == again["links"]
 
