@@ -99,7 +99,6 @@ def test_a_style_acts_through_offloaded_weights(demo, idle, concepts, latent, of
 
 def test_branches_spread_over_devices_give_the_same(demo, concepts, latent):
     """By the host's engine for several GPUs, here with the CPU under two names; gradients stay on the first."""
-    pytest.importorskip("comfy.multigpu")
     expected = sample(*clora(demo, concepts), latent)
     model = demo.model.clone()
     copy = model.deepclone_multigpu(torch.device("cpu:0"))
