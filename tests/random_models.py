@@ -33,7 +33,7 @@ from demo_assets import (
 )
 from torch import Tensor, nn
 
-RECIPE = "1"  # raise it whenever a file of the same name would come out different
+RECIPE = "2"  # raise it whenever a file of the same name would come out different
 CHECKPOINT = "loraclr_random.safetensors"
 TRIGGERS = {"cat": "sks cat", "dog": "zwx dog", "bird": "qvk bird"}
 MIDDLE = {"transformer_depth_middle": 1}
@@ -46,19 +46,23 @@ STRENGTH = 0.1  # size of a layer's change beside a random layer's own size
 def fit(
     conv: nn.Conv2d, run: Callable[[Tensor], object], samples: Tensor, targets: Tensor, ridge: float = 1e-3
 ) -> None:
-    """Set a 3×3 convolution to the least-squares map from what reaches it in `run(indices)` to `targets[indices]`."""
+    """Set a 3×3 convolution to the least-squares map from what reaches it in `run(indices)` to `targets[indices]`.
+
+    In double precision: the features' largest direction is thousands of times their mean, so that in single precision the
+    rounding of one kind of CPU or another would make another model.
+    """
     seen: list[Tensor] = []
     hook = conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     size = conv.weight[0].numel() + 1
-    gram, cross = torch.zeros(size, size), torch.zeros(size, conv.out_channels)
+    gram, cross = torch.zeros(size, size).double(), torch.zeros(size, conv.out_channels).double()
     for indices in samples.split(8):
         run(indices)
         features = F.unfold(seen.pop(), 3, padding=1).movedim(1, -1).reshape(-1, size - 1)
-        features = F.pad(features, (0, 1), value=1.0)
+        features = F.pad(features, (0, 1), value=1.0).double()
         gram += features.T @ features
-        cross += features.T @ targets[indices].movedim(1, -1).reshape(-1, conv.out_channels)
+        cross += features.T @ targets[indices].movedim(1, -1).reshape(-1, conv.out_channels).double()
     hook.remove()
-    gram += ridge * gram.diagonal().mean() * torch.eye(size)
+    gram += ridge * gram.diagonal().mean() * torch.eye(size).double()
     solution = torch.linalg.solve(gram, cross).T
     conv.weight.copy_(solution[:, :-1].reshape(conv.weight.shape))
     conv.bias.copy_(solution[:, -1])

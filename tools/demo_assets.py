@@ -111,9 +111,10 @@ def fill(model: nn.Module, seed: int, residual_gain: float) -> None:
 def lora_layers(unet: nn.Module, **config) -> dict[str, str]:
     """Diffusers name of every layer that LoRA trainers touch -> the host's name."""
     weights = unet.state_dict()
+    # The host's map comes from sets, in another order in every process; who draws random factors layer by layer needs one.
     return {
         name.removesuffix(".weight"): key.removesuffix(".weight")
-        for name, key in comfy.utils.unet_to_diffusers({**UNET, **config}).items()
+        for name, key in sorted(comfy.utils.unet_to_diffusers({**UNET, **config}).items())
         if key in weights and "attentions" in name and name.endswith(".weight") and "norm" not in name
     }
 
