@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import tomllib
 from pathlib import Path
 
+import host
 import nodes
 import pytest
 
@@ -81,3 +83,8 @@ def test_every_node_has_a_help_page_that_names_its_widgets(locale):
     for node_id, widgets in WIDGETS.items():
         page = (ROOT / "web" / "docs" / f"{node_id}{locale}.md").read_text("utf-8")
         assert [widget for widget in widgets if f"**{widget}**" not in page] == []
+
+
+def test_the_oldest_comfyui_declared_is_the_oldest_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert project["tool"]["comfy"]["requires-comfyui"] == f">={next(iter(host.SOURCES))}"
