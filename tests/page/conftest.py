@@ -17,6 +17,7 @@ SHOTS = Path(__file__).resolve().parents[2] / ".host" / "screenshots"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
 RENDERERS = {"classic": False, "nodes2": True}
 MINUTES = 60_000  # milliseconds
+FEW_STEPS = 3
 
 
 @pytest.fixture(scope="module")  # while it is open, nothing else in this thread may run an event loop
@@ -70,6 +71,19 @@ class ComfyPage:
         workflow = page_format(workflows.described(name, self.infos, workflows.DEMO), name)
         self.load(workflow)
         return workflow
+
+    def take_few_steps(self) -> None:
+        """For runs whose pictures are not shown anywhere; those that are come from Nodes 2.0."""
+        self.page.evaluate(
+            """steps => app.graph.nodes.filter((node) => node.comfyClass === 'KSampler')
+                .forEach((node) => { node.widgets.find((widget) => widget.name === 'steps').value = steps; })""",
+            FEW_STEPS,
+        )
+
+    def asked(self) -> dict[str, dict]:
+        """Inputs of each node as the page would send them to the server."""
+        asked = self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        return {node: each["inputs"] for node, each in asked.items()}
 
     def wait_for_nodes(self, models: workflows.Models, name: str) -> None:
         """Until the graph is the one of a workflow, by its nodes' classes."""
@@ -138,7 +152,9 @@ class ComfyPage:
         self.page.screenshot(path=SHOTS / f"{name}_{'nodes2' if self.nodes2 else 'classic'}.png", clip=clip)
 
     def keep(self, picture: Image.Image, name: str) -> None:
-        picture.save(SHOTS / f"{name}.png")
+        """A workflow's own picture, for its thumbnail."""
+        if self.nodes2:
+            picture.save(SHOTS / f"{name}.png")
 
 
 @pytest.fixture(params=RENDERERS, scope="module")
