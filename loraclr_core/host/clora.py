@@ -59,6 +59,7 @@ class Settings(NamedTuple):
     refine_steps, refine_repeats: at these steps of a run (0 first) so many further updates, if the step has one.
     threshold: share of a token's strongest attention. overlap: what becomes of a place in several masks, by the claims of
     all steps so far; a mask that is given counts as the strongest claim.
+    layout_end: to there, in percents as above, the base prompt draws what no given mask takes.
     first_masked_step: before it every branch counts everywhere.
     """
 
@@ -74,6 +75,7 @@ class Settings(NamedTuple):
     first_masked_step: int
     gradient_memory: GradientMemory
     overlap: Overlap
+    layout_end: float
 
 
 class Tag(NamedTuple):
@@ -259,7 +261,8 @@ class CLoRA:
             self.adapters.check_all_ran()
         run.evaluations += 1
         if recorder is not None:
-            self._observe(run, self._complete(recorder.maps()), step, x)
+            laying_out = float(sigma[0]) > model.model_sampling.percent_to_sigma(self.settings.layout_end)
+            self._observe(run, self._complete(recorder.maps()), step, laying_out, x)
         return [self._fused(run, call, found) for call, found in zip(calls, predictions, strict=True)]
 
     def _running(self) -> _Run:
@@ -377,16 +380,16 @@ class CLoRA:
             )
         return maps
 
-    def _observe(self, run: _Run, maps: dict[int, Tensor], step: int, x: Tensor) -> None:
+    def _observe(self, run: _Run, maps: dict[int, Tensor], step: int, laying_out: bool, x: Tensor) -> None:
         """Masks, heat maps and loss from the attention of one evaluation."""
         used, claims, heat = [], [], []
         for index, concept in enumerate(self.concepts):
-            own = maps[index + 1][..., self.positions[index + 1][index]].movedim(-1, 1)
+            plain, own = (maps[branch][..., self.positions[branch][index]].movedim(-1, 1) for branch in (0, index + 1))
             if concept.mask is None:
-                claim = masks.claim(own)
-                mask = masks.concept_mask(claim, self.settings.threshold, self.settings.morphology)
+                mask = masks.concept_mask(masks.claim(own), self.settings.threshold, self.settings.morphology)
                 used.append(masks.resize(mask, x.shape[-2:]))
-                claims.append(masks.resize(masks.smooth(claim), x.shape[-2:]))
+                # Of the base branch, for which all concepts are alike: each one's own words look at every concept's mark.
+                claims.append(masks.resize(masks.smooth(masks.claim(plain)), x.shape[-2:]))
             else:
                 mask = masks.resize_given(concept.mask.to(own), x.shape[-2:])
                 used.append(comfy.utils.repeat_to_batch_size(mask, x.shape[0]))
@@ -396,7 +399,11 @@ class CLoRA:
         if self.settings.overlap == "strongest":
             run.claims = run.claims + torch.stack(claims, dim=1)
             run.concept_masks = masks.strongest(run.concept_masks, run.claims)
-        run.branch_masks = masks.branch_masks(run.concept_masks)
+        drawn = run.concept_masks
+        if laying_out:
+            given = torch.tensor([concept.mask is not None for concept in self.concepts])
+            drawn = drawn * given.to(drawn)[:, None, None]
+        run.branch_masks = masks.branch_masks(drawn)
         if step < self.settings.first_masked_step:
             run.branch_masks = torch.ones_like(run.branch_masks)
         run.heat.append(torch.stack(heat, dim=1).cpu())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from clora.sampling import CLORA, PLAIN, assert_same, clora, concept, encode, maps, plain, sample
 from loraclr.loraclr_core import masks
+from loraclr.loraclr_core.host.clora import CLoRA
 from loraclr.loraclr_core.host.evaluation import KEY
 
 
@@ -217,6 +218,35 @@ def test_a_contested_place_goes_by_the_claims_of_every_step_so_far(demo, concept
     resized = [masks.resize(claim, latent["samples"].shape[-2:]) for claim in claims]
     so_far = torch.stack(resized).unflatten(0, (-1, 2)).transpose(1, 2).cumsum(0)
     torch.testing.assert_close(torch.stack(summed), so_far)
+
+
+def test_claims_are_of_the_base_branch_s_class_words(demo, concepts, latent, monkeypatch):
+    """A trigger looks at every concept's object, so that those of two branches tell nothing apart."""
+    smooth, loss = masks.smooth, CLoRA.loss
+    claims, seen = [], []
+    monkeypatch.setattr(masks, "smooth", lambda claim: claims.append(claim) or smooth(claim))
+    monkeypatch.setattr(CLoRA, "loss", lambda self, of: seen.append((self.positions[0], of[0])) or loss(self, of))
+    sample(*clora(demo, concepts, update_strength=0.0), latent, steps=1)
+    ((positions, of_base),) = seen
+    expected = [masks.claim(of_base[..., tokens].movedim(-1, 1)) for tokens in positions]
+    torch.testing.assert_close(claims, expected)
+
+
+def test_the_base_prompt_lays_the_picture_out_but_for_given_masks(demo, latent):
+    """One Euler step is the prediction itself: plain where no mask is given, the concept's own branch where one is."""
+    left = torch.zeros(1, 64, 96)
+    left[..., :48] = 1
+    settings = {"update_strength": 0.0, "layout_end": 1.0}
+    expected = plain(demo, latent, steps=1, cfg=1.0)["samples"]
+    found = sample(*clora(demo, concept("dog", concept("cat")), **settings), latent, steps=1, cfg=1.0)["samples"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+    given = concept("dog", concept("cat", mask=left))
+    found = sample(*clora(demo, given, **settings), latent, steps=1, cfg=1.0)["samples"]
+    torch.testing.assert_close(found[..., 6:], expected[..., 6:], rtol=0, atol=1e-4 * float(expected.abs().max()))
+    own = sample(*clora(demo, given, update_strength=0.0, layout_end=0.0), latent, steps=1, cfg=1.0)["samples"]
+    assert torch.equal(found[..., :6], own[..., :6])
+    assert not torch.allclose(own[..., :6], expected[..., :6], atol=1e-3)  # or it would not be tried
 
 
 def test_prompts_of_different_length(demo, concepts, latent):
