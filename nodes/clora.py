@@ -173,6 +173,7 @@ class CLoRASampler(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt for every branch."),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # the live view is this node's: another of the same inputs has one of its own
         )
 
     @classmethod

@@ -270,7 +270,7 @@ def test_the_blueprint_is_found_by_its_name_and_placed(page):
 def test_help_opens_beside_each_node_with_its_picture(page, name, kinds):
     page.page.set_viewport_size({"width": 1700, "height": 1700})
     page.load_demo(name)
-    # Nothing of another test's run: a sampler whose result the host still has shows no view of how it came about.
+    # Nothing of another test's run: pictures that the host still has come without a view of how they came about.
     page.node(
         "KSampler", "(node, seed) => { node.widgets.find((w) => w.name === 'seed').value = seed; }", 3 + page.nodes2
     )
@@ -279,6 +279,8 @@ def test_help_opens_beside_each_node_with_its_picture(page, name, kinds):
     page.run()
     for kind in kinds:
         page.center(kind)
+        if kind == CLORA:
+            expect(page.page.locator(".loraclr-view")).to_be_visible()
         page.shot(kind, of=kind)
     for kind in kinds:
         page.center(kind)

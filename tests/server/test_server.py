@@ -116,6 +116,17 @@ def test_clora_workflow_runs_as_shipped(server, infos):
     assert picture(server, prompt, history).std() > 0
 
 
+def test_each_clora_node_has_its_own_live_view(server, infos):
+    """Of one workflow after another with the same inputs, whose result the host would take from the first."""
+    prompt = demo_prompt(infos, "clora_two_concepts")
+    node_of(prompt, "KSampler")["inputs"]["steps"] = 2
+    (sampler,) = (node for node in prompt if prompt[node]["class_type"] == "LoRACLR_CLoRASampler")
+    for name in (sampler, f"another {sampler}"):
+        messages: list[dict] = []
+        server.wait(server.queue(json.loads(json.dumps(prompt).replace(f'"{sampler}"', f'"{name}"'))), messages.append)
+        assert {each["data"]["node"] for each in messages if each["type"] == "loraclr.clora"} == {name}
+
+
 def test_side_by_side_workflow_runs_as_shipped(server, infos):
     """Three pictures of one seed, none like another."""
     prompt = demo_prompt(infos, "side_by_side")
