@@ -149,18 +149,6 @@ class CLoRASampler(io.ComfyNode):
                     tooltip="A place that several concepts take. strongest: it goes to the one whose class word has looked at"
                     " it most so far. average (paper): all of them draw there, which blends them.",
                 ),
-                io.Float.Input(
-                    "layout_end",
-                    optional=True,  # came later, too
-                    default=0.15,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="To where in the schedule the prompt with the class words alone lays out the picture; then the"
-                    " concepts take their places in it. Concepts with a mask of their own take theirs from the start. 0 as"
-                    " published; more, and the concepts look more like plain things of their class.",
-                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -197,13 +185,11 @@ class CLoRASampler(io.ComfyNode):
         gradient_memory,
         live_view=True,
         mask_overlap: Overlap = "strongest",
-        layout_end: float = 0.15,
     ) -> io.NodeOutput:
         settings = clora.Settings(
             *(update_strength, update_unit, update_start, update_end, _steps(refine_steps), refine_repeats),
             *(temperature, mask_threshold, mask_morphology, first_masked_step, gradient_memory),
             overlap=mask_overlap,
-            layout_end=layout_end,
         )
         view = _view(cls.hidden.unique_id, concepts) if live_view else None
         return io.NodeOutput(*prompts.compose(model, clip, concepts, prompt, negative, settings, view))

@@ -216,8 +216,6 @@ VARIANTS = {
     "clora-strength-0.01": clora_row(update_strength=0.01),
     "clora-strength-0.05": clora_row(update_strength=0.05),
     "clora-paper-strength": clora_row(update_strength=20.0, update_unit="absolute (paper)"),
-    "clora-layout-0": clora_row(layout_end=0.0),
-    "clora-layout-0.3": clora_row(layout_end=0.3),
     "clora-refined": clora_row(refine_repeats=20),
 }
 ROWS = HEADLINE | VARIANTS

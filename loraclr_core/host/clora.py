@@ -59,7 +59,6 @@ class Settings(NamedTuple):
     refine_steps, refine_repeats: at these steps of a run (0 first) so many further updates, if the step has one.
     threshold: share of a token's strongest attention. overlap: what becomes of a place in several masks, by the claims of
     all steps so far; a mask that is given counts as the strongest claim.
-    layout_end: to there, in percents as above, the base prompt draws what no given mask takes.
     first_masked_step: before it every branch counts everywhere.
     """
 
@@ -75,7 +74,6 @@ class Settings(NamedTuple):
     first_masked_step: int
     gradient_memory: GradientMemory
     overlap: Overlap
-    layout_end: float
 
 
 class Tag(NamedTuple):
@@ -261,8 +259,7 @@ class CLoRA:
             self.adapters.check_all_ran()
         run.evaluations += 1
         if recorder is not None:
-            laying_out = float(sigma[0]) > model.model_sampling.percent_to_sigma(self.settings.layout_end)
-            self._observe(run, self._complete(recorder.maps()), step, laying_out, x)
+            self._observe(run, self._complete(recorder.maps()), step, x)
         return [self._fused(run, call, found) for call, found in zip(calls, predictions, strict=True)]
 
     def _running(self) -> _Run:
@@ -380,7 +377,7 @@ class CLoRA:
             )
         return maps
 
-    def _observe(self, run: _Run, maps: dict[int, Tensor], step: int, laying_out: bool, x: Tensor) -> None:
+    def _observe(self, run: _Run, maps: dict[int, Tensor], step: int, x: Tensor) -> None:
         """Masks, heat maps and loss from the attention of one evaluation."""
         used, claims, heat = [], [], []
         for index, concept in enumerate(self.concepts):
@@ -399,11 +396,7 @@ class CLoRA:
         if self.settings.overlap == "strongest":
             run.claims = run.claims + torch.stack(claims, dim=1)
             run.concept_masks = masks.strongest(run.concept_masks, run.claims)
-        drawn = run.concept_masks
-        if laying_out:
-            given = torch.tensor([concept.mask is not None for concept in self.concepts])
-            drawn = drawn * given.to(drawn)[:, None, None]
-        run.branch_masks = masks.branch_masks(drawn)
+        run.branch_masks = masks.branch_masks(run.concept_masks)
         if step < self.settings.first_masked_step:
             run.branch_masks = torch.ones_like(run.branch_masks)
         run.heat.append(torch.stack(heat, dim=1).cpu())

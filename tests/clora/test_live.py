@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def composed(demo, concepts, view):
-    settings = clora.Settings(0.05, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, "all at once", "strongest", 0.0)
+    settings = clora.Settings(0.05, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, "all at once", "strongest")
     return prompts.compose(demo.model, demo.clip, concepts, CLORA["prompt"], "", settings, view)
 
 
