@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 def run(runs: int = RUNS) -> dict:
     write_assets()
-    os.environ.update(ALLOCATOR)  # of the server too
+    os.environ.update(ALLOCATOR)  # the server's, which starts with it
     with (
         tempfile.TemporaryDirectory(prefix="loraclr-faults-") as folder,
         ComfyServer(Path(folder) / "output", extra_args=("--cache-none",)) as server,
