@@ -126,6 +126,7 @@ def run_all(server: ComfyServer, all_graphs: dict[str, Prompt], runs: int) -> li
             cancelled, found = False, digests(server, prompt, history)
         except RunInterruptedError:
             cancelled, found = True, {}
+        server.clear_history()  # which grows with every run, by design: it is no leak
         if cancel_at is None:
             messages[name] = counted.messages
         done.append(Run(name, seed, cancelled, found, process.memory_info().rss))

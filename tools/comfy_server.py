@@ -122,6 +122,10 @@ class ComfyServer:
                 raise RunInterruptedError(f"interrupted in node {data['node_id']} ({data['node_type']})")
         return history
 
+    def clear_history(self) -> None:
+        """What the page's history can do, too: the host keeps every run's graph and messages until it is told not to."""
+        self._request("/history", {"clear": True})
+
     def interrupt(self) -> None:
         """Stop the running graph; its `wait` raises RunInterruptedError."""
         self._request("/interrupt", {})

@@ -130,7 +130,7 @@ class Description:
     ) -> tuple[Output, Output]:
         """Sampling and saving, with the same seed everywhere, so that pictures can be compared. Latent, picture."""
         values = {"steps": self.models.steps, "cfg": self.models.cfg, "sampler_name": "euler", "scheduler": "normal"}
-        values = {"latent_image": self.latent, "seed": 1, **values, **sampled_from}
+        values = {"latent_image": self.latent, "seed": 7, **values, **sampled_from}
         sampled = self.add("KSampler", (x, y, 300, 300), values)
         vae = self.checkpoint["VAE"]
         decoded = self.add("VAEDecode", (x, y + 360, 300, 60), {"samples": sampled["LATENT"], "vae": vae})
