@@ -126,11 +126,11 @@ class Description:
         return {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
 
     def sampling(
-        self, x: int, y: int, sampled_from: dict[str, Output], prefix: str, title: str = "Picture"
+        self, x: int, y: int, sampled_from: dict[str, Output], prefix: str, title: str = "Picture", seed: int = 4
     ) -> tuple[Output, Output]:
-        """Sampling and saving, with the same seed everywhere, so that pictures can be compared. Latent, picture."""
+        """Sampling and saving, with one seed for pictures that are compared. Latent, picture."""
         values = {"steps": self.models.steps, "cfg": self.models.cfg, "sampler_name": "euler", "scheduler": "normal"}
-        values = {"latent_image": self.latent, "seed": 7, **values, **sampled_from}
+        values = {"latent_image": self.latent, "seed": seed, **values, **sampled_from}
         sampled = self.add("KSampler", (x, y, 300, 300), values)
         vae = self.checkpoint["VAE"]
         decoded = self.add("VAEDecode", (x, y + 360, 300, 60), {"samples": sampled["LATENT"], "vae": vae})
@@ -138,10 +138,10 @@ class Description:
         self.add("SaveImage", (x + 330, y, 320, 420), values, title)
         return sampled["LATENT"], decoded["IMAGE"]
 
-    def picture(self, x: int, y: int, patched: dict[str, Output], subjects: Iterable[Subject], **names: str) -> None:
+    def picture(self, x: int, y: int, patched: dict[str, Output], **sampling: Any) -> None:
         """Prompts, sampling and saving with an ordinary model. patched: its MODEL and CLIP."""
-        prompts = self.prompts(x, y, patched["CLIP"], self.models.prompt(subjects, by_trigger))
-        self.sampling(x + 430, y, {"model": patched["MODEL"], **prompts}, **names)
+        prompts = self.prompts(x, y, patched["CLIP"], self.models.prompt(self.pair, by_trigger))
+        self.sampling(x + 430, y, {"model": patched["MODEL"], **prompts}, **sampling)
 
     def merge(self, box: tuple[int, int, int, int], concepts: Output) -> Node:
         values = {"model": self.checkpoint["MODEL"], "clip": self.checkpoint["CLIP"], "latent": self.latent}
@@ -184,7 +184,7 @@ def loraclr_merge(at: Description) -> None:
     values |= {"filename": "loraclr/merged", "if_exists": "overwrite"}
     at.add("LoRACLR_SaveMergedLoRA", (740, 860, 340, 240), values)
     at.group("Picture", (1120, -60, 1120, 700))
-    at.picture(1140, 0, {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}, at.models.subjects, prefix="merged")
+    at.picture(1140, 0, {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}, prefix="merged", seed=7)
 
 
 def loraclr_reload(at: Description) -> None:
@@ -202,7 +202,7 @@ def loraclr_reload(at: Description) -> None:
     values = {**patched, "lora_name": "loraclr/merged.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
     lora = at.add("LoraLoader", (340, 0, 300, 150), values)
     at.group("Picture", (680, -60, 1120, 700))
-    at.picture(700, 0, {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}, at.models.subjects, prefix="reloaded")
+    at.picture(700, 0, {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}, prefix="reloaded", seed=7)
 
 
 def clora_two_concepts(at: Description) -> None:
@@ -251,7 +251,7 @@ def clora_masks(at: Description) -> None:
     at.group("CLoRA", (720, -60, 440, 1020))
     sampled_from = at.clora(740, 0, concepts)
     at.group("Picture", (1180, -60, 700, 700))
-    at.sampling(1200, 0, sampled_from, "clora_masks")
+    at.sampling(1200, 0, sampled_from, "clora_masks", seed=8)
 
 
 def clora_inpaint(at: Description) -> None:
@@ -299,12 +299,12 @@ def side_by_side(at: Description) -> None:
         values = {"model": patched["MODEL"], "clip": patched["CLIP"], "lora_name": subject.file}
         lora = at.add("LoraLoader", (740, 200 * row, 300, 150), values, f"Load LoRA: {subject.name}")
         patched = {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}
-    at.picture(1180, 0, patched, at.pair, prefix="stacked", title="Picture: stacked")
+    at.picture(1180, 0, patched, prefix="stacked", title="Picture: stacked")
 
     at.group("Merged", (720, 540, 1560, 800))
     merge = at.merge((740, 600, 400, 700), concepts)
     patched = {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}
-    at.picture(1180, 600, patched, at.pair, prefix="merged", title="Picture: merged")
+    at.picture(1180, 600, patched, prefix="merged", title="Picture: merged")
 
     at.group("CLoRA", (720, 1360, 1560, 980))
     at.sampling(1610, 1420, at.clora(740, 1420, concepts), "clora", "Picture: CLoRA")

@@ -225,12 +225,12 @@ def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(page
         page.take_few_steps()
     asked = page.asked()
     outputs = page.run()
-    titles = {str(node["id"]): node.get("title", "") for node in workflow["nodes"]}
     saved = [
         page.server.output / image["subfolder"] / image["filename"]
-        for node, output in sorted(outputs.items(), key=lambda item: titles[item[0]])
-        for image in output.get("images", [])
-        if titles[node].startswith("Picture") and image["type"] == "output"
+        for node in sorted(workflow["nodes"], key=lambda node: node["pos"][1])  # from the top of the page
+        if node.get("title", "").startswith("Picture")
+        for image in outputs.get(str(node["id"]), {}).get("images", [])
+        if image["type"] == "output"
     ]
     assert saved
     pictures = [Image.open(path).convert("RGB") for path in saved]
