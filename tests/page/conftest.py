@@ -4,6 +4,8 @@ import base64
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -72,13 +74,14 @@ class ComfyPage:
         self.load(workflow)
         return workflow
 
-    def take_few_steps(self) -> None:
-        """For runs whose pictures are not shown anywhere; those that are come from Nodes 2.0."""
+    def take_few_steps(self) -> int:
+        """For runs whose pictures are not shown anywhere; those that are come from Nodes 2.0. Returns how many."""
         self.page.evaluate(
             """steps => app.graph.nodes.filter((node) => node.comfyClass === 'KSampler')
                 .forEach((node) => { node.widgets.find((widget) => widget.name === 'steps').value = steps; })""",
             FEW_STEPS,
         )
+        return FEW_STEPS
 
     def asked(self) -> dict[str, dict]:
         """Inputs of each node as the page would send them to the server."""
@@ -130,6 +133,10 @@ class ComfyPage:
         found = "app.graph.nodes.find((node) => node.comfyClass === comfyClass)"
         return self.page.evaluate(f"([comfyClass, argument]) => ({script})({found}, argument)", [comfy_class, argument])
 
+    def make_room(self) -> None:
+        """For the tallest node."""
+        self.page.set_viewport_size({"width": 1700, "height": 1700})
+
     def center(self, comfy_class: str) -> None:
         """Brings a node before the user's eyes, at full size."""
         self.node(
@@ -151,6 +158,12 @@ class ComfyPage:
         )
         self.page.screenshot(path=SHOTS / f"{name}_{'nodes2' if self.nodes2 else 'classic'}.png", clip=clip)
 
+    def shots(self, *kinds: str) -> None:
+        """Of the nodes of these classes, for their help pages."""
+        for kind in kinds:
+            self.center(kind)
+            self.shot(kind, of=kind)
+
     def keep(self, picture: Image.Image, name: str) -> None:
         """A workflow's own picture, for its thumbnail."""
         if self.nodes2:
@@ -162,24 +175,27 @@ def renderer(request) -> bool:
     return RENDERERS[request.param]
 
 
-@pytest.fixture
-def open_page(server, infos, browser):
-    """Opens pages; at the end of the test none may have seen an error."""
-    opened = []
-
-    def opening(nodes2: bool, width: int = 1500, height: int = 1000) -> ComfyPage:
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, permissions=["clipboard-read", "clipboard-write"]
-        )
-        opened.append((context, ComfyPage(context.new_page(), server, infos, nodes2)))
-        return opened[-1][1]
-
-    yield opening
-    for context, page in opened:
+@contextmanager
+def opened(browser, server, infos, nodes2: bool) -> Iterator[ComfyPage]:
+    """A page of its own. At the end it may not have seen an error."""
+    permissions = ["clipboard-read", "clipboard-write"]
+    context = browser.new_context(viewport={"width": 1500, "height": 1000}, permissions=permissions)
+    try:
+        page = ComfyPage(context.new_page(), server, infos, nodes2)
+        yield page
+    finally:
         context.close()
-        assert page.errors == []
+    assert page.errors == []
 
 
 @pytest.fixture
-def page(open_page, renderer) -> ComfyPage:
-    return open_page(renderer)
+def page(browser, server, infos, renderer) -> Iterator[ComfyPage]:
+    with opened(browser, server, infos, renderer) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def shared_page(browser, server, infos, renderer) -> Iterator[ComfyPage]:
+    """For tests that leave nothing behind: opening a page takes longer than most of them."""
+    with opened(browser, server, infos, renderer) as page:
+        yield page

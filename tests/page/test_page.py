@@ -14,6 +14,7 @@ from playwright.sync_api import expect
 
 CLORA, MERGE, CONCEPT = "LoRACLR_CLoRASampler", "LoRACLR_Merge", "LoRACLR_LoadConceptLoRA"
 MAPS, SAVE = "LoRACLR_CLoRAMaps", "LoRACLR_SaveMergedLoRA"
+EMPTY = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0}
 
 
 def canvas_pixels(page) -> np.ndarray:
@@ -30,13 +31,14 @@ def prompt_field(page):
 
 
 def test_live_view_shows_the_concepts_apart(page):
+    page.make_room()
     page.load_demo("clora_two_concepts")
+    steps = workflows.DEMO.steps if page.nodes2 else page.take_few_steps()
     outputs = page.run()
     page.center(CLORA)
     view = page.page.locator(".loraclr-view")
     expect(view).to_be_visible()
     expect(view.locator(".loraclr-chip")).to_have_text(["ball", "box"])
-    steps = workflows.DEMO.steps
     expect(view.locator(".loraclr-step")).to_have_text(f"{steps} / {steps}")
     assert len(view.locator("polyline").get_attribute("points").split()) == steps
     masks = canvas_pixels(page)
@@ -51,7 +53,7 @@ def test_live_view_shows_the_concepts_apart(page):
     view.locator(".loraclr-chip").first.click()
     assert np.abs(canvas_pixels(page) - masks).mean() > 1
     view.locator(".loraclr-chip").first.click()
-    page.shot("live_view", of=CLORA)
+    page.shots(CLORA, CONCEPT, MAPS)
     assert any("images" in output for output in outputs.values())
 
     page.page.reload()
@@ -69,6 +71,7 @@ def test_live_view_can_be_switched_off(page):
 
 
 def test_merge_report_has_a_bar_for_every_error(page):
+    page.make_room()
     page.load_demo("loraclr_merge")
     page.run()
     page.center(MERGE)
@@ -87,7 +90,7 @@ def test_merge_report_has_a_bar_for_every_error(page):
     report.get_by_role("button").click()
     copied = page.page.evaluate("() => navigator.clipboard.readText()")
     assert copied.startswith("# LoRACLR merge")
-    page.shot("merge_report", of=MERGE)
+    page.shots(MERGE, SAVE)
 
 
 def test_a_brace_offers_the_concepts(page):
@@ -122,7 +125,7 @@ def test_an_unknown_name_is_marked_at_once(page):
 
 
 def test_choosing_a_file_fills_in_its_words(page):
-    page.load({"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0})
+    page.load(EMPTY)
     page.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", CONCEPT)
     choose = "(node, file) => { const w = node.widgets[0]; w.value = file; return w.callback(file); }"
     values = "(node) => node.widgets.slice(1, 3).map((widget) => widget.value)"
@@ -136,12 +139,12 @@ def test_choosing_a_file_fills_in_its_words(page):
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_saving_and_loading_changes_nothing(page, name):
-    page.load_demo(name)
+def test_saving_and_loading_changes_nothing(shared_page, name):
+    shared_page.load_demo(name)
     serialized = "() => JSON.parse(JSON.stringify(app.graph.serialize()))"
-    first = page.page.evaluate(serialized)
-    page.load(first)
-    again = page.page.evaluate(serialized)
+    first = shared_page.page.evaluate(serialized)
+    shared_page.load(first)
+    again = shared_page.page.evaluate(serialized)
     for before, after in zip(first["nodes"], again["nodes"], strict=True):
         # Front ends before the default host's forget a switch of this node of the host's own.
         forgets = before["type"] == "PreviewAny" and host_version != host.DEFAULT_VERSION
@@ -151,11 +154,11 @@ def test_saving_and_loading_changes_nothing(page, name):
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_the_page_asks_the_server_for_what_the_workflow_says(page, name):
+def test_the_page_asks_the_server_for_what_the_workflow_says(shared_page, name):
     """Widget values and links come through, `{ball}` in a prompt among them."""
-    page.load_demo(name)
-    expected = api_format(workflows.described(name, page.infos, workflows.DEMO))
-    assert page.asked() == {node: each["inputs"] for node, each in expected.items()}
+    shared_page.load_demo(name)
+    expected = api_format(workflows.described(name, shared_page.infos, workflows.DEMO))
+    assert shared_page.asked() == {node: each["inputs"] for node, each in expected.items()}
 
 
 def test_undo_copy_and_paste(page):
@@ -182,11 +185,12 @@ def test_undo_copy_and_paste(page):
     assert page.page.evaluate(found) == before
 
 
-def test_a_phone_sized_window_works(open_page):
-    page = open_page(True, width=390, height=844)
+def test_a_phone_sized_window_works(page):
+    page.page.set_viewport_size({"width": 390, "height": 844})
+    page.open()
     page.load_demo("clora_two_concepts")
     page.center(CLORA)
-    expect(page.page.locator("[data-node-id] textarea").first).to_be_visible()
+    expect(prompt_field(page)).to_be_visible()
     page.shot("phone")
 
 
@@ -213,20 +217,21 @@ def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_every_template_opens_by_dropping_its_file(page, name):
-    page.drop(workflows.FOLDER / f"{name}.json")
-    page.wait_for_nodes(workflows.REAL, name)
+def test_every_template_opens_by_dropping_its_file(shared_page, name):
+    shared_page.load(EMPTY)
+    shared_page.drop(workflows.FOLDER / f"{name}.json")
+    shared_page.wait_for_nodes(workflows.REAL, name)
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(page, name):
-    workflow = page.load_demo(name)
-    if not page.nodes2:
-        page.take_few_steps()
-    asked = page.asked()
-    outputs = page.run()
+def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(shared_page, name):
+    workflow = shared_page.load_demo(name)
+    if not shared_page.nodes2:
+        shared_page.take_few_steps()
+    asked = shared_page.asked()
+    outputs = shared_page.run()
     saved = [
-        page.server.output / image["subfolder"] / image["filename"]
+        shared_page.server.output / image["subfolder"] / image["filename"]
         for node in sorted(workflow["nodes"], key=lambda node: node["pos"][1])  # from the top of the page
         if node.get("title", "").startswith("Picture")
         for image in outputs.get(str(node["id"]), {}).get("images", [])
@@ -239,16 +244,16 @@ def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(page
     row = Image.new("RGB", (sum(each.width for each in pictures), pictures[0].height))
     for number, picture in enumerate(pictures):
         row.paste(picture, (number * picture.width, 0))
-    page.keep(row, f"template_{name}")
+    shared_page.keep(row, f"template_{name}")
 
-    page.load({"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0})
-    page.drop(saved[0])
-    page.wait_for_nodes(workflows.DEMO, name)
-    assert page.asked() == asked
+    shared_page.load(EMPTY)
+    shared_page.drop(saved[0])
+    shared_page.wait_for_nodes(workflows.DEMO, name)
+    assert shared_page.asked() == asked
 
 
 def test_the_blueprint_is_found_by_its_name_and_placed(page):
-    page.load({"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0})
+    page.load(EMPTY)
     page.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     page.page.get_by_role("combobox").last.fill(workflows.BLUEPRINT)
     expect(page.page.get_by_text(workflows.BLUEPRINT).first).to_be_visible()
@@ -268,20 +273,8 @@ def test_the_blueprint_is_found_by_its_name_and_placed(page):
     ("name", "kinds"), [("clora_two_concepts", (CONCEPT, CLORA, MAPS)), ("loraclr_merge", (MERGE, SAVE))]
 )
 def test_help_opens_beside_each_node_with_its_picture(page, name, kinds):
-    page.page.set_viewport_size({"width": 1700, "height": 1700})
+    page.make_room()
     page.load_demo(name)
-    # Nothing of another test's run: pictures that the host still has come without a view of how they came about.
-    page.node(
-        "KSampler", "(node, seed) => { node.widgets.find((w) => w.name === 'seed').value = seed; }", 3 + page.nodes2
-    )
-    if not page.nodes2:
-        page.take_few_steps()
-    page.run()
-    for kind in kinds:
-        page.center(kind)
-        if kind == CLORA:
-            expect(page.page.locator(".loraclr-view")).to_be_visible()
-        page.shot(kind, of=kind)
     for kind in kinds:
         page.center(kind)
         page.node(kind, "(node) => app.canvas.selectNode(node)")
@@ -291,8 +284,7 @@ def test_help_opens_beside_each_node_with_its_picture(page, name, kinds):
         page.page.evaluate("() => app.canvas.deselectAll()")
 
 
-def test_help_speaks_the_page_s_language(open_page):
-    page = open_page(True)
+def test_help_speaks_the_page_s_language(page):
     page.page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
     page.open()
     try:
