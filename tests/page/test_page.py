@@ -224,14 +224,14 @@ def test_every_template_opens_by_dropping_its_file(shared_page, name):
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(shared_page, name):
-    workflow = shared_page.load_demo(name)
-    if not shared_page.nodes2:
-        shared_page.take_few_steps()
-    asked = shared_page.asked()
-    outputs = shared_page.run()
+def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(page, name):
+    workflow = page.load_demo(name)
+    if not page.nodes2:
+        page.take_few_steps()
+    asked = page.asked()
+    outputs = page.run()
     saved = [
-        shared_page.server.output / image["subfolder"] / image["filename"]
+        page.server.output / image["subfolder"] / image["filename"]
         for node in sorted(workflow["nodes"], key=lambda node: node["pos"][1])  # from the top of the page
         if node.get("title", "").startswith("Picture")
         for image in outputs.get(str(node["id"]), {}).get("images", [])
@@ -244,12 +244,12 @@ def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(shar
     row = Image.new("RGB", (sum(each.width for each in pictures), pictures[0].height))
     for number, picture in enumerate(pictures):
         row.paste(picture, (number * picture.width, 0))
-    shared_page.keep(row, f"template_{name}")
+    page.keep(row, f"template_{name}")
 
-    shared_page.load(EMPTY)
-    shared_page.drop(saved[0])
-    shared_page.wait_for_nodes(workflows.DEMO, name)
-    assert shared_page.asked() == asked
+    page.load(EMPTY)
+    page.drop(saved[0])
+    page.wait_for_nodes(workflows.DEMO, name)
+    assert page.asked() == asked
 
 
 def test_the_blueprint_is_found_by_its_name_and_placed(page):
