@@ -11,12 +11,16 @@ its messages is drawn by chance, from a fixed seed.
     compared         how many pictures and merged LoRAs were there a second time or more often
     different        how many of them were not, bit for bit, what they were the first time, alone or beside the other workflow
     memory_ratio     resident memory of the server: median of the last quarter / of the first quarter after the warm-up
+    growth_mib       by which that memory grows per run after the warm-up, by least squares
+    blocks_left      allocations of 32 bytes that safetensors leaves behind for each tensor it reads, whoever reads it
     memory_range     highest / lowest median of the same graph's ten neighbouring runs after the warm-up
 """
 
+import gc
 import hashlib
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +31,7 @@ import graph
 import numpy as np
 import psutil
 import safetensors.torch
+import torch
 import workflows
 from comfy_server import ComfyServer, RunInterruptedError
 from demo_assets import write_assets
@@ -184,6 +189,8 @@ def summary(done: list[Run]) -> dict:
         "compared": compared,
         "different": len(different),
         "memory_ratio": round(end / begin, 4),
+        "growth_mib": round(statistics.linear_regression(range(len(warm)), [r.memory for r in warm]).slope / 2**20, 3),
+        "blocks_left": round(blocks_left(), 2),
         "memory_range": round(max(memory_range(warm, name) for name in {each.graph for each in warm}), 4),
     }
     print(f"\n{len(done)} runs in one server without a cache, the first {len(done) - len(warm)} of them to warm up")
@@ -196,6 +203,9 @@ def summary(done: list[Run]) -> dict:
     for each in different:
         print(f"  {each}")
     print(f"memory, last quarter / first quarter: {result['memory_ratio']}, highest / lowest: {result['memory_range']}")
+    print(
+        f"growth: {result['growth_mib']} MiB a run; safetensors leaves {result['blocks_left']} blocks per tensor read"
+    )
     return result
 
 
@@ -204,3 +214,18 @@ def memory_range(warm: list[Run], name: str) -> float:
     memory = [each.memory for each in warm if each.graph == name]
     medians = [statistics.median(memory[at : at + 10]) for at in range(max(1, len(memory) - 9))]
     return max(medians) / min(medians)
+
+
+def blocks_left(tensors: int = 100, times: int = 50) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "small.safetensors"
+        safetensors.torch.save_file({str(number): torch.zeros(1) for number in range(tensors)}, path)
+
+        def read() -> int:
+            for _ in range(times):
+                safetensors.torch.load_file(path)
+            gc.collect()
+            return sys.getallocatedblocks()
+
+        before = read()  # the first reads fill caches
+        return (read() - before) / (tensors * times)
