@@ -3,10 +3,12 @@
     make bench-quality                              # measure what is missing or older than its code; hours on two cores
     make bench-quality ARGS="exact clora"           # only these rows
     make bench-quality ARGS=show                    # measure nothing; tables and RESULT from the cells there are
+    make bench-quality ARGS=confirm                 # after a change of code that is to change no picture, see below
 
 A *row* is a method with its settings, a *column* how many concepts it is given, a *cell* the scores of every picture of one
 row and column (`bench/shapes/cells/`). All rows of a column answer the same prompts with the same seeds. Cells carry a hash
-of the code and settings they were made with; the tables mark the cells that are older than the code.
+of the code and settings they were made with; the tables mark the cells that are older than the code. `confirm` measures the
+first prompt of each kind again, of every cell that is: where its scores are the same, the cell counts as today's code's.
 
     identity   how well a concept is found in pictures of its own prompt, with all concepts of the column loaded; mean
     both       the share of pictures of two (three, four) concepts in which every one is right
@@ -45,6 +47,7 @@ PICTURES = ROOT / ".host" / "shapes" / "pictures"
 
 SAMPLING = {"steps": 12, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal"}
 BATCH = 4  # pictures of one prompt
+SAME = 0.01  # how far scores of one picture are apart where only the order of its sums is another
 RIGHT = 0.65  # identity of a concept that counts as shown: midway between what true and other concepts may score
 
 # --- columns: what is asked ------------------------------------------------------------------------------------------
@@ -222,11 +225,32 @@ def measure(world: World, row: str, column: str) -> None:
                 result[kind].setdefault(key, []).extend(values)
             if kind == "together" and number == 0:
                 keep_picture(row, column, pictures[0])
-    result["seconds"] = round(time.monotonic() - start)
+    write_cell(result | {"seconds": round(time.monotonic() - start)})
+
+
+def confirm(world: World, row: str, column: str) -> None:
+    """Measures a cell's first prompt of each kind again; if the scores are the same, the cell is today's code's too."""
+    method, old = ROWS[row], cell(row, column)
+    if old is None or is_current(row, column):
+        return
+    asks, furthest = COLUMNS[column].asks(pictures_of(row, column)), 0.0
+    for kind in method.kinds:
+        say(f"{row}, {column}: {kind} pictures, the first prompt again")
+        found, _ = next(measured(world, method, asks[kind][:1]))
+        for key, scores_now in (found | {"prompt": [asks[kind][0].seed] * BATCH}).items():
+            away = torch.tensor(scores_now) - torch.tensor(old[kind][key][:BATCH])
+            furthest = max(furthest, float(away.abs().max()))
+    same = furthest <= SAME
+    print(f"{row}, {column}: {'the same' if same else 'different'}, at most {furthest:.3f} away")
+    if same:
+        write_cell(old | {"made_with": fingerprint(row, column)})
+
+
+def write_cell(found: dict) -> None:
     CELLS.mkdir(parents=True, exist_ok=True)
-    path = cell_path(row, column)
+    path = cell_path(found["row"], found["column"])
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(result) + "\n", "utf-8")
+    scratch.write_text(json.dumps(found) + "\n", "utf-8")
     scratch.replace(path)
 
 
@@ -385,8 +409,8 @@ def write_readme() -> None:
 
 
 def main(names: list[str]) -> None:
-    rows = ROWS if not names else [row for row in ROWS if row in names]
-    if unknown := sorted(set(names) - set(ROWS) - {"show"}):
+    rows = ROWS if names in ([], ["confirm"]) else [row for row in ROWS if row in names]
+    if unknown := sorted(set(names) - set(ROWS) - {"show", "confirm"}):
         sys.exit(f"quality: there is no row {', '.join(unknown)}; choose from {', '.join(ROWS)}")
     if names == ["show"]:
         show()
@@ -396,7 +420,9 @@ def main(names: list[str]) -> None:
         world = World(*pack.demo_models())
         for row in rows:
             for column in columns_of(row):
-                if not is_current(row, column):
+                if "confirm" in names:
+                    confirm(world, row, column)
+                elif not is_current(row, column):
                     measure(world, row, column)
         if not names:
             grid(world).save(GRID, optimize=True)

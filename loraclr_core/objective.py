@@ -33,13 +33,11 @@ class Margin:
         """The distance meant, over all tokens of the capture."""
         if self.mode == "absolute" or len(concepts) < 2:
             return self.value
-        pairs = [
-            _full_scale(a, (a.outputs[:n] - b.outputs[:n]).norm(), n)
-            for i, a in enumerate(concepts)
-            for b in concepts[:i]
-            if (n := min(len(a.outputs), len(b.outputs)))
-        ]
-        return self.value * float(torch.stack(pairs).mean()) if pairs else 0.0
+        outputs, scale = _sampled(concepts, "outputs")
+        if not outputs.numel():
+            return 0.0
+        others = ~torch.eye(len(concepts), dtype=torch.bool)
+        return self.value * float((torch.cdist(outputs.flatten(1), outputs.flatten(1)) * scale)[others].mean())
 
 
 def held_out_error(concept: ConceptStatistics, delta: LowRank) -> float:
@@ -50,17 +48,19 @@ def held_out_error(concept: ConceptStatistics, delta: LowRank) -> float:
 
 def negative_distances(concepts: list[ConceptStatistics], delta: LowRank) -> Tensor:
     """d_n of every concept, (n,), over all tokens of the capture; infinite where there is no other concept."""
-    nearest = torch.full((len(concepts),), float("inf"))
-    for i, concept in enumerate(concepts):
-        own = delta.apply(concept.inputs) - concept.delta.apply(concept.inputs) + concept.outputs
-        for j, other in enumerate(concepts):
-            n = min(len(own), len(other.outputs))
-            if i != j and n:
-                distance = _full_scale(concept, (own[:n] - other.outputs[:n]).norm(), n)
-                nearest[i] = torch.minimum(nearest[i], distance)
-    return nearest
+    inputs, scale = _sampled(concepts, "inputs")
+    outputs, _ = _sampled(concepts, "outputs")
+    if not outputs.numel():
+        return torch.full((len(concepts),), float("inf"))
+    wanted = torch.stack([concept.delta.apply(x) for concept, x in zip(concepts, inputs, strict=True)])
+    own = delta.apply(inputs) - wanted + outputs
+    distances = torch.cdist(own.flatten(1), outputs.flatten(1)) * scale
+    return distances.fill_diagonal_(float("inf")).amin(dim=1)
 
 
-def _full_scale(concept: ConceptStatistics, distance: Tensor, samples: int) -> Tensor:
-    """A distance over `samples` tokens -> the same over every token of the capture."""
-    return distance * (concept.seen / samples) ** 0.5
+def _sampled(concepts: list[ConceptStatistics], what: Literal["inputs", "outputs"]) -> tuple[Tensor, Tensor]:
+    """The tokens that every concept has, (n, samples, width), and what makes distances over them, (n, 1), distances over
+    every token of the capture. Prompts of different length are not sampled alike where a capture is short."""
+    samples = min(len(concept.outputs) for concept in concepts)
+    scale = torch.tensor([[(concept.seen / max(1, samples)) ** 0.5] for concept in concepts])
+    return torch.stack([getattr(concept, what)[:samples] for concept in concepts]), scale

@@ -108,8 +108,8 @@ class LoadConceptLoRA(io.ComfyNode):
         mask=None,
     ) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
-        tensors, metadata = lora_file.read(path)
-        trigger = trigger.strip() or lora_file.trigger_from_metadata(metadata)
+        # The tensors are read where they are used: here only where a model is, to try the concept alone.
+        trigger = trigger.strip() or lora_file.trigger_from_metadata(lora_file.read_metadata(path))
         if not trigger:
             raise ValueError(
                 f"{lora_name} does not say what it was trained on: write its trigger phrase (such as “sks cat”) into"
@@ -128,6 +128,7 @@ class LoadConceptLoRA(io.ComfyNode):
             log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
         concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
         if model is not None or clip is not None:
+            tensors, _ = lora_file.read(path)
             model, clip = adapters.load_alone(lora_name, tensors, model, clip, strength_model, strength_clip)
         return io.NodeOutput([*earlier, concept], _or_blocked(model, "model"), _or_blocked(clip, "clip"))
 

@@ -14,6 +14,7 @@ from typing import IO
 
 import comfy.utils
 import psutil
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -43,17 +44,10 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     no tensors, or holds NaN or Inf.
     """
     path = Path(path)
-    if not path.is_file():
-        raise LoRAFileError(f"LoRA file {path} does not exist; choose another file or put it back.")
-    try:
+    with _named(path):
         if path.suffix.lower() not in SAFETENSORS:
             _check_pickle(path)
         tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
-    except Exception as error:
-        raise LoRAFileError(
-            f"LoRA file {path.name} cannot be read ({type(error).__name__}: {_first_line(error)}). It may be truncated, "
-            f"not a LoRA, or a pickle with code in it: download it again, as .safetensors if you can. ({path})"
-        ) from error
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise LoRAFileError(f"LoRA file {path.name} is not a dictionary of tensors; choose a LoRA file. ({path})")
     size = path.stat().st_size
@@ -68,6 +62,32 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
                 f"LoRA file {path.name} holds NaN or Inf in {key}; train or download it again. ({path})"
             )
     return tensors, metadata or {}
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Metadata of a LoRA file, by the header alone where it has one.
+
+    Raises LoRAFileError for what `read` refuses, but for the numbers in a safetensors file.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SAFETENSORS:
+        return read(path)[1]
+    with _named(path), safetensors.safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Refuses a file by its name where it is missing or the block fails."""
+    if not path.is_file():
+        raise LoRAFileError(f"LoRA file {path} does not exist; choose another file or put it back.")
+    try:
+        yield
+    except Exception as error:
+        raise LoRAFileError(
+            f"LoRA file {path.name} cannot be read ({type(error).__name__}: {_first_line(error)}). It may be truncated, "
+            f"not a LoRA, or a pickle with code in it: download it again, as .safetensors if you can. ({path})"
+        ) from error
 
 
 def sha256(path: str | os.PathLike) -> str:
