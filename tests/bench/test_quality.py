@@ -77,6 +77,18 @@ def test_a_cell_is_older_than_its_code_when_a_setting_or_a_default_changes(monke
     assert not quality.is_current(row, column)
 
 
+@pytest.mark.parametrize(("now", "stands"), [(0.504, True), (0.53, False)])
+def test_an_older_cell_stands_only_where_its_first_prompt_scores_the_same(monkeypatch, tmp_path, now, stands):
+    monkeypatch.setattr(quality, "CELLS", tmp_path)
+    row, column, size = "alone", "1", quality.BATCH
+    own = {"identity": [[0.5]] * size + [[0.9]], "prompt": [COLUMNS[column].asks(64)["own"][0].seed] * size + [1]}
+    quality.write_cell({"row": row, "column": column, "made_with": "older code", "own": own})
+    monkeypatch.setattr(quality, "measured", lambda *_: iter([({"identity": [[now]] * size}, None)]))
+    quality.confirm(None, row, column)
+    assert quality.is_current(row, column) == stands
+    assert quality.cell(row, column)["own"] == own
+
+
 def test_comments_and_docstrings_do_not_age_a_cell():
     code = 'def f(x):\n    """What."""\n    return x  # why\n'
     assert quality.essence(code) == quality.essence("def f(x):\n    return x\n")
