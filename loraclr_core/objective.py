@@ -33,11 +33,11 @@ class Margin:
         """The distance meant, over all tokens of the capture."""
         if self.mode == "absolute" or len(concepts) < 2:
             return self.value
-        outputs, scale = _sampled(concepts, "outputs")
+        _, outputs = _samples(concepts)
         if not outputs.numel():
             return 0.0
         others = ~torch.eye(len(concepts), dtype=torch.bool)
-        return self.value * float((torch.cdist(outputs.flatten(1), outputs.flatten(1)) * scale)[others].mean())
+        return self.value * float(_distances(outputs, outputs, concepts)[others].mean())
 
 
 def held_out_error(concept: ConceptStatistics, delta: LowRank) -> float:
@@ -48,19 +48,24 @@ def held_out_error(concept: ConceptStatistics, delta: LowRank) -> float:
 
 def negative_distances(concepts: list[ConceptStatistics], delta: LowRank) -> Tensor:
     """d_n of every concept, (n,), over all tokens of the capture; infinite where there is no other concept."""
-    inputs, scale = _sampled(concepts, "inputs")
-    outputs, _ = _sampled(concepts, "outputs")
+    inputs, outputs = _samples(concepts)
     if not outputs.numel():
         return torch.full((len(concepts),), float("inf"))
     wanted = torch.stack([concept.delta.apply(x) for concept, x in zip(concepts, inputs, strict=True)])
-    own = delta.apply(inputs) - wanted + outputs
-    distances = torch.cdist(own.flatten(1), outputs.flatten(1)) * scale
-    return distances.fill_diagonal_(float("inf")).amin(dim=1)
+    own = outputs + delta.apply(inputs) - wanted
+    return _distances(own, outputs, concepts).fill_diagonal_(float("inf")).amin(dim=1)
 
 
-def _sampled(concepts: list[ConceptStatistics], what: Literal["inputs", "outputs"]) -> tuple[Tensor, Tensor]:
-    """The tokens that every concept has, (n, samples, width), and what makes distances over them, (n, 1), distances over
-    every token of the capture. Prompts of different length are not sampled alike where a capture is short."""
-    samples = min(len(concept.outputs) for concept in concepts)
-    scale = torch.tensor([[(concept.seen / max(1, samples)) ** 0.5] for concept in concepts])
-    return torch.stack([getattr(concept, what)[:samples] for concept in concepts]), scale
+def _samples(concepts: list[ConceptStatistics]) -> tuple[Tensor, Tensor]:
+    """Inputs (n, samples, in) and outputs (n, samples, out): the tokens that every concept has.
+
+    Prompts of different length are not sampled alike where a capture is short.
+    """
+    count = min(len(concept.outputs) for concept in concepts)
+    return torch.stack([c.inputs[:count] for c in concepts]), torch.stack([c.outputs[:count] for c in concepts])
+
+
+def _distances(own: Tensor, outputs: Tensor, concepts: list[ConceptStatistics]) -> Tensor:
+    """‖own_i − outputs_j‖, (n, n), of all pairs of (n, samples, out), as if of every token of concept i's capture."""
+    scale = torch.tensor([concept.seen / own.shape[1] for concept in concepts]).sqrt()
+    return torch.cdist(own.flatten(1), outputs.flatten(1)) * scale[:, None]
