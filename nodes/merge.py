@@ -173,7 +173,9 @@ class LoRACLRMerge(io.ComfyNode):
                 captures,
             )
         )
-        result = merging.merge(model, clip, concepts, settings, _progress(cls.hidden.unique_id))
+        progress = _progress(cls.hidden.unique_id)
+        result = merging.merge(model, clip, concepts, settings, progress)
+        progress(f"merged in {sum(result.seconds.values()):.0f} s", 1.0)
         return io.NodeOutput(
             *(result.model, result.clip, result.lora, merged_file.info(result), report.markdown(result)),
             ui={"loraclr_merge": [report.panel(result)]},

@@ -131,10 +131,11 @@ def _groups(layers: list[LayerResult]) -> str:
 
 
 def _grouped(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
+    """In the order of their names, since the host keeps the names of a model's layers in sets."""
     groups: dict[str, list[LayerResult]] = {}
     for layer in layers:
         groups.setdefault(_group(layer.key), []).append(layer)
-    return groups
+    return dict(sorted(groups.items()))
 
 
 def _margin_active(layers: list[LayerResult]) -> float:

@@ -239,6 +239,9 @@ def test_report_accounts_for_everything(demo, concepts):
         "capture ",
     ):
         assert text in report
+    table = report.split("## Layer groups")[1].split("\n\n")[1].splitlines()[2:]
+    assert len(table) > 2
+    assert table == sorted(table), "the same from run to run"
 
 
 def test_a_patch_that_keeps_every_layer_from_running_is_an_error(demo, concepts):

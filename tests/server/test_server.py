@@ -92,10 +92,11 @@ def test_progress_is_told_in_words(server, infos):
     """With a seed of its own, so that nothing is captured yet, whatever ran before."""
     messages: list[dict] = []
     run(server, merge_prompt(infos, capture_steps=1, capture_seed=17), on_message=messages.append)
-    texts = {message["data"]["text"] for message in messages if message["type"] == "progress_text"}
+    texts = [message["data"]["text"] for message in messages if message["type"] == "progress_text"]
     for subject in workflows.DEMO.subjects:
         assert any(text.startswith(f"capturing {subject.name}, evaluation") for text in texts)
     assert any(text.startswith("solving layer") for text in texts)
+    assert texts[-1].startswith("merged in ")
 
 
 def test_saved_merge_reloads_to_the_same_picture(server, infos, first_run):
