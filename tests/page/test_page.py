@@ -87,10 +87,11 @@ def test_merge_report_has_a_bar_for_every_error(page):
         )
         assert plain == 100
         assert merged < 50
+    page.shots(MERGE, SAVE)
+    page.center(MERGE)
     report.get_by_role("button").click()
     copied = page.page.evaluate("() => navigator.clipboard.readText()")
     assert copied.startswith("# LoRACLR merge")
-    page.shots(MERGE, SAVE)
 
 
 def test_a_brace_offers_the_concepts(page):
