@@ -150,7 +150,7 @@ class ByHooks(comfy.samplers.CFGGuider):
 
     def gradient(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
         """Branch by branch, because switching a hook group overwrites weights that another branch's graph needs."""
-        with differentiable.gradients(in_place=False):
+        with differentiable.gradients(False, "update_strength"):
             z = x.clone().requires_grad_()
             with torch.no_grad():
                 maps = {branch: self.maps(branch, z, timestep, model_options) for branch in range(self.count)}

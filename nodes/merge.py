@@ -125,6 +125,16 @@ class LoRACLRMerge(io.ComfyNode):
                     " loraclr_captures in ComfyUI's user folder, the oldest go first; another ridge then takes only the solve,"
                     " and a concept added at the end one capture. clear the disk: deletes all that is there.",
                 ),
+                io.Int.Input(
+                    "distillation_steps",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    optional=True,
+                    tooltip="After the solve, trains the merged LoRA for so many steps until the whole model predicts what each"
+                    " concept's own LoRA does. For many or similar concepts: 200. Takes minutes, and memory for the"
+                    " gradients of one picture of the latent's size. 0: the solve alone, in seconds.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with all concepts merged."),
@@ -155,6 +165,7 @@ class LoRACLRMerge(io.ComfyNode):
         merge_text_encoder,
         latent=None,
         captures: merging.Keeping = "in memory",
+        distillation_steps=0,
     ) -> io.NodeOutput:
         capture = CaptureSettings(
             prompts=_prompts(capture_prompts),
@@ -171,6 +182,7 @@ class LoRACLRMerge(io.ComfyNode):
                 capture,
                 merge_text_encoder,
                 captures,
+                distillation_steps,
             )
         )
         progress = _progress(cls.hidden.unique_id)

@@ -170,6 +170,7 @@ CORE = ("loraclr_core/*.py", "loraclr_core/host/*.py")
 SAMPLER_ONLY = {"contrast", "masks", "prompt", "attention", "branches", "clora", "differentiable", "evaluation"}
 SAMPLER_ONLY |= {"prompts", "tokens"}
 MERGE_ONLY = {"adamw", "exact", "gram", "lowrank", "moments", "objective", "capture", "captures", "merging"}
+DISTILLED_ONLY = {"distillation"}
 SHOWN_ONLY = {"live", "merged_file", "overlay", "report"}  # what no picture depends on
 
 
@@ -179,11 +180,14 @@ def code(without: set[str]) -> tuple[str, ...]:
 
 
 def merge_row(**settings) -> Method:
-    return Method(merging, KINDS, settings, "LoRACLR_Merge", code(SAMPLER_ONLY))
+    left_out = (
+        SAMPLER_ONLY - {"differentiable"} if settings.get("distillation_steps") else SAMPLER_ONLY | DISTILLED_ONLY
+    )
+    return Method(merging, KINDS, settings, "LoRACLR_Merge", code(left_out))
 
 
 def clora_row(**settings) -> Method:
-    return Method(clora, KINDS[1:2], settings, "LoRACLR_CLoRASampler", code(MERGE_ONLY))
+    return Method(clora, KINDS[1:2], settings, "LoRACLR_CLoRASampler", code(MERGE_ONLY | DISTILLED_ONLY))
 
 
 HEADLINE = {
@@ -191,6 +195,7 @@ HEADLINE = {
     "stacked": Method(stacking, KINDS),
     "adamw": merge_row(solver="adamw (paper)"),
     "exact": merge_row(),
+    "distilled": merge_row(distillation_steps=200),
     "clora": clora_row(),
     "clora-no-updates": clora_row(update_strength=0.0),
     "clora-no-masks": clora_row(first_masked_step=10000),

@@ -80,10 +80,7 @@ def capture(
     step_done is called after every evaluation and may raise to stop.
     Raises ValueError where a layer sees NaN.
     """
-    model, clip = _with_summed(target.model, model_effect), target.clip
-    if clip_effect.add:
-        clip = clip.clone()
-        clip.patcher = _with_summed(clip.patcher, clip_effect)
+    model, clip = with_summed(target.model, model_effect), _clip_with_summed(target.clip, clip_effect)
     prompts = [template.replace("{trigger}", phrase) for template in settings.prompts]
     latent = empty_latent(target.model, settings.latent_shape)
     noise = comfy.sample.prepare_noise(latent, settings.seed)
@@ -112,14 +109,28 @@ def empty_latent(model: ModelPatcher, shape: tuple[int, ...] | None) -> Tensor:
     return comfy.sample.fix_empty_latent_channels(model, latent)
 
 
-def _with_summed(patcher: ModelPatcher, effect: Effect) -> ModelPatcher:
+def encode(target: Target, prompt: str, effect: Effect, *summed: Effect) -> list:
+    """Conditioning by the text encoder with one effect's merged differences, and what can only be summed of all."""
+    with _observing(target.clip_layers, effect.merge, lambda key, x, y: None):
+        return _encode(_clip_with_summed(target.clip, effect, *summed), prompt)
+
+
+def with_summed(patcher: ModelPatcher, *effects: Effect) -> ModelPatcher:
     """A clone with the differences that no hook can add (biases, norms, wide convolutions) as ordinary patches."""
-    if not effect.add:
+    if not any(effect.add for effect in effects):
         return patcher
     patcher = patcher.clone()
     known = shapes(patcher)
-    patcher.add_patches({key: ("diff", (dense(d, known[key]),)) for key, d in effect.add.items()})
+    for effect in effects:
+        patcher.add_patches({key: ("diff", (dense(d, known[key]),)) for key, d in effect.add.items()})
     return patcher
+
+
+def _clip_with_summed(clip, *effects: Effect):
+    if any(effect.add for effect in effects):
+        clip, patcher = clip.clone(), clip.patcher
+        clip.patcher = with_summed(patcher, *effects)
+    return clip
 
 
 def dense(difference: LowRank | Tensor, shape: torch.Size) -> Tensor:
@@ -137,13 +148,17 @@ def _sample(
     """One run without guidance, as published."""
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": cond})
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", settings.steps)
     guider.sample(
-        *(noise, latent, comfy.samplers.sampler_object("euler"), sigmas),
+        *(noise, latent, comfy.samplers.sampler_object("euler"), noise_levels(model, settings)),
         callback=lambda step, denoised, x, total: step_done(),
         disable_pbar=True,
         seed=settings.seed,
     )
+
+
+def noise_levels(model: ModelPatcher, settings: CaptureSettings) -> Tensor:
+    """σ of each step, and 0."""
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", settings.steps)
 
 
 def _moments(
@@ -226,6 +241,13 @@ def _add(module: nn.Module, delta: LowRank, inputs: Tensor, output: Tensor) -> N
         hidden = (inputs @ delta.down.T).flatten(0, -2)
         output.view(-1, output.shape[-1]).addmm_(hidden, delta.up.T)
         return
+    output += product(module, delta, inputs)
+
+
+def product(module: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
+    """What ΔW adds to the layer's output."""
+    if not isinstance(module, nn.Conv2d):
+        return delta.apply(inputs)
     down = delta.down.view(-1, module.in_channels, *module.kernel_size)
     hidden = F.conv2d(inputs, down, stride=module.stride, padding=module.padding, dilation=module.dilation)
-    output += F.conv2d(hidden, delta.up[:, :, None, None])
+    return F.conv2d(hidden, delta.up[:, :, None, None])

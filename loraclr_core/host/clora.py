@@ -324,7 +324,7 @@ class CLoRA:
             evaluation.read(z, recorder, chosen)
             return self._complete(recorder.maps(), chosen)
 
-        with differentiable.gradients(in_place=isinstance(layers, JointLayers)):
+        with differentiable.gradients(isinstance(layers, JointLayers), "update_strength"):
             z = z.detach().clone().requires_grad_()
             if self.settings.gradient_memory == "all at once":
                 with contextlib.suppress(comfy.model_management.OOM_EXCEPTION):

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def gradients(in_place: bool) -> Iterator[None]:
+def gradients(in_place: bool, setting: str) -> Iterator[None]:
     """Autograd on, out of the inference mode that the executor runs nodes in.
 
     in_place: for models that add to their activations in place, which takes what is changed aside first, at a cost.
+    setting: of the node, at 0 does without gradients.
     Raises ValueError where another patch's tensors refuse to be differentiated.
     """
     keeping = torch.autograd.graph.allow_mutation_on_saved_tensors() if in_place else contextlib.nullcontext()
@@ -24,8 +25,8 @@ def gradients(in_place: bool) -> Iterator[None]:
         if "nference tensor" not in str(error):
             raise
         raise ValueError(
-            "Another patch on this model works on tensors that cannot be differentiated, so the latent cannot be updated"
-            f" through it ({error}). Set update_strength to 0, or remove that patch."
+            f"Another patch on this model works on tensors that cannot be differentiated ({error}). Set {setting} to 0, or"
+            " remove that patch."
         ) from error
 
 
@@ -55,14 +56,14 @@ def make_normal(model: nn.Module) -> None:
                 module._buffers[name] = buffer.clone()
 
 
-def check_weights_stay(model: nn.Module, device: torch.device) -> None:
+def check_weights_stay(model: nn.Module, device: torch.device, setting: str) -> None:
     """Raises ValueError where weights pass through the host's reused transfer buffers, which spoils a backward pass."""
     if comfy.model_management.NUM_STREAMS == 0:
         return
     if any(parameter.device != device for parameter in model.parameters()):
         raise ValueError(
             "The model does not fit on the device, and ComfyUI's asynchronous offloading overwrites weights that gradients"
-            " need. Start ComfyUI with --disable-async-offload, or set update_strength to 0."
+            f" need. Start ComfyUI with --disable-async-offload, or set {setting} to 0."
         )
 
 

@@ -16,10 +16,11 @@ from ..concept import Concept
 from ..lowrank import LowRank
 from ..moments import ConceptStatistics
 from ..objective import Margin, held_out_error, negative_distances
-from . import adapters, capture_store, captures, lora_file, lora_keys
+from . import adapters, capture_store, captures, distillation, lora_file, lora_keys
 from .adapters import Effect, MatchedLoRA
 from .capture import CaptureSettings, Target, dense
 from .capture_store import CaptureStore, Known, NotStorableError
+from .distillation import Agreement
 
 Solver = Literal["exact", "adamw (paper)", "sum (baseline)"]
 SOLVERS: tuple[Solver, ...] = ("exact", "adamw (paper)", "sum (baseline)")
@@ -27,8 +28,8 @@ SOLVERS: tuple[Solver, ...] = ("exact", "adamw (paper)", "sum (baseline)")
 ADAMW_SAMPLES = 400
 Keeping = Literal["in memory", "on disk", "clear the disk"]
 KEEPINGS: tuple[Keeping, ...] = ("in memory", "on disk", "clear the disk")
-# What share of the progress bar the captures take.
-CAPTURE_SHARE = 0.9
+# What share of the progress bar the captures take, and of all the distillation where there is one.
+CAPTURE_SHARE, DISTILLATION_SHARE = 0.9, 0.8
 
 
 class MergeSettings(NamedTuple):
@@ -43,6 +44,7 @@ class MergeSettings(NamedTuple):
     capture: CaptureSettings
     merge_text_encoder: bool
     captures: Keeping = "in memory"
+    distillation_steps: int = 0
 
 
 @dataclass
@@ -61,7 +63,7 @@ class LayerResult:
 class MergeResult:
     """lora: the merged LoRA by the names of its file. unseen: layers that did not run in the capture of every concept, as
     those of a picture's condition do not, and are summed. tokens: how many the moments count, of how many there were. kept:
-    what became of the captures on disk, in words.
+    what became of the captures on disk, in words. agreements: of each concept, where there was a distillation.
     """
 
     lora: dict[str, Tensor]
@@ -78,6 +80,7 @@ class MergeResult:
     tokens: tuple[int, int] = (0, 0)
     evaluations: int = 0
     kept: str = ""
+    agreements: list[Agreement] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -120,10 +123,19 @@ def merge(
 
     result = MergeResult({}, model, clip, lora_keys.architecture(model), concepts, settings, matches, effects)
     # One concept alone is already what every solver looks for.
+    steps = settings.distillation_steps if len(concepts) > 1 else 0
+    solving = 1 - DISTILLATION_SHARE if steps else 1.0
     if settings.solver == "sum (baseline)" or len(concepts) == 1:
         deltas = {key: lowrank.squeeze(_sum(effects, key)) for key in target.layers()}
     else:
-        deltas = _solve_all(target, result, device, progress, seconds)
+        deltas = _solve_all(target, result, device, lambda phase, done: progress(phase, solving * done), seconds)
+    if steps:
+        start = time.perf_counter()
+        deltas, result.agreements = distillation.distil(
+            *(target, deltas, concepts, effects, steps, settings.capture),
+            lambda phase, done: progress(phase, solving + (1 - solving) * done),
+        )
+        seconds["distillation"] = time.perf_counter() - start
     result.ranks = [delta.rank for delta in deltas.values()]
 
     progress("patching the model", 1.0)

@@ -47,6 +47,8 @@ def markdown(result: MergeResult) -> str:
     sections = [_summary(result), _concepts(result)]
     if result.layers:
         sections.append(_groups(result.layers))
+    if result.agreements:
+        sections.append(_distillation(result))
     sections += [_notes(result), _seconds(result)]
     return "\n\n".join(section for section in sections if section)
 
@@ -128,6 +130,19 @@ def _groups(layers: list[LayerResult]) -> str:
         )
     head = ["layers", "count", "rank", "error base", "error stacked", "error merged", "margin active"]
     return "## Layer groups\n\n" + _table(head, rows)
+
+
+def _distillation(result: MergeResult) -> str:
+    rows = [
+        [concept.name, _share(agreement.solved, agreement.base), _share(agreement.distilled, agreement.base)]
+        for concept, agreement in zip(result.concepts, result.agreements, strict=True)
+    ]
+    return (
+        f"## Distillation, {result.settings.distillation_steps} steps\n\n"
+        + _table(["concept", "error before", "error after"], rows)
+        + "\n\nErrors: squared distance of the model's predictions from those with the concept's own LoRA, on pictures of its"
+        " own; 100 % is the base model without any LoRA. The layers' errors above are of the solve."
+    )
 
 
 def _grouped(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
