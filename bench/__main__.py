@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-SECTIONS = ["solve", "capture", "sampling", "samplers"]
+SECTIONS = ["solve", "capture", "distillation", "sampling", "samplers"]
 LONG = ["scale", "sdxl"]  # only when named
 
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).resolve().parent.parent / "tools")]

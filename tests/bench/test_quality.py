@@ -10,7 +10,7 @@ import quality
 import torch
 from quality import COLUMNS, ROOT, ROWS
 from shapes import base, loras
-from shapes.methods import Ask, merge_row
+from shapes.methods import Ask, Method, merge_row
 from shapes.model import Text
 from shapes.world import CONCEPTS
 
@@ -38,6 +38,22 @@ def test_a_published_cell_is_what_this_code_measures(world):
     published = quality.cell(row, column)["own"]
     assert published["prompt"][: quality.BATCH] == [ask.seed] * quality.BATCH
     assert published["identity"][: quality.BATCH] == [pytest.approx(each, abs=0.05) for each in found["identity"]]
+
+
+def test_distillation_brings_pictures_nearer_to_those_of_each_lora_alone(world, monkeypatch):
+    """Two concepts of one class, by the stock sampler and from noise that it has not seen."""
+    monkeypatch.setattr(quality, "BATCH", 2)
+    monkeypatch.setitem(quality.SAMPLING, "steps", 6)
+    group = CONCEPTS[0], CONCEPTS[4]
+    asks = [Ask(group, (concept,), (), "in fog", 1) for concept in group]
+
+    def pictures(row: Method) -> torch.Tensor:
+        prepare = row.prepare(world, group, **row.settings)
+        return torch.cat([quality.sample(world, prepare(ask), ask.seed) for ask in asks])
+
+    alone = pictures(ROWS["alone"])
+    solved, distilled = (pictures(merge_row(capture_steps=5, distillation_steps=steps)) for steps in (0, 20))
+    assert (distilled - alone).norm() < (solved - alone).norm()
 
 
 def test_every_lora_was_trained_on_the_base_model_and_the_concept_that_are_shipped():

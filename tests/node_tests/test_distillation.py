@@ -10,8 +10,8 @@ from node_tests import test_architectures
 from node_tests.running import merge, weights
 from node_tests.test_architectures import PROMPT, SEED
 
-# Noise and velocity, a pooled text, blocks that add to their input in place, latents with frames.
-UNLIKE_EACH_OTHER = ["SD2 v-prediction", "SDXL", "Flux", "Wan"]
+# Noise and flows, a pooled text, blocks that add to their input in place, latents with frames.
+UNLIKE_EACH_OTHER = ["SDXL", "Flux", "Wan"]
 
 
 def settings(latent: tuple[int, ...], steps: int) -> MergeSettings:

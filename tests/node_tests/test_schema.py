@@ -16,7 +16,7 @@ WIDGETS = {
     "LoRACLR_LoadConceptLoRA": ["lora_name", "trigger", "class_word", "name", "strength_model", "strength_clip"],
     "LoRACLR_Merge": [
         *("solver", "margin", "margin_mode", "ridge", "anchor_weight", "capture_prompts", "capture_steps"),
-        *("capture_seed", "merge_text_encoder", "captures"),
+        *("capture_seed", "merge_text_encoder", "captures", "distillation_steps"),
     ],
     "LoRACLR_SaveMergedLoRA": ["filename", "folder", "if_exists", "precision", "max_rank"],
     "LoRACLR_CLoRASampler": [
