@@ -201,12 +201,15 @@ def scored(world: World, ask: Ask, pictures: Tensor) -> dict[str, Tensor]:
     return found
 
 
+@functools.lru_cache(maxsize=len(CONCEPTS))  # no column has more groups; a row's kinds of pictures share them
+def prepared(world: World, prepare: Callable, group: Group, settings: tuple) -> Callable[[Ask], Conditioned]:
+    return prepare(world, group, **dict(settings))
+
+
 def measured(world: World, method: Method, asks: list[Ask]) -> Iterator[tuple[dict[str, list], Tensor]]:
     """Scores and pictures of each ask."""
-    group, prepare = None, None
     for ask in asks:
-        if prepare is None or ask.group != group:
-            group, prepare = ask.group, method.prepare(world, ask.group, **method.settings)
+        prepare = prepared(world, method.prepare, ask.group, (*method.settings.items(),))
         pictures = sample(world, prepare(ask), ask.seed)
         found = scored(world, ask, pictures)
         yield {key: value.double().numpy().round(3).tolist() for key, value in found.items()}, pictures
