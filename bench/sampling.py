@@ -112,7 +112,7 @@ def ours(
         match = adapters.match(f"{i}", lora, key_map)
         effects.append((f"{i}", adapters.effect(match, model, 1.0, torch.device("cpu"))))
     concepts = [Concept(f"{i}", "", "", f"{i}", Path(), "", 1.0, 1.0) for i in range(len(loras))]
-    settings = Settings(strength, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, memory, "strongest")
+    settings = Settings(strength, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, memory, "strongest", "plain")
     method = CLoRA(concepts, positions(len(loras)), BranchAdapters(model, effects), settings)
     guider = comfy.samplers.CFGGuider(method.patch(model))
     guider.set_conds(
@@ -183,7 +183,9 @@ class ByHooks(comfy.samplers.CFGGuider):
         return recorder.maps()[branch]
 
 
-SETTINGS = Settings(0.02, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, "one branch at a time", "strongest")
+SETTINGS = Settings(
+    0.02, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, "one branch at a time", "strongest", "plain"
+)
 
 
 def positions(count: int) -> list[list[list[int]]]:

@@ -3,10 +3,9 @@
 A concept claims a place as far as any of its tokens' maps comes near that map's maximum; its mask is where the claim is
 above a threshold. Where masks overlap the published method averages the concepts' predictions. A concept's words attend to
 another's object too, at a third or more of their maximum, and the average of a concept and of a plain thing is neither: so
-a place can also go to the strongest claim alone, by the class words of branch 0, the base prompt, since a trigger looks at
-every concept's object. Of one step and one cell that claim is a coin toss between two concepts of one class, and an object
-gets both looks; so what counts is the mean of the neighbourhood and of the steps so far. Branch 0 takes what no concept
-claims.
+a place can also go to the strongest claim alone. Of one step and one cell that claim is a coin toss between two concepts of
+one class, and an object gets both looks; so what counts is the mean of the neighbourhood and of the steps so far. Branch 0
+takes what no concept claims.
 """
 
 from typing import Literal

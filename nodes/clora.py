@@ -146,8 +146,17 @@ class CLoRASampler(io.ComfyNode):
                     optional=True,  # came later, too
                     default="strongest",
                     advanced=True,
-                    tooltip="A place that several concepts take. strongest: it goes to the one whose class word has looked at"
-                    " it most so far. average (paper): all of them draw there, which blends them.",
+                    tooltip="A place that several concepts take. strongest: it goes to the one whose words have looked at it"
+                    " most so far. average (paper): all of them draw there, which blends them.",
+                ),
+                io.Combo.Input(
+                    "surroundings",
+                    options=list(clora.SURROUNDINGS),
+                    optional=True,  # came later, too
+                    default="plain",
+                    advanced=True,
+                    tooltip="What a concept's branch sees around its own area. plain: the picture of the prompt with class words"
+                    " alone, so that no LoRA redraws another's subject. composed (paper): the picture with all subjects.",
                 ),
             ],
             outputs=[
@@ -185,11 +194,13 @@ class CLoRASampler(io.ComfyNode):
         gradient_memory,
         live_view=True,
         mask_overlap: Overlap = "strongest",
+        surroundings: clora.Surroundings = "plain",
     ) -> io.NodeOutput:
         settings = clora.Settings(
             *(update_strength, update_unit, update_start, update_end, _steps(refine_steps), refine_repeats),
             *(temperature, mask_threshold, mask_morphology, first_masked_step, gradient_memory),
             overlap=mask_overlap,
+            surroundings=surroundings,
         )
         view = _view(cls.hidden.unique_id, concepts) if live_view else None
         return io.NodeOutput(*prompts.compose(model, clip, concepts, prompt, negative, settings, view))

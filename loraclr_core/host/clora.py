@@ -4,6 +4,12 @@ Branch 0 is the base prompt without a LoRA, branch k the prompt with trigger k a
 masks that come from their cross attention. Once per step, within the update range, the latent is first moved against
 the gradient of the contrast between the concepts' attention maps, and the prediction is computed at the moved latent.
 
+What a branch sees. In the published method every branch is run on the composed picture. A LoRA then meets subjects of the
+others that it was never trained beside, and redraws them; the base meets nothing but strangers, and its layout drifts. Here
+the base branch follows a picture of its own, the plain one of its prompt, from the same noise; and a concept's branch sees
+the composed picture within its own mask and the plain one around it. It takes no further evaluation: what the plain picture
+is beside the composed one, p, follows from the predictions of both (`_Run.follow_plain`).
+
 The move is kept as a displacement o of the latent, beside the sampler and not inside it: the model sees x + o, the
 sampler gets the prediction minus o, and o is added to what it returns. In every sampler of the host the coefficients of
 latent and prediction add up to one, so its path is the moved one minus o, whichever tensors it keeps and copies. Only
@@ -40,6 +46,8 @@ UpdateUnit = Literal["relative", "absolute (paper)"]
 UPDATE_UNITS: tuple[UpdateUnit, ...] = ("relative", "absolute (paper)")
 GradientMemory = Literal["one branch at a time", "all at once"]
 GRADIENT_MEMORY: tuple[GradientMemory, ...] = ("one branch at a time", "all at once")
+Surroundings = Literal["plain", "composed (paper)"]
+SURROUNDINGS: tuple[Surroundings, ...] = ("plain", "composed (paper)")
 
 # How many finished runs a patched model remembers for CLoRA Attention Maps.
 RECORDS = 8
@@ -60,6 +68,7 @@ class Settings(NamedTuple):
     threshold: share of a token's strongest attention. overlap: what becomes of a place in several masks, by the claims of
     all steps so far; a mask that is given counts as the strongest claim.
     first_masked_step: before it every branch counts everywhere.
+    surroundings: the picture that a concept's branch sees around its own mask.
     """
 
     update_strength: float
@@ -74,6 +83,7 @@ class Settings(NamedTuple):
     first_masked_step: int
     gradient_memory: GradientMemory
     overlap: Overlap
+    surroundings: Surroundings
 
 
 class Tag(NamedTuple):
@@ -107,6 +117,10 @@ class _Run:
     schedule: Tensor
     denoise_mask: Tensor | None
     displacement: Tensor | None = None  # o, (batch, channels, h, w)
+    plain: Tensor | float = 0.0  # p, the base branch's own picture beside the composed one; as the latent
+    departure: tuple[float, Tensor] | None = (
+        None  # of the last evaluation: σ, and by how much the two predictions differ
+    )
     branch_masks: Tensor | None = None  # (batch, branches, h, w)
     concept_masks: Tensor | None = None
     claims: Tensor | float = 0.0  # sum over the evaluations so far, (batch, concepts, h, w)
@@ -122,6 +136,18 @@ class _Run:
     def at(self, x: Tensor) -> Tensor:
         """The latent where the sampler believes to be at `x`."""
         return x if self.displacement is None else x + self.displacement
+
+    def follow_plain(self, sigma: float) -> None:
+        """Takes p to this noise level.
+
+        A picture at σ is the clean one and its noise, and on the way to σ' it takes the share 1 − σ'/σ of the prediction
+        in place of as much of itself (DDIM, Euler; flow models likewise): p' = σ'/σ p + (1 − σ'/σ) (D_base − D_composed).
+        Samplers of higher order differ by their correction terms. Noise that they add is the same in both pictures.
+        """
+        if self.departure is not None:
+            before, difference = self.departure
+            kept = min(sigma / before, 1.0)
+            self.plain = kept * self.plain + (1 - kept) * difference
 
     def step(self, sigma: float) -> int:
         """The step whose interval of the schedule holds `sigma`, which samplers that evaluate in between share."""
@@ -240,13 +266,16 @@ class CLoRA:
     def _calc_cond_batch(self, executor, model, conds, x, sigma, model_options):
         run = self._running()
         calls = [self._call(cond) for cond in conds]
-        evaluation = Evaluation(executor, model, calls, sigma, model_options, self.adapters)
         # Of all calls for one prediction only the sampler's own, which comes first, moves the latent and makes masks.
-        own = run.own_call and evaluation.main is not None
+        own = run.own_call and any(call.role == "positive" for call in calls)
         step = run.step(float(sigma[0]))
-        recorder = None
         if own:
             run.own_call = False
+            run.follow_plain(float(sigma[0]))
+        views = self._views(run, sigma, model_options)
+        evaluation = Evaluation(executor, model, calls, sigma, model_options, self.adapters, views)
+        recorder = None
+        if own:
             for _ in range(self._updates_due(run, model, step, float(sigma[0]))):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 change = self._update(self.gradient(evaluation, run.at(x)), sigma, model)
@@ -260,6 +289,8 @@ class CLoRA:
         run.evaluations += 1
         if recorder is not None:
             self._observe(run, self._complete(recorder.maps()), step, x)
+            if self.settings.surroundings == "plain":
+                run.departure = float(sigma[0]), self._departure(run, calls, predictions)
         return [self._fused(run, call, found) for call, found in zip(calls, predictions, strict=True)]
 
     def _running(self) -> _Run:
@@ -303,6 +334,27 @@ class CLoRA:
             raise ValueError("Another node mixes conditioning of its own into a CLoRA run; remove that node.")
         branches = [[entry for entry in cond if entry[KEY].branch == branch] for branch in range(self.branches)]
         return Call(cond[0][KEY].role, [*branches])
+
+    # --- what the branches see ---------------------------------------------------------------------------------------
+
+    def _views(self, run: _Run, sigma: Tensor, model_options: dict) -> Tensor | None:
+        """What is added to the composed picture for each branch: (branches, batch, channels, h, w)."""
+        if run.departure is None or run.branch_masks is None:
+            return None
+        around = 1 - run.branch_masks.movedim(1, 0)[:, :, None]
+        around[0] = 1.0
+        return around * run.plain * run.generated(sigma, model_options)
+
+    def _departure(self, run: _Run, calls: list[Call], predictions: list[list[Tensor]]) -> Tensor:
+        """The base branch's prediction minus the composed one, both under guidance by the sampler's CFG."""
+        of_role = {
+            call.role: found[0] - self._composed(run, found)
+            for call, found in zip(calls, predictions, strict=True)
+            if call.role is not None
+        }
+        positive = of_role["positive"]
+        negative = of_role.get("negative", positive)
+        return negative + (positive - negative) * getattr(run.guider, "cfg", 1.0)
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
@@ -381,12 +433,12 @@ class CLoRA:
         """Masks, heat maps and loss from the attention of one evaluation."""
         used, claims, heat = [], [], []
         for index, concept in enumerate(self.concepts):
-            plain, own = (maps[branch][..., self.positions[branch][index]].movedim(-1, 1) for branch in (0, index + 1))
+            own = maps[index + 1][..., self.positions[index + 1][index]].movedim(-1, 1)
             if concept.mask is None:
-                mask = masks.concept_mask(masks.claim(own), self.settings.threshold, self.settings.morphology)
+                claim = masks.claim(own)
+                mask = masks.concept_mask(claim, self.settings.threshold, self.settings.morphology)
                 used.append(masks.resize(mask, x.shape[-2:]))
-                # Of the base branch, for which all concepts are alike: each one's own words look at every concept's mark.
-                claims.append(masks.resize(masks.smooth(masks.claim(plain)), x.shape[-2:]))
+                claims.append(masks.resize(masks.smooth(claim), x.shape[-2:]))
             else:
                 mask = masks.resize_given(concept.mask.to(own), x.shape[-2:])
                 used.append(comfy.utils.repeat_to_batch_size(mask, x.shape[0]))
@@ -408,11 +460,14 @@ class CLoRA:
             return predictions[0]
         if call.role is None:
             fused = predictions[0]
-        elif run.branch_masks is None:
-            fused = torch.stack(predictions).mean(dim=0)
         else:
-            fused = masks.fuse(torch.stack(predictions), run.branch_masks.to(predictions[0]))
+            fused = self._composed(run, predictions)
         return fused if run.displacement is None else fused - run.displacement
+
+    def _composed(self, run: _Run, predictions: list[Tensor]) -> Tensor:
+        if run.branch_masks is None:
+            return torch.stack(predictions).mean(dim=0)
+        return masks.fuse(torch.stack(predictions), run.branch_masks.to(predictions[0]))
 
     # --- records -----------------------------------------------------------------------------------------------------
 

@@ -42,16 +42,27 @@ class Call(NamedTuple):
 class Evaluation:
     """The model at one noise level, ready to be run on several latents.
 
-    executor: the host's next CALC_COND_BATCH wrapper. sigma: (batch,).
+    executor: the host's next CALC_COND_BATCH wrapper. sigma: (batch,). views: for each branch what it sees beyond the
+    latent it is run on, added to its rows: (branches, batch, channels, h, w).
     """
 
-    def __init__(self, executor: Callable, model: BaseModel, calls: list[Call], sigma: Tensor, options: dict, adapters):
+    def __init__(
+        self,
+        executor: Callable,
+        model: BaseModel,
+        calls: list[Call],
+        sigma: Tensor,
+        options: dict,
+        adapters: BranchAdapters,
+        views: Tensor | None = None,
+    ):
         self.executor = executor
         self.model = model
         self.calls = calls
         self.sigma = sigma
         self.options = options
-        self.adapters: BranchAdapters = adapters
+        self.adapters = adapters
+        self.views = views
         positive = [i for i, call in enumerate(calls) if call.role == "positive"]
         self.main = positive[0] if positive else None  # the call whose attention is read
 
@@ -95,6 +106,8 @@ class Evaluation:
             transformer_options[KEY] = rows
             if variable is not None:
                 args["input"] = torch.cat([variable] * len(chunks))
+            args["input"] = self._seen(args["input"], chunks)
+            if variable is not None:
                 differentiable.make_normal(self.model)
                 differentiable.check_weights_stay(self.model, variable.device, "update_strength")
                 if args["c"].get("control") is not None:
@@ -125,6 +138,14 @@ class Evaluation:
         options["transformer_options"] = transformer_options
         with torch.no_grad():
             return self.executor(self.model, lists, z, self.sigma, options)
+
+    def _seen(self, latents: Tensor, chunks: list[Wanted]) -> Tensor:
+        """The rows of a batch as their branches see them."""
+        if self.views is None:
+            return latents
+        tagged = [self.calls[call].role is not None for call, _ in chunks]
+        of_rows = [self.views[branch] * yes for (_, branch), yes in zip(chunks, tagged, strict=True)]
+        return latents + torch.cat(of_rows).to(latents)
 
     def _reads(self, chunks: list[Wanted], per_chunk: int, uuids: list) -> list[Read]:
         reads = []

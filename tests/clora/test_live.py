@@ -12,7 +12,9 @@ from PIL import Image
 
 
 def composed(demo, concepts, view):
-    settings = clora.Settings(0.05, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, "all at once", "strongest")
+    settings = clora.Settings(
+        0.05, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, "all at once", "strongest", "plain"
+    )
     return prompts.compose(demo.model, demo.clip, concepts, CLORA["prompt"], "", settings, view)
 
 

@@ -32,7 +32,8 @@ def branches(demo, concepts):
 def test_it_is_the_published_loop(demo, concepts, branches, latent, sampler, gradient_memory):
     settings = {"update_strength": ALPHA, "update_unit": "absolute (paper)", "update_end": 0.5}
     settings |= {"refine_steps": "1", "refine_repeats": 1, "mask_threshold": 0.95}
-    settings |= {"mask_morphology": "none", "mask_overlap": "average (paper)", "gradient_memory": gradient_memory}
+    settings |= {"mask_morphology": "none", "mask_overlap": "average (paper)"}
+    settings |= {"surroundings": "composed (paper)", "gradient_memory": gradient_memory}
     patched = clora(demo, concepts, **settings)
     found = sample(*patched, latent, sampler=sampler, scheduler="simple", steps=STEPS, cfg=CFG)
 
