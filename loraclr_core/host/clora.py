@@ -117,10 +117,8 @@ class _Run:
     schedule: Tensor
     denoise_mask: Tensor | None
     displacement: Tensor | None = None  # o, (batch, channels, h, w)
-    plain: Tensor | float = 0.0  # p, the base branch's own picture beside the composed one; as the latent
-    departure: tuple[float, Tensor] | None = (
-        None  # of the last evaluation: σ, and by how much the two predictions differ
-    )
+    plain: Tensor | float = 0.0  # p, the base branch's own picture minus the composed one; as the latent
+    departure: tuple[float, Tensor] | None = None  # σ of the last evaluation, D_base − D_composed
     branch_masks: Tensor | None = None  # (batch, branches, h, w)
     concept_masks: Tensor | None = None
     claims: Tensor | float = 0.0  # sum over the evaluations so far, (batch, concepts, h, w)
@@ -144,9 +142,9 @@ class _Run:
         in place of as much of itself (DDIM, Euler; flow models likewise): p' = σ'/σ p + (1 − σ'/σ) (D_base − D_composed).
         Samplers of higher order differ by their correction terms. Noise that they add is the same in both pictures.
         """
-        if self.departure is not None:
+        if self.departure is not None and sigma < self.departure[0]:
             before, difference = self.departure
-            kept = min(sigma / before, 1.0)
+            kept = sigma / before
             self.plain = kept * self.plain + (1 - kept) * difference
 
     def step(self, sigma: float) -> int:
@@ -266,14 +264,14 @@ class CLoRA:
     def _calc_cond_batch(self, executor, model, conds, x, sigma, model_options):
         run = self._running()
         calls = [self._call(cond) for cond in conds]
+        evaluation = Evaluation(executor, model, calls, sigma, model_options, self.adapters)
         # Of all calls for one prediction only the sampler's own, which comes first, moves the latent and makes masks.
-        own = run.own_call and any(call.role == "positive" for call in calls)
+        own = run.own_call and evaluation.main is not None
         step = run.step(float(sigma[0]))
         if own:
             run.own_call = False
             run.follow_plain(float(sigma[0]))
-        views = self._views(run, sigma, model_options)
-        evaluation = Evaluation(executor, model, calls, sigma, model_options, self.adapters, views)
+        evaluation.views = self._views(run, sigma, model_options)
         recorder = None
         if own:
             for _ in range(self._updates_due(run, model, step, float(sigma[0]))):
@@ -339,8 +337,9 @@ class CLoRA:
 
     def _views(self, run: _Run, sigma: Tensor, model_options: dict) -> Tensor | None:
         """What is added to the composed picture for each branch: (branches, batch, channels, h, w)."""
-        if run.departure is None or run.branch_masks is None:
+        if run.departure is None:
             return None
+        assert run.branch_masks is not None  # made by the evaluation that the departure is of
         around = 1 - run.branch_masks.movedim(1, 0)[:, :, None]
         around[0] = 1.0
         return around * run.plain * run.generated(sigma, model_options)
@@ -458,10 +457,7 @@ class CLoRA:
         """One prediction for the sampler from those of the branches, seen from where the sampler believes to be."""
         if call.branches == [None]:
             return predictions[0]
-        if call.role is None:
-            fused = predictions[0]
-        else:
-            fused = self._composed(run, predictions)
+        fused = predictions[0] if call.role is None else self._composed(run, predictions)
         return fused if run.displacement is None else fused - run.displacement
 
     def _composed(self, run: _Run, predictions: list[Tensor]) -> Tensor:

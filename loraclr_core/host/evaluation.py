@@ -46,23 +46,14 @@ class Evaluation:
     latent it is run on, added to its rows: (branches, batch, channels, h, w).
     """
 
-    def __init__(
-        self,
-        executor: Callable,
-        model: BaseModel,
-        calls: list[Call],
-        sigma: Tensor,
-        options: dict,
-        adapters: BranchAdapters,
-        views: Tensor | None = None,
-    ):
+    def __init__(self, executor: Callable, model: BaseModel, calls: list[Call], sigma: Tensor, options: dict, adapters):
         self.executor = executor
         self.model = model
         self.calls = calls
         self.sigma = sigma
         self.options = options
-        self.adapters = adapters
-        self.views = views
+        self.adapters: BranchAdapters = adapters
+        self.views: Tensor | None = None
         positive = [i for i, call in enumerate(calls) if call.role == "positive"]
         self.main = positive[0] if positive else None  # the call whose attention is read
 

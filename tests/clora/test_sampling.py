@@ -8,7 +8,7 @@ import pytest
 import torch
 from clora.sampling import CLORA, PLAIN, assert_same, clora, concept, encode, maps, plain, sample
 from loraclr.loraclr_core import masks
-from loraclr.loraclr_core.host.clora import CLoRA
+from loraclr.loraclr_core.host.clora import SURROUNDINGS, CLoRA
 from loraclr.loraclr_core.host.evaluation import KEY
 
 
@@ -220,16 +220,52 @@ def test_a_contested_place_goes_by_the_claims_of_every_step_so_far(demo, concept
     torch.testing.assert_close(torch.stack(summed), so_far)
 
 
-def test_claims_are_of_the_base_branch_s_class_words(demo, concepts, latent, monkeypatch):
-    """A trigger looks at every concept's object, so that those of two branches tell nothing apart."""
+def test_claims_are_of_each_concept_s_own_branch(demo, concepts, latent, monkeypatch):
     smooth, loss = masks.smooth, CLoRA.loss
     claims, seen = [], []
     monkeypatch.setattr(masks, "smooth", lambda claim: claims.append(claim) or smooth(claim))
-    monkeypatch.setattr(CLoRA, "loss", lambda self, of: seen.append((self.positions[0], of[0])) or loss(self, of))
+    monkeypatch.setattr(CLoRA, "loss", lambda self, of: seen.append((self.positions, of)) or loss(self, of))
     sample(*clora(demo, concepts, update_strength=0.0), latent, steps=1)
-    ((positions, of_base),) = seen
-    expected = [masks.claim(of_base[..., tokens].movedim(-1, 1)) for tokens in positions]
-    torch.testing.assert_close(claims, expected)
+    ((positions, found),) = seen
+    own = [found[i + 1][..., positions[i + 1][i]].movedim(-1, 1) for i in range(2)]
+    torch.testing.assert_close(claims, [masks.claim(each) for each in own])
+
+
+def columns(start: int, end: int) -> torch.Tensor:
+    """A mask of these columns of the latent, in pixels."""
+    mask = torch.zeros(1, 64, 96)
+    mask[..., 8 * start : 8 * end] = 1
+    return mask
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ddim"])
+def test_around_all_concepts_is_the_plain_picture(demo, latent, sampler):
+    """The base branch sees nothing of the concepts, so its layout and background do not drift."""
+    chain = concept("dog", concept("cat", mask=columns(0, 4)), mask=columns(8, 12))
+    picture = plain(demo, latent, sampler=sampler, steps=4)["samples"]
+    tolerance = 1e-5 * float(picture.abs().max())
+    of = {
+        around: sample(*clora(demo, chain, update_strength=0.0, surroundings=around), latent, sampler=sampler, steps=4)
+        for around in SURROUNDINGS
+    }
+    apart = {around: (found["samples"] - picture).abs() for around, found in of.items()}
+    assert apart["plain"][..., 4:8].max() < tolerance
+    assert apart["plain"][..., :4].max() > 1000 * tolerance  # or the concepts would not be there
+    assert apart["composed (paper)"][..., 4:8].max() > 100 * tolerance
+
+
+def test_a_concept_changes_nothing_in_another_s_place(demo, latent):
+    """A LoRA never sees what another draws, beside which it was not trained."""
+    cat = concept("cat", mask=columns(0, 6))
+    dogs = [concept("dog", cat, mask=columns(6, 12), strength_model=strength) for strength in (1.0, -1.0)]
+    for around in SURROUNDINGS:
+        with_dog, with_other = (
+            sample(*clora(demo, chain, update_strength=0.0, surroundings=around), latent, steps=4)["samples"]
+            for chain in dogs
+        )
+        change = (with_dog - with_other).abs()
+        assert change[..., 6:].max() > 0.01 * with_dog.abs().max()
+        assert (change[..., :6].max() < 1e-5 * with_dog.abs().max()) == (around == "plain")
 
 
 def test_prompts_of_different_length(demo, concepts, latent):
