@@ -119,6 +119,7 @@ class _Run:
     displacement: Tensor | None = None  # o, (batch, channels, h, w)
     plain: Tensor | float = 0.0  # p, the base branch's own picture minus the composed one; as the latent
     departure: tuple[float, Tensor] | None = None  # σ of the last evaluation, D_base − D_composed
+    views: Tensor | None = None  # what is added to the composed picture for each branch, (branches, *latent)
     branch_masks: Tensor | None = None  # (batch, branches, h, w)
     concept_masks: Tensor | None = None
     claims: Tensor | float = 0.0  # sum over the evaluations so far, (batch, concepts, h, w)
@@ -271,7 +272,8 @@ class CLoRA:
         if own:
             run.own_call = False
             run.follow_plain(float(sigma[0]))
-        evaluation.views = self._views(run, sigma, model_options)
+            run.views = self._views(run, sigma, model_options)
+        evaluation.views = run.views
         recorder = None
         if own:
             for _ in range(self._updates_due(run, model, step, float(sigma[0]))):
@@ -336,7 +338,7 @@ class CLoRA:
     # --- what the branches see ---------------------------------------------------------------------------------------
 
     def _views(self, run: _Run, sigma: Tensor, model_options: dict) -> Tensor | None:
-        """What is added to the composed picture for each branch: (branches, batch, channels, h, w)."""
+        """What each branch is to see beyond the composed picture: p, but not where it draws."""
         if run.departure is None:
             return None
         assert run.branch_masks is not None  # made by the evaluation that the departure is of
