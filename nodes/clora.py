@@ -40,15 +40,15 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "update_strength",
-                    default=0.02,
+                    default=0.0,
                     min=0.0,
                     max=1000.0,
                     step=0.005,
                     round=1e-5,
                     advanced=True,
-                    tooltip="How far one update moves the latent to keep the concepts apart. relative: as a share of the"
-                    " latent, the same for every model (0.02 for SD1.5 and SDXL; try 0.005 to 0.05). absolute (paper): 20 for"
-                    " SD1.5, 0.02 for SDXL. 0: no updates, masks only, and faster.",
+                    tooltip="How far one update moves the latent to keep the concepts apart. 0: no updates, masks only, and"
+                    " faster. relative: as a share of the latent, the same for every model (try 0.02). absolute (paper): 20"
+                    " for SD1.5, 0.02 for SDXL.",
                 ),
                 io.Combo.Input(
                     "update_unit",

@@ -197,7 +197,7 @@ HEADLINE = {
     "exact": merge_row(),
     "distilled": merge_row(distillation_steps=200),
     "clora": clora_row(),
-    "clora-no-updates": clora_row(update_strength=0.0),
+    "clora-updates": clora_row(update_strength=0.02),
     "clora-no-masks": clora_row(first_masked_step=10000),
     "masked-hooks": Method(masked_hooks, KINDS[1:2]),
 }
@@ -213,14 +213,15 @@ VARIANTS = {
     "exact-steps-5": merge_row(capture_steps=5),
     "exact-steps-50": merge_row(capture_steps=50),
     "exact-in-sequence": merge_row()._replace(prepare=merging_in_sequence),
+    "clora-composed-surroundings": clora_row(surroundings="composed (paper)"),
     "clora-overlap-averaged": clora_row(mask_overlap="average (paper)"),
     "clora-threshold-0.2": clora_row(mask_threshold=0.2),
     "clora-threshold-0.4": clora_row(mask_threshold=0.4),
     "clora-threshold-0.5": clora_row(mask_threshold=0.5),
     "clora-not-dilated": clora_row(mask_morphology="none"),
-    "clora-strength-0.01": clora_row(update_strength=0.01),
-    "clora-strength-0.05": clora_row(update_strength=0.05),
-    "clora-paper-strength": clora_row(update_strength=20.0, update_unit="absolute (paper)"),
-    "clora-refined": clora_row(refine_repeats=20),
+    "clora-updates-0.01": clora_row(update_strength=0.01),
+    "clora-updates-0.05": clora_row(update_strength=0.05),
+    "clora-updates-paper": clora_row(update_strength=20.0, update_unit="absolute (paper)"),
+    "clora-updates-refined": clora_row(update_strength=0.02, refine_repeats=20),
 }
 ROWS = HEADLINE | VARIANTS
