@@ -396,6 +396,8 @@ def grid(world: World) -> Image.Image:
         draw.text((left + x * (SIDE + gap), 4), f"{column} concepts", "black")
         for y, row in enumerate(rows):
             draw.text((4, top + y * (SIDE + gap) + SIDE // 2), row, "black")
+            if cell(row, column) is None:
+                continue  # not measured
             if not picture_path(row, column).exists():
                 ask = COLUMNS[column].asks(pictures_of(row, column))["together"][:1]
                 keep_picture(row, column, next(measured(world, ROWS[row], ask))[1][0])
