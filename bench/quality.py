@@ -13,6 +13,7 @@ first prompt of each kind again, of every cell that is: where its scores are the
     identity   how well a concept is found in pictures of its own prompt, with all concepts of the column loaded; mean
     both       the share of pictures of two (three, four) concepts in which every one is right
     bleeding   the share of these pictures in which a concept's look is on another object
+    clean      the share of these pictures in which every one is right and no look is on another object
     kept       how like pictures of prompts without triggers stay to the base model's; 1 the same, 0 another seed's
 """
 
@@ -279,6 +280,11 @@ SCORES = {
         "together",
         "Pictures of several concepts in which a look is on another object",
         lambda found: float(found["bleeding"] >= RIGHT),
+    ),
+    "clean": Score(
+        "together",
+        "Pictures of several concepts in which every one is right and no look is on another object",
+        lambda found: float(min(found["identity"]) >= RIGHT > found["bleeding"]),
     ),
     "kept": Score("kept", "Likeness of pictures without triggers to the base model's", lambda found: found["kept"]),
 }
