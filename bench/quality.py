@@ -357,7 +357,7 @@ def result() -> dict:
             if entry:
                 entry["seeds"] = pictures_of(row, column)
                 for reference in ("alone", "exact", "clora"):
-                    for score in ("identity", "both"):
+                    for score in SCORES:
                         if reference != row and (away := difference(row, reference, column, score)):
                             entry[f"{score}_minus_{reference}"] = [round(value, 4) for value in away]
                 found.setdefault(row, {})[column] = entry
