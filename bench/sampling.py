@@ -2,7 +2,7 @@
 
 A 32×32 latent, one picture, rank-16 LoRAs on all attention and feed-forward layers, K concepts; Euler through the host's
 sampler, the first step of a run not counted, the fastest of the others. The plain step evaluates the same 2(K+1) rows
-as a batch without LoRAs.
+as a batch without LoRAs; a step of CLoRA is one of the plain picture and one of the concepts, which have as many together.
 
     plain_ratio           a step without updates / a plain step; attention is read and predictions are fused in it
     update_ratio          a step with one update, gradients all at once (the default) / a plain step
@@ -34,6 +34,7 @@ from loraclr.loraclr_core.host.clora import CLoRA, GradientMemory, Settings
 from loraclr.loraclr_core.host.live import LiveView
 from sd15 import random_sd15, say
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
 CONCEPTS = (2, 4)
 RANK = 16
@@ -116,8 +117,8 @@ def ours(
     method = CLoRA(concepts, positions(len(loras)), BranchAdapters(model, effects), settings)
     guider = comfy.samplers.CFGGuider(method.patch(model))
     guider.set_conds(
-        [[text, method.tag("positive", branch)] for branch, text in enumerate(texts[::2])],
-        [[text, method.tag("negative", branch)] for branch, text in enumerate(texts[1::2])],
+        [[text, method.tags.of("positive", branch)] for branch, text in enumerate(texts[::2])],
+        [[text, method.tags.of("negative", branch)] for branch, text in enumerate(texts[1::2])],
     )
     guider.set_cfg(CFG)
     return guider
@@ -224,10 +225,11 @@ def sample(guider: comfy.samplers.CFGGuider, count: int, steps: int, step_done: 
 
 
 def step_seconds(guider: comfy.samplers.CFGGuider, count: int) -> list[float]:
-    """Of every step but the first, which loads and caches."""
+    """Of every step but the first, which loads and caches; over all takes."""
     times: list[float] = []
     sample(guider, count, STEPS, lambda: times.append(time.perf_counter()))
-    return [end - start for start, end in itertools.pairwise(times)]
+    takes = [itertools.pairwise(times[start : start + STEPS]) for start in range(0, len(times), STEPS)]
+    return [sum(end - start for start, end in step) for step in zip(*takes, strict=True)]
 
 
 def frame_seconds(model: ModelPatcher, count: int) -> float:
@@ -245,19 +247,24 @@ def frame_seconds(model: ModelPatcher, count: int) -> float:
 
 
 def peak_bytes(guider: comfy.samplers.CFGGuider, count: int) -> int:
-    """The most a second step holds beyond what there is at its start, by torch's own account of its allocations."""
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
-    started = False
+    """The most a second step, of any take, holds beyond what there is at its start."""
+    profilers, running = [], False
 
     def step_done() -> None:
-        nonlocal started
-        if not started:
-            profiler.start()
+        nonlocal running
+        if running:
+            profilers[-1].stop()
         else:
-            profiler.stop()
-        started = not started
+            profilers.append(torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True))
+            profilers[-1].start()
+        running = not running
 
     sample(guider, count, 2, step_done)
+    return max(map(peak_of, profilers))
+
+
+def peak_of(profiler: torch.profiler.profile) -> int:
+    """By torch's own account of its allocations."""
     level, peak = 0, 0
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):

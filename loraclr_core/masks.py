@@ -31,8 +31,12 @@ def claim(maps: Tensor) -> Tensor:
 
 
 def concept_mask(claim: Tensor, threshold: float, morphology: Morphology = "none") -> Tensor:
-    """claim: (batch, height, width) -> the concept's mask, 0 or 1. morphology: of the 3×3 neighbourhood."""
-    mask = (claim > threshold).to(claim.dtype)
+    """claim: (…, height, width) -> the concept's mask, 0 or 1."""
+    return morphed((claim > threshold).to(claim.dtype), morphology)
+
+
+def morphed(mask: Tensor, morphology: Morphology) -> Tensor:
+    """mask: (…, height, width), 0 or 1 -> the same, changed by its 3×3 neighbourhoods."""
     if morphology in ("dilate", "close"):
         mask = _dilate(mask)
     if morphology in ("erode", "open", "close"):
@@ -43,8 +47,8 @@ def concept_mask(claim: Tensor, threshold: float, morphology: Morphology = "none
 
 
 def smooth(claim: Tensor) -> Tensor:
-    """The mean of each place's 3×3 neighbourhood. (batch, height, width) -> the same."""
-    return F.avg_pool2d(claim[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
+    """The mean of each place's 3×3 neighbourhood. (…, height, width) -> the same."""
+    return F.avg_pool2d(claim, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def strongest(concepts: Tensor, claims: Tensor) -> Tensor:
@@ -60,14 +64,13 @@ def branch_masks(concepts: Tensor) -> Tensor:
     return torch.cat([1 - concepts.amax(dim=1, keepdim=True), concepts], dim=1)
 
 
-def resize(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A derived mask at the latent's size: nearest, so that it stays 0 or 1. (batch, h, w) -> (batch, *size)."""
-    return F.interpolate(mask[:, None], size=size, mode="nearest")[:, 0]
+def resize(mask: Tensor, size: tuple[int, int], mode: Literal["nearest", "area"] = "nearest") -> Tensor:
+    """At the latent's size; (batch, concepts, h, w) -> (batch, concepts, *size).
 
-
-def resize_given(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A user's mask at the latent's size: each cell is the mean of the pixels it covers. (batch, h, w) -> (batch, *size)."""
-    return F.interpolate(mask[:, None], size=size, mode="area")[:, 0]
+    mode: nearest for a derived mask, so that it stays 0 or 1; area for a user's: each cell is the mean of the pixels it
+    covers.
+    """
+    return F.interpolate(mask, size=size, mode=mode)
 
 
 def fuse(predictions: Tensor, masks: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def fuse(predictions: Tensor, masks: Tensor) -> Tensor:
 
 
 def _dilate(mask: Tensor) -> Tensor:
-    return F.max_pool2d(mask[:, None], 3, stride=1, padding=1)[:, 0]
+    return F.max_pool2d(mask, 3, stride=1, padding=1)
 
 
 def _erode(mask: Tensor) -> Tensor:

@@ -106,8 +106,8 @@ class CLoRASampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="A concept takes the places with at least this share of its strongest attention. Smaller: larger"
-                    " areas, more overlap.",
+                    tooltip="What counts as an object: places with at least this share of a word's strongest attention. Smaller:"
+                    " larger areas, and objects that are near each other run together.",
                 ),
                 io.Combo.Input(
                     "mask_morphology",
@@ -146,8 +146,8 @@ class CLoRASampler(io.ComfyNode):
                     optional=True,  # came later, too
                     default="strongest",
                     advanced=True,
-                    tooltip="A place that several concepts take. strongest: it goes to the one whose words have looked at it"
-                    " most so far. average (paper): all of them draw there, which blends them.",
+                    tooltip="A place that several concepts take, as on the edge of two objects. strongest: it goes to the one"
+                    " whose words have looked at it most so far. average (paper): all of them draw there, which blends them.",
                 ),
                 io.Combo.Input(
                     "surroundings",
@@ -155,8 +155,10 @@ class CLoRASampler(io.ComfyNode):
                     optional=True,  # came later, too
                     default="plain",
                     advanced=True,
-                    tooltip="What a concept's branch sees around its own area. plain: the picture of the prompt with class words"
-                    " alone, so that no LoRA redraws another's subject. composed (paper): the picture with all subjects.",
+                    tooltip="What a concept's LoRA sees around its own area. plain: the picture of the prompt with class words"
+                    " alone. It is made first, and each concept is drawn at one object in it, so that no LoRA redraws another's"
+                    " subject or draws its own twice. composed (paper): the picture with all subjects; areas follow the"
+                    " attention of each step.",
                 ),
             ],
             outputs=[

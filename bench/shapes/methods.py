@@ -168,7 +168,7 @@ def parts_of_picture(count: int) -> list[Tensor]:
 SHARED = (encode, conditioned, chain, stacked, part, parts_of_picture)  # what methods have in common
 CORE = ("loraclr_core/*.py", "loraclr_core/host/*.py")
 SAMPLER_ONLY = {"contrast", "masks", "prompt", "attention", "branches", "clora", "differentiable", "evaluation"}
-SAMPLER_ONLY |= {"prompts", "tokens"}
+SAMPLER_ONLY |= {"objects", "plain", "prompts", "tags", "tokens"}
 MERGE_ONLY = {"adamw", "exact", "gram", "lowrank", "moments", "objective", "capture", "captures", "merging"}
 DISTILLED_ONLY = {"distillation"}
 SHOWN_ONLY = {"live", "merged_file", "overlay", "report"}  # what no picture depends on

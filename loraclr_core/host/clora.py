@@ -5,10 +5,11 @@ masks that come from their cross attention. Once per step, within the update ran
 the gradient of the contrast between the concepts' attention maps, and the prediction is computed at the moved latent.
 
 What a branch sees. In the published method every branch is run on the composed picture. A LoRA then meets subjects of the
-others that it was never trained beside, and redraws them; the base meets nothing but strangers, and its layout drifts. Here
-the base branch follows a picture of its own, the plain one of its prompt, from the same noise; and a concept's branch sees
-the composed picture within its own mask and the plain one around it. It takes no further evaluation: what the plain picture
-is beside the composed one, p, follows from the predictions of both (`_Run.follow_plain`).
+others that it was never trained beside, and redraws them; the base meets nothing but strangers, and its layout drifts; and
+a concept is drawn wherever its words look, more often than once. Here the base branch makes its own picture first, the
+plain one of its prompt, from the same noise (`plain.py`). Its objects are the concepts' masks, and a concept's branch sees
+the composed picture within its mask and the plain one around it. Both takes together run every branch once for each of the
+sampler's evaluations, as the published loop does.
 
 The move is kept as a displacement o of the latent, beside the sampler and not inside it: the model sees x + o, the
 sampler gets the prediction minus o, and o is added to what it returns. In every sampler of the host the coefficients of
@@ -20,7 +21,6 @@ samplers of flow models scale the latent before they add noise, which the displa
 import contextlib
 import hashlib
 import logging
-import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -33,14 +33,16 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .. import contrast, masks
+from .. import contrast, masks, objects
 from ..concept import Concept
 from ..masks import Morphology, Overlap
 from . import differentiable
 from .attention import JointLayers, Recorder, read_layers
 from .branches import BranchAdapters
-from .evaluation import KEY, Call, Evaluation, Role
+from .evaluation import KEY, Call, Evaluation
 from .live import LiveView
+from .plain import SAME_SIGMA, PlainPicture
+from .tags import Tags
 
 UpdateUnit = Literal["relative", "absolute (paper)"]
 UPDATE_UNITS: tuple[UpdateUnit, ...] = ("relative", "absolute (paper)")
@@ -51,8 +53,6 @@ SURROUNDINGS: tuple[Surroundings, ...] = ("plain", "composed (paper)")
 
 # How many finished runs a patched model remembers for CLoRA Attention Maps.
 RECORDS = 8
-# Two sigmas this close, relatively, are one step of the schedule.
-SAME_SIGMA = 1e-5
 
 
 class Settings(NamedTuple):
@@ -68,7 +68,8 @@ class Settings(NamedTuple):
     threshold: share of a token's strongest attention. overlap: what becomes of a place in several masks, by the claims of
     all steps so far; a mask that is given counts as the strongest claim.
     first_masked_step: before it every branch counts everywhere.
-    surroundings: the picture that a concept's branch sees around its own mask.
+    surroundings: the picture that a concept's branch sees around its own mask. With the plain one the masks are its objects;
+    with the composed one, what the concepts' own words attend to in each step.
     """
 
     update_strength: float
@@ -84,14 +85,6 @@ class Settings(NamedTuple):
     gradient_memory: GradientMemory
     overlap: Overlap
     surroundings: Surroundings
-
-
-class Tag(NamedTuple):
-    """Marks a conditioning entry with the sampler node that made it, its role and its branch."""
-
-    owner: str
-    role: Role
-    branch: int
 
 
 class Record(NamedTuple):
@@ -116,11 +109,14 @@ class _Run:
     guider: object
     schedule: Tensor
     denoise_mask: Tensor | None
+    plain: PlainPicture | None
     displacement: Tensor | None = None  # o, (batch, channels, h, w)
-    plain: Tensor | float = 0.0  # p, the base branch's own picture minus the composed one; as the latent
-    departure: tuple[float, Tensor] | None = None  # σ of the last evaluation, D_base − D_composed
-    views: Tensor | None = None  # what is added to the composed picture for each branch, (branches, *latent)
+    placed: Tensor | None = None  # masks that do not change, empty where there is none; (batch, concepts, h, w)
+    fixed: Tensor | None = None  # which of them do not, (batch, concepts, 1, 1)
     branch_masks: Tensor | None = None  # (batch, branches, h, w)
+    seen_masks: Tensor | None = (
+        None  # those of the sampler's last own call, within which branches see the composed picture
+    )
     concept_masks: Tensor | None = None
     claims: Tensor | float = 0.0  # sum over the evaluations so far, (batch, concepts, h, w)
     heat: list[Tensor] = field(default_factory=list)
@@ -135,18 +131,6 @@ class _Run:
     def at(self, x: Tensor) -> Tensor:
         """The latent where the sampler believes to be at `x`."""
         return x if self.displacement is None else x + self.displacement
-
-    def follow_plain(self, sigma: float) -> None:
-        """Takes p to this noise level.
-
-        A picture at σ is the clean one and its noise, and on the way to σ' it takes the share 1 − σ'/σ of the prediction
-        in place of as much of itself (DDIM, Euler; flow models likewise): p' = σ'/σ p + (1 − σ'/σ) (D_base − D_composed).
-        Samplers of higher order differ by their correction terms. Noise that they add is the same in both pictures.
-        """
-        if self.departure is not None and sigma < self.departure[0]:
-            before, difference = self.departure
-            kept = sigma / before
-            self.plain = kept * self.plain + (1 - kept) * difference
 
     def step(self, sigma: float) -> int:
         """The step whose interval of the schedule holds `sigma`, which samplers that evaluate in between share."""
@@ -164,7 +148,7 @@ class _Run:
 
 
 class CLoRA:
-    """The method for one set of concepts; `patch` puts it on a model, `tag` marks the conditioning that goes with it."""
+    """The method for one set of concepts; `patch` puts it on a model, `tags` mark the conditioning that goes with it."""
 
     def __init__(
         self,
@@ -175,7 +159,7 @@ class CLoRA:
         view: LiveView | None = None,
     ):
         """positions: for each branch and concept, where its tokens stand in that branch's conditioning."""
-        self.owner = uuid.uuid4().hex
+        self.tags = Tags(len(positions))
         self.concepts = concepts
         self.positions = positions
         self.branches = len(positions)
@@ -183,11 +167,8 @@ class CLoRA:
         self.settings = settings
         self.view = view
         self.records: OrderedDict[str, Record] = OrderedDict()
+        self.plain: PlainPicture | None = None
         self.run: _Run | None = None
-
-    def tag(self, role: Role, branch: int) -> dict[str, Tag]:
-        """What a conditioning entry of this branch carries."""
-        return {KEY: Tag(self.owner, role, branch)}
 
     def patch(self, model: ModelPatcher) -> ModelPatcher:
         """A clone of `model` that samples by this method. Raises ValueError for one that cannot, or does already."""
@@ -220,36 +201,44 @@ class CLoRA:
 
     def _outer_sample(self, executor, noise, *args, **kwargs):
         guider = executor.class_obj
-        self._check(guider.conds, guider.model_options)
+        if guider.model_options.get("context_handler") is not None:
+            raise ValueError("CLoRA cannot sample in context windows; remove that patch from the model.")
+        self.tags.check(guider.conds)
         if noise.ndim != 4:
             raise ValueError(f"CLoRA samples pictures; this latent has the shape {tuple(noise.shape)}.")
-        before = self.run
+        before, conds = (self.run, self.plain), guider.conds
         try:
+            self.plain = PlainPicture() if self.settings.surroundings == "plain" else None
+            if self.plain is not None:
+                # A whole run of the host's, so that all that keeps a state along the schedule starts anew in the second.
+                guider.conds = {name: [entry.copy() for entry in entries] for name, entries in conds.items()}
+                with torch.random.fork_rng():  # both pictures get the same noise, at every step
+                    executor(noise, *args, **kwargs)
+                self.plain.finish()
+                guider.conds = conds
             samples = executor(noise, *args, **kwargs)
             self._remember(samples)
         finally:
-            self.run = before
+            self.run, self.plain = before
         return samples
 
     def _sampler_sample(
         self, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
     ):
-        self.run = run = _Run(guider, sigmas, denoise_mask)
+        self.run = run = _Run(guider, sigmas, denoise_mask, self.plain)
 
-        def callback_at_moved(step, denoised, x, total):
+        def report(step, denoised, x, total):
             denoised = run.at(denoised)
-            if self.view is not None and run.concept_masks is not None:
+            if self.view is not None:
                 latent_format = guider.inner_model.latent_format
-                self.view.show(step, total, latent_format, denoised, run.concept_masks, run.heat[-1], run.losses)
+                heat = run.heat[-1] if run.heat else None
+                self.view.show(step, total, latent_format, denoised, run.concept_masks, heat, run.losses)
             if callback is not None:
                 callback(step, denoised, run.at(x), total)
 
         copies = guider.model_options.get("multigpu_clones", {}).values()
         with self.adapters.attached({guider.inner_model, *(patcher.model for patcher in copies)}):
-            samples = executor(
-                *(guider, sigmas, extra_args, callback_at_moved),
-                *(noise, latent_image, denoise_mask, disable_pbar),
-            )
+            samples = executor(guider, sigmas, extra_args, report, noise, latent_image, denoise_mask, disable_pbar)
         if run.displacement is None:
             return samples
         return samples + guider.inner_model.model_sampling.inverse_noise_scaling(sigmas[-1], run.displacement)
@@ -264,98 +253,58 @@ class CLoRA:
 
     def _calc_cond_batch(self, executor, model, conds, x, sigma, model_options):
         run = self._running()
-        calls = [self._call(cond) for cond in conds]
+        calls = [self.tags.call(cond) for cond in conds]
         evaluation = Evaluation(executor, model, calls, sigma, model_options, self.adapters)
         # Of all calls for one prediction only the sampler's own, which comes first, moves the latent and makes masks.
         own = run.own_call and evaluation.main is not None
-        step = run.step(float(sigma[0]))
-        if own:
-            run.own_call = False
-            run.follow_plain(float(sigma[0]))
-            run.views = self._views(run, sigma, model_options)
-        evaluation.views = run.views
-        recorder = None
-        if own:
-            for _ in range(self._updates_due(run, model, step, float(sigma[0]))):
-                comfy.model_management.throw_exception_if_processing_interrupted()
-                change = self._update(self.gradient(evaluation, run.at(x)), sigma, model)
-                change = change * run.generated(sigma, model_options)
-                run.displacement = change if run.displacement is None else run.displacement + change
-            recorder = Recorder(read_layers(model.diffusion_model, *x.shape[-2:]), stop=False)
+        run.own_call = run.own_call and not own
+        recorder = Recorder(read_layers(model.diffusion_model, *x.shape[-2:]), stop=False) if own else None
+        if run.plain is not None and not run.plain.finished:
+            return self._plain(run.plain, evaluation, x, recorder)
+        return self._composed(run, evaluation, x, recorder)
 
-        predictions = evaluation.predict(run.at(x), recorder)
+    def _plain(self, plain: PlainPicture, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
+        """An evaluation of the first take, by the base branch alone."""
+        predictions = [found for (found,) in evaluation.predict(x, recorder, [0])]
+        maps = None if recorder is None else self._complete(recorder.maps(), [0])[0]
+        plain.add(float(evaluation.sigma[0]), x, predictions, maps)
+        return predictions
+
+    def _composed(self, run: _Run, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
+        """An evaluation of the picture with the concepts; what is known of the plain one is not evaluated again."""
+        sigma, own = float(evaluation.sigma[0]), recorder is not None
+        step = run.step(sigma)
+        if run.placed is None:
+            self._place(run, step, x)
+        moment, branches, known = None, range(self.branches), {}
+        if run.plain is not None:
+            moment = run.plain.next(sigma, len(evaluation.calls), own)
+            if own or run.seen_masks is None:
+                run.seen_masks = run.branch_masks
+            evaluation.surround(moment.x, run.seen_masks)
+            branches, known = branches[1:], {} if moment.maps is None else {0: moment.maps}
+        if own:
+            for _ in range(self._updates_due(run, evaluation.model, step, sigma)):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                change = self._update(self.gradient(evaluation, run.at(x), known), evaluation.sigma, evaluation.model)
+                change = change * run.generated(evaluation.sigma, evaluation.options)
+                run.displacement = change if run.displacement is None else run.displacement + change
+
+        predictions = evaluation.predict(run.at(x), recorder, branches)
+        if moment is not None:
+            of_calls = zip(evaluation.calls, moment.predictions, predictions, strict=True)
+            predictions = [found if call.role is None else [plain, *found] for call, plain, found in of_calls]
         if run.evaluations == 0:
             self.adapters.check_all_ran()
         run.evaluations += 1
         if recorder is not None:
-            self._observe(run, self._complete(recorder.maps()), step, x)
-            if self.settings.surroundings == "plain":
-                run.departure = float(sigma[0]), self._departure(run, calls, predictions)
-        return [self._fused(run, call, found) for call, found in zip(calls, predictions, strict=True)]
+            self._observe(run, self._complete(known | recorder.maps()), step, x.shape[-2:])
+        return [self._fused(run, call, found) for call, found in zip(evaluation.calls, predictions, strict=True)]
 
     def _running(self) -> _Run:
         if self.run is None:
             raise RuntimeError("A CLoRA model runs only inside a ComfyUI sampler.")
         return self.run
-
-    # --- conditioning ------------------------------------------------------------------------------------------------
-
-    def _check(self, conds: dict[str, list[dict]], model_options: dict) -> None:
-        """Raises ValueError where the sampler node was given anything but this sampler's conditioning."""
-        if model_options.get("context_handler") is not None:
-            raise ValueError("CLoRA cannot sample in context windows; remove that patch from the model.")
-        for name, entries in conds.items():
-            tags: list[Tag | None] = [entry.get(KEY) for entry in entries]
-            if not any(tags) and name not in ("positive", "middle", "negative"):
-                continue  # a guider's own addition, such as Perp-Neg's empty prompt: it runs on the plain model
-            if any(tag is None or tag.owner != self.owner for tag in tags):
-                raise ValueError(
-                    f"The {name} conditioning is not from the CLoRA Attention Contrast Sampler that made this model."
-                    " Connect that node's positive and negative outputs (through ControlNet or mask nodes if you like), and"
-                    " put all text into its prompts."
-                )
-            missing = set(range(self.branches)) - {entry[KEY].branch for entry in entries}
-            if missing:
-                raise ValueError(
-                    f"The {name} conditioning lacks {len(missing)} of {self.branches} branches: a node on the way dropped"
-                    " them. Connect the output of CLoRA Attention Contrast Sampler without that node."
-                )
-            if any("area" in entry for entry in entries):
-                raise ValueError(
-                    f"The {name} conditioning is limited to an area, but CLoRA reads attention over the whole picture. Use"
-                    " a mask instead (Conditioning Set Mask with set_cond_area “default”), or masks of the concepts."
-                )
-
-    def _call(self, cond: list[dict] | None) -> Call:
-        tags = [entry.get(KEY) for entry in cond or []]
-        if cond is None or not any(tags):
-            return Call(None, [cond])
-        if any(tag is None or tag.owner != self.owner for tag in tags):
-            raise ValueError("Another node mixes conditioning of its own into a CLoRA run; remove that node.")
-        branches = [[entry for entry in cond if entry[KEY].branch == branch] for branch in range(self.branches)]
-        return Call(cond[0][KEY].role, [*branches])
-
-    # --- what the branches see ---------------------------------------------------------------------------------------
-
-    def _views(self, run: _Run, sigma: Tensor, model_options: dict) -> Tensor | None:
-        """What each branch is to see beyond the composed picture: p, but not where it draws."""
-        if run.departure is None:
-            return None
-        assert run.branch_masks is not None  # made by the evaluation that the departure is of
-        around = 1 - run.branch_masks.movedim(1, 0)[:, :, None]
-        around[0] = 1.0
-        return around * run.plain * run.generated(sigma, model_options)
-
-    def _departure(self, run: _Run, calls: list[Call], predictions: list[list[Tensor]]) -> Tensor:
-        """The base branch's prediction minus the composed one, both under guidance by the sampler's CFG."""
-        of_role = {
-            call.role: found[0] - self._composed(run, found)
-            for call, found in zip(calls, predictions, strict=True)
-            if call.role is not None
-        }
-        positive = of_role["positive"]
-        negative = of_role.get("negative", positive)
-        return negative + (positive - negative) * getattr(run.guider, "cfg", 1.0)
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
@@ -367,9 +316,12 @@ class CLoRA:
         run.updated.append(step)
         return 1 + (settings.refine_repeats if step in settings.refine_steps else 0)
 
-    def gradient(self, evaluation: Evaluation, z: Tensor) -> Tensor:
-        """∇ of each sample's loss with respect to its latent. z: (batch, channels, h, w) -> the same shape."""
-        branches = list(range(self.branches))
+    def gradient(self, evaluation: Evaluation, z: Tensor, known: dict[int, Tensor]) -> Tensor:
+        """∇ of each sample's loss with respect to its latent. z: (batch, channels, h, w) -> the same shape.
+
+        known: maps of branches that do not see this latent.
+        """
+        branches = [branch for branch in range(self.branches) if branch not in known]
         layers = read_layers(evaluation.model.diffusion_model, *z.shape[-2:])
 
         def maps_of(chosen: list[int]) -> dict[int, Tensor]:
@@ -379,9 +331,10 @@ class CLoRA:
 
         with differentiable.gradients(isinstance(layers, JointLayers), "update_strength"):
             z = z.detach().clone().requires_grad_()
+            known = {branch: found.clone() for branch, found in known.items()}  # no inference tensors
             if self.settings.gradient_memory == "all at once":
                 with contextlib.suppress(comfy.model_management.OOM_EXCEPTION):
-                    return torch.autograd.grad(self.loss(maps_of(branches)).sum(), z)[0]
+                    return torch.autograd.grad(self.loss(known | maps_of(branches)).sum(), z)[0]
                 logging.warning("CLoRA: no memory for the gradients of all branches together, so one branch at a time.")
                 comfy.model_management.soft_empty_cache()
             # The loss needs the maps of all branches, its gradient one branch's graph at a time: that of the first is kept.
@@ -389,12 +342,12 @@ class CLoRA:
                 maps = maps_of(branches[1:])
             maps |= maps_of(branches[:1])
             leaves = {branch: found.detach().requires_grad_() for branch, found in maps.items()}
-            of_maps = torch.autograd.grad(self.loss(leaves).sum(), [leaves[branch] for branch in branches])
-            gradient = torch.autograd.grad(maps[0], z, of_maps[0])[0]
+            of_maps = torch.autograd.grad(self.loss(known | leaves).sum(), [leaves[branch] for branch in branches])
+            gradient = torch.autograd.grad(maps[branches[0]], z, of_maps[0])[0]
             del maps
-            for branch in branches[1:]:
+            for branch, of_map in zip(branches[1:], of_maps[1:], strict=True):
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                gradient += torch.autograd.grad(maps_of([branch])[branch], z, of_maps[branch])[0]
+                gradient += torch.autograd.grad(maps_of([branch])[branch], z, of_map)[0]
             return gradient
 
     def loss(self, maps: dict[int, Tensor]) -> Tensor:
@@ -402,7 +355,7 @@ class CLoRA:
         chosen, labels = [], []
         for branch in range(self.branches):
             for concept, tokens in enumerate(self.positions[branch]):
-                chosen.append(maps[branch][..., tokens].flatten(1, 2).transpose(1, 2))
+                chosen.append(self._words(maps[branch], branch, concept).flatten(2))
                 labels += [concept] * len(tokens)
         joined = torch.cat(chosen, dim=1)
         return contrast.nt_xent(joined, torch.tensor(labels, device=joined.device), self.settings.temperature)
@@ -430,42 +383,68 @@ class CLoRA:
             )
         return maps
 
-    def _observe(self, run: _Run, maps: dict[int, Tensor], step: int, x: Tensor) -> None:
-        """Masks, heat maps and loss from the attention of one evaluation."""
-        used, claims, heat = [], [], []
+    def _words(self, maps: Tensor, branch: int, concept: int) -> Tensor:
+        """Maps of one branch, (batch, h, w, tokens) -> of a concept's tokens, (batch, its tokens, h, w)."""
+        return maps[..., self.positions[branch][concept]].movedim(-1, 1)
+
+    def _place(self, run: _Run, step: int, x: Tensor) -> None:
+        """Where concepts are from the start: those with a mask there, and each other one at an object of the plain picture."""
+        size = x.shape[-2:]
+        given = [concept.mask is not None for concept in self.concepts]
+        placed = x.new_zeros(x.shape[0], len(given), *size)
         for index, concept in enumerate(self.concepts):
-            own = maps[index + 1][..., self.positions[index + 1][index]].movedim(-1, 1)
-            if concept.mask is None:
-                claim = masks.claim(own)
-                mask = masks.concept_mask(claim, self.settings.threshold, self.settings.morphology)
-                used.append(masks.resize(mask, x.shape[-2:]))
-                claims.append(masks.resize(masks.smooth(claim), x.shape[-2:]))
-            else:
-                mask = masks.resize_given(concept.mask.to(own), x.shape[-2:])
-                used.append(comfy.utils.repeat_to_batch_size(mask, x.shape[0]))
-                claims.append(torch.ones_like(used[-1]))
-            heat.append(contrast.scaled(own.mean(dim=1).flatten(1)).view_as(own[:, 0]))
-        run.concept_masks = torch.stack(used, dim=1)
+            if concept.mask is not None:
+                mask = masks.resize(concept.mask[:, None].to(x), size, "area")
+                placed[:, index] = comfy.utils.repeat_to_batch_size(mask, x.shape[0])[:, 0]
+        others = [index for index, is_given in enumerate(given) if not is_given]
+        if run.plain is not None and others:
+            each = [
+                torch.stack([masks.claim(self._words(maps, 0, index)) for index in others], dim=1)
+                for maps in run.plain.maps
+            ]
+            claims = torch.stack(each).mean(dim=0)
+            taken = masks.resize(placed.amax(dim=1, keepdim=True), claims.shape[-2:], "area")
+            found = objects.masks(claims * (taken == 0), self.settings.threshold, self.settings.morphology)
+            placed[:, others] = masks.resize(found, size)
+        fixed = placed.amax(dim=(-2, -1), keepdim=True) > 0
+        fixed[:, given] = True
+        run.placed, run.fixed = placed, fixed
+        run.branch_masks = self._branch_masks(placed, step)
+
+    def _observe(self, run: _Run, maps: dict[int, Tensor], step: int, size: torch.Size) -> None:
+        """Masks, heat maps and loss from the attention of one evaluation. size: of the latent."""
+        assert run.placed is not None
+        assert run.fixed is not None
+        own = [self._words(maps[index + 1], index + 1, index) for index in range(len(self.concepts))]
+        claims = torch.stack([masks.claim(each) for each in own], dim=1)
+        found = masks.resize(masks.concept_mask(claims, self.settings.threshold, self.settings.morphology), size)
+        if run.plain is not None:
+            found = found * (1 - run.placed.amax(dim=1, keepdim=True))
+        run.concept_masks = torch.where(run.fixed, run.placed, found)
         if self.settings.overlap == "strongest":
-            run.claims = run.claims + torch.stack(claims, dim=1)
+            claims = masks.resize(masks.smooth(claims), size)
+            claims[:, [concept.mask is not None for concept in self.concepts]] = 1
+            run.claims = run.claims + claims
             run.concept_masks = masks.strongest(run.concept_masks, run.claims)
-        run.branch_masks = masks.branch_masks(run.concept_masks)
-        if step < self.settings.first_masked_step:
-            run.branch_masks = torch.ones_like(run.branch_masks)
+        run.branch_masks = self._branch_masks(run.concept_masks, step)
+        heat = [contrast.scaled(each.mean(dim=1).flatten(1)).view_as(each[:, 0]) for each in own]
         run.heat.append(torch.stack(heat, dim=1).cpu())
         run.losses.setdefault(step, self.loss(maps).cpu())
+
+    def _branch_masks(self, concept_masks: Tensor, step: int) -> Tensor:
+        found = masks.branch_masks(concept_masks)
+        return torch.ones_like(found) if step < self.settings.first_masked_step else found
 
     def _fused(self, run: _Run, call: Call, predictions: list[Tensor]) -> Tensor:
         """One prediction for the sampler from those of the branches, seen from where the sampler believes to be."""
         if call.branches == [None]:
             return predictions[0]
-        fused = predictions[0] if call.role is None else self._composed(run, predictions)
+        if call.role is None:
+            fused = predictions[0]
+        else:
+            assert run.branch_masks is not None
+            fused = masks.fuse(torch.stack(predictions), run.branch_masks.to(predictions[0]))
         return fused if run.displacement is None else fused - run.displacement
-
-    def _composed(self, run: _Run, predictions: list[Tensor]) -> Tensor:
-        if run.branch_masks is None:
-            return torch.stack(predictions).mean(dim=0)
-        return masks.fuse(torch.stack(predictions), run.branch_masks.to(predictions[0]))
 
     # --- records -----------------------------------------------------------------------------------------------------
 

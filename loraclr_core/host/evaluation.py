@@ -5,7 +5,7 @@ a row belongs to is kept under a key of our own; `cond_or_uncond` is put back to
 model, or another pack's wrapper of it, runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -42,8 +42,7 @@ class Call(NamedTuple):
 class Evaluation:
     """The model at one noise level, ready to be run on several latents.
 
-    executor: the host's next CALC_COND_BATCH wrapper. sigma: (batch,). views: for each branch what it sees beyond the
-    latent it is run on, added to its rows: (branches, batch, channels, h, w).
+    executor: the host's next CALC_COND_BATCH wrapper. sigma: (batch,).
     """
 
     def __init__(self, executor: Callable, model: BaseModel, calls: list[Call], sigma: Tensor, options: dict, adapters):
@@ -53,17 +52,23 @@ class Evaluation:
         self.sigma = sigma
         self.options = options
         self.adapters: BranchAdapters = adapters
-        self.views: Tensor | None = None
+        self.surroundings: tuple[Tensor, Tensor] | None = None
         positive = [i for i, call in enumerate(calls) if call.role == "positive"]
         self.main = positive[0] if positive else None  # the call whose attention is read
 
-    def predict(self, z: Tensor, recorder: Recorder | None) -> list[list[Tensor]]:
-        """The denoised prediction of every branch of every call, each (batch, channels, h, w)."""
-        branches = max(len(call.branches) for call in self.calls)
+    def surround(self, latent: Tensor, masks: Tensor) -> None:
+        """From now on each branch sees this latent but within its own mask. masks: (batch, branches, h, w), 0…1."""
+        self.surroundings = latent, masks.movedim(1, 0)[:, :, None]
+
+    def predict(self, z: Tensor, recorder: Recorder | None, branches: Sequence[int]) -> list[list[Tensor]]:
+        """For every call the denoised predictions of these branches, each (batch, channels, h, w); of a call without a role
+        the one there is.
+        """
+        wanted_of = [branches if call.role is not None else range(len(call.branches)) for call in self.calls]
         # Backwards, because the host takes the lists from the end: the base rows come first, as any node expects them.
         groups = [
-            [(i, branch) for i, call in enumerate(self.calls) if branch < len(call.branches)]
-            for branch in reversed(range(branches))
+            [(i, branch) for i, wanted in enumerate(wanted_of) if branch in wanted]
+            for branch in sorted(set().union(*wanted_of), reverse=True)
         ]
         patches = self.options.get("transformer_options", {}).get("patches", {})
         if not any(patches.get(name) for name in ROW_PATCHES):
@@ -71,7 +76,7 @@ class Evaluation:
         found: dict[Wanted, Tensor] = {}
         for group in groups:
             found |= zip(group, self._run(z, group, recorder), strict=True)
-        return [[found[i, branch] for branch in range(len(call.branches))] for i, call in enumerate(self.calls)]
+        return [[found[i, branch] for branch in wanted] for i, wanted in enumerate(wanted_of)]
 
     def read(self, z: Tensor, recorder: Recorder, branches: list[int]) -> None:
         """Only the attention of the conditional rows of these branches, as a function of `z`."""
@@ -132,11 +137,15 @@ class Evaluation:
 
     def _seen(self, latents: Tensor, chunks: list[Wanted]) -> Tensor:
         """The rows of a batch as their branches see them."""
-        if self.views is None:
+        if self.surroundings is None:
             return latents
-        tagged = [self.calls[call].role is not None for call, _ in chunks]
-        of_rows = [self.views[branch] * yes for (_, branch), yes in zip(chunks, tagged, strict=True)]
-        return latents + torch.cat(of_rows).to(latents)
+        around, masks = self.surroundings
+        rows = list(latents.chunk(len(chunks)))
+        for i, (call, branch) in enumerate(chunks):
+            if self.calls[call].role is not None:
+                inside = masks[branch].to(latents).clone()  # no inference tensor: a gradient keeps it
+                rows[i] = rows[i] * inside + around.to(latents) * (1 - inside)
+        return torch.cat(rows)
 
     def _reads(self, chunks: list[Wanted], per_chunk: int, uuids: list) -> list[Read]:
         reads = []

@@ -32,12 +32,12 @@ class LiveView:
         steps: int,
         latent_format,
         denoised: Tensor,
-        masks: Tensor,
-        heat: Tensor,
+        masks: Tensor | None,
+        heat: Tensor | None,
         losses: dict[int, Tensor],
     ) -> None:
         """After a step, 0 first; of a batch the first picture. denoised: (batch, channels, h, w). masks, heat: (batch,
-        concepts, h, w), 0…1. losses: (batch,) by step.
+        concepts, h, w), 0…1; None while the plain picture is made. losses: (batch,) by step.
         """
         now = time.monotonic()
         if (now < self.due and step + 1 < steps) or not self.watched():
@@ -49,13 +49,19 @@ class LiveView:
                 "step": step + 1,
                 "steps": steps,
                 "picture": _jpeg(rough_picture(latent_format, denoised[:1])[0]),
-                "masks": [_bytes(mask) for mask in masks[0]],
-                "mask_size": [*masks.shape[-2:]],
-                "heat": [_bytes(found) for found in heat[0]],
-                "heat_size": [*heat.shape[-2:]],
+                **({} if masks is None or heat is None else _maps(masks[0], heat[0])),
                 "losses": [round(float(loss[0]), 4) for _, loss in sorted(losses.items())],
             }
         )
+
+
+def _maps(masks: Tensor, heat: Tensor) -> dict:
+    return {
+        "masks": [_bytes(mask) for mask in masks],
+        "mask_size": [*masks.shape[-2:]],
+        "heat": [_bytes(found) for found in heat],
+        "heat_size": [*heat.shape[-2:]],
+    }
 
 
 def _jpeg(picture: Tensor) -> str:

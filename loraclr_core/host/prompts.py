@@ -50,7 +50,7 @@ def compose(
     for branch, own_clip in enumerate(clips):  # role by role within, so that each LoRA is patched in once
         for role, entries in conditioning.items():
             tokenized = own_clip.tokenize(texts[role][branch])
-            entries += own_clip.encode_from_tokens_scheduled(tokenized, add_dict=clora.tag(role, branch))
+            entries += own_clip.encode_from_tokens_scheduled(tokenized, add_dict=clora.tags.of(role, branch))
     return patched, conditioning["positive"], conditioning["negative"]
 
 

@@ -31,11 +31,10 @@ def test_frames_hold_what_was_used(demo, concepts, latent, frames, monkeypatch):
     monkeypatch.setattr(live, "SECONDS", 0.0)
     model, positive, negative = composed(demo, concepts, live.LiveView(["cat", "dog"], frames.append, lambda: True))
     sampled = sample(model, positive, negative, latent, steps=3)
-    assert [(frame["step"], frame["steps"], len(frame["losses"])) for frame in frames] == [
-        (1, 3, 1),
-        (2, 3, 2),
-        (3, 3, 3),
-    ]
+    assert [(frame["step"], frame["steps"]) for frame in frames] == [(1, 3), (2, 3), (3, 3)] * 2
+    plain, of_concepts = frames[:3], frames[3:]
+    assert not any("masks" in frame or "heat" in frame or frame["losses"] for frame in plain)
+    assert [len(frame["losses"]) for frame in of_concepts] == [1, 2, 3]
     last = frames[-1]
     assert last["names"] == ["cat", "dog"]
     masks, _, losses = maps(model, sampled)
@@ -50,11 +49,11 @@ def test_frames_hold_what_was_used(demo, concepts, latent, frames, monkeypatch):
     assert np.asarray(picture).std() > 0
 
 
-def test_frames_are_throttled_but_for_the_last(demo, concepts, latent, frames, monkeypatch):
+def test_frames_are_throttled_but_for_the_last_of_each_take(demo, concepts, latent, frames, monkeypatch):
     monkeypatch.setattr(live, "SECONDS", 3600.0)
     model, positive, negative = composed(demo, concepts, live.LiveView(["cat", "dog"], frames.append, lambda: True))
     sample(model, positive, negative, latent, steps=4)
-    assert [frame["step"] for frame in frames] == [1, 4]
+    assert [(frame["step"], "masks" in frame) for frame in frames] == [(1, False), (4, False), (4, True)]
 
 
 def test_nothing_is_made_for_nobody(demo, concepts, latent, frames):

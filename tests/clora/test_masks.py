@@ -63,6 +63,6 @@ def test_fusion_is_the_mean_weighted_by_masks():
 
 
 def test_a_users_soft_mask_is_kept_soft():
-    mask = torch.zeros(1, 8, 8)
-    mask[:, :, :4], mask[:, :, 4:] = 0.25, 0.75
-    assert masks.resize_given(mask, (2, 4))[0].tolist() == [[0.25, 0.25, 0.75, 0.75]] * 2
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4], mask[..., 4:] = 0.25, 0.75
+    assert masks.resize(mask, (2, 4), "area")[0, 0].tolist() == [[0.25, 0.25, 0.75, 0.75]] * 2

@@ -1,0 +1,63 @@
+"""Which entries of conditioning belong to which branch: a sampler node tags what it makes, its model reads the tags.
+
+Extra keys of an entry survive the host's nodes and its samplers, through ControlNet and mask nodes too.
+"""
+
+import uuid
+from typing import NamedTuple
+
+from .evaluation import KEY, Call, Role
+
+
+class Tag(NamedTuple):
+    """Marks a conditioning entry with the sampler node that made it, its role and its branch."""
+
+    owner: str
+    role: Role
+    branch: int
+
+
+class Tags:
+    """Those of one sampler node."""
+
+    def __init__(self, branches: int):
+        self.owner = uuid.uuid4().hex
+        self.branches = branches
+
+    def of(self, role: Role, branch: int) -> dict[str, Tag]:
+        """What a conditioning entry of this branch carries."""
+        return {KEY: Tag(self.owner, role, branch)}
+
+    def check(self, conds: dict[str, list[dict]]) -> None:
+        """Raises ValueError where the sampler was given anything but this node's conditioning."""
+        for name, entries in conds.items():
+            tags: list[Tag | None] = [entry.get(KEY) for entry in entries]
+            if not any(tags) and name not in ("positive", "middle", "negative"):
+                continue  # a guider's own addition, such as Perp-Neg's empty prompt: it runs on the plain model
+            if any(tag is None or tag.owner != self.owner for tag in tags):
+                raise ValueError(
+                    f"The {name} conditioning is not from the CLoRA Attention Contrast Sampler that made this model."
+                    " Connect that node's positive and negative outputs (through ControlNet or mask nodes if you like), and"
+                    " put all text into its prompts."
+                )
+            missing = set(range(self.branches)) - {entry[KEY].branch for entry in entries}
+            if missing:
+                raise ValueError(
+                    f"The {name} conditioning lacks {len(missing)} of {self.branches} branches: a node on the way dropped"
+                    " them. Connect the output of CLoRA Attention Contrast Sampler without that node."
+                )
+            if any("area" in entry for entry in entries):
+                raise ValueError(
+                    f"The {name} conditioning is limited to an area, but CLoRA reads attention over the whole picture. Use"
+                    " a mask instead (Conditioning Set Mask with set_cond_area “default”), or masks of the concepts."
+                )
+
+    def call(self, cond: list[dict] | None) -> Call:
+        """One list that the host asks predictions for, by branches."""
+        tags = [entry.get(KEY) for entry in cond or []]
+        if cond is None or not any(tags):
+            return Call(None, [cond])
+        if any(tag is None or tag.owner != self.owner for tag in tags):
+            raise ValueError("Another node mixes conditioning of its own into a CLoRA run; remove that node.")
+        branches = [[entry for entry in cond if entry[KEY].branch == branch] for branch in range(self.branches)]
+        return Call(cond[0][KEY].role, [*branches])

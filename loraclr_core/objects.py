@@ -1,0 +1,67 @@
+"""The objects of a plain picture, one for each concept.
+
+Where a concept's own branch would draw it wherever its words look, a picture without LoRAs has each thing once. What the
+class words attend to there falls into connected parts, which are its objects.
+"""
+
+import numpy as np
+import torch
+from scipy import ndimage, optimize
+from torch import Tensor
+
+from .masks import Morphology, morphed
+
+# What counts as one object: neighbours in eight directions, and this share of the picture at least.
+EIGHT = np.ones((3, 3))
+SMALLEST = 1 / 64
+# The step by which the threshold rises until objects that touch are parted.
+LEVEL = 0.05
+
+
+def masks(claims: Tensor, threshold: float, morphology: Morphology = "none") -> Tensor:
+    """One object for each concept: (batch, concepts, height, width) -> their masks, the same, 0 or 1.
+
+    claims: of the concepts' words in the plain picture, 0…1 (`masks.claim`). An object is a connected part of the places
+    with a claim above the threshold; where there are fewer than concepts, a higher threshold parts what touches. Each
+    concept gets one, such that in sum the mean claims to their own objects are largest. Further objects are nobody's, and a
+    concept for which none is left has an empty mask.
+
+    A mask is one cell larger than the object: what of a plain thing stands out of its mask, a LoRA completes.
+    """
+    return torch.stack([_masks(each, threshold, morphology) for each in claims])
+
+
+def _masks(claims: Tensor, threshold: float, morphology: Morphology) -> Tensor:
+    claimed = claims.amax(dim=0).cpu().numpy()
+    labels, found = _parted(claimed, threshold, len(claims))
+    held = [ndimage.mean(each, labels, found) for each in claims.cpu().numpy()]
+    labels = _grown(labels, claimed > threshold, claimed.size)
+    labels = _grown(labels, np.ones_like(claimed, dtype=bool), 1)
+    numbers = torch.from_numpy(labels).to(claims.device)
+    masks = torch.zeros_like(claims)
+    for concept, number in zip(*optimize.linear_sum_assignment(held, maximize=True), strict=True):
+        own = numbers == found[number]
+        masks[concept] = morphed(own[None].to(claims), morphology)[0] * (own | (numbers == 0))
+    return masks
+
+
+def _parted(claimed: np.ndarray, threshold: float, wanted: int) -> tuple[np.ndarray, list[int]]:
+    """Places numbered by their object, 0 without one, and the numbers of those that are large enough for a concept."""
+
+    def parts(level: float) -> tuple[np.ndarray, list[int]]:
+        labels, count = ndimage.label(claimed > level, EIGHT)  # pyright: ignore[reportGeneralTypeIssues]
+        sizes = np.bincount(labels.flat, minlength=count + 1)
+        return labels, [n for n in range(1, count + 1) if sizes[n] >= SMALLEST * claimed.size]
+
+    levels = (parts(level) for level in np.arange(threshold, 1, LEVEL))
+    return next((each for each in levels if len(each[1]) >= wanted), parts(threshold))
+
+
+def _grown(labels: np.ndarray, within: np.ndarray, cells: int) -> np.ndarray:
+    """Each object with the free places around it, so many cells far at most."""
+    for _ in range(cells):
+        wider = np.where((labels == 0) & within, ndimage.grey_dilation(labels, size=(3, 3)), labels)
+        if np.array_equal(wider, labels):
+            break
+        labels = wider
+    return labels
