@@ -54,10 +54,11 @@ class LiveView {
     canvas.height = picture.naturalHeight;
     const context = canvas.getContext("2d");
     context.drawImage(picture, 0, 0);
-    if (this.mode !== "picture") context.drawImage(this.drawnMaps(), 0, 0, canvas.width, canvas.height);
+    const plain = !frame.masks; // the picture without LoRAs, which is made first
+    if (this.mode !== "picture" && !plain) context.drawImage(this.drawnMaps(), 0, 0, canvas.width, canvas.height);
 
     this.find(".loraclr-mode").textContent = this.mode;
-    this.find(".loraclr-step").textContent = `${frame.step} / ${frame.steps}`;
+    this.find(".loraclr-step").textContent = `${plain ? "plain picture " : ""}${frame.step} / ${frame.steps}`;
     this.find("polyline").setAttribute("points", line(frame.losses, LOSS.width, LOSS.height));
     this.find(".loraclr-loss").textContent = frame.losses.at(-1)?.toFixed(2) ?? "";
     this.find(".loraclr-legend").replaceChildren(...frame.names.map((name, concept) => this.chip(name, concept)));

@@ -30,11 +30,26 @@ def prompt_field(page):
     return page.page.locator("textarea[placeholder=prompt]").first
 
 
+# Keeps every text that the live view's step counter shows.
+WATCH_STEPS = """() => {
+    window.shownSteps = [];
+    const note = () => {
+        const text = document.querySelector(".loraclr-step")?.textContent;
+        if (text && text !== window.shownSteps.at(-1)) window.shownSteps.push(text);
+    };
+    new MutationObserver(note).observe(document.body, { subtree: true, childList: true, characterData: true });
+}"""
+
+
 def test_live_view_shows_the_concepts_apart(page):
     page.make_room()
     page.load_demo("clora_two_concepts")
     steps = workflows.DEMO.steps if page.nodes2 else page.take_few_steps()
+    page.page.evaluate(WATCH_STEPS)
     outputs = page.run()
+    shown = page.page.evaluate("window.shownSteps")
+    assert f"plain picture {steps} / {steps}" in shown
+    assert shown[-1] == f"{steps} / {steps}"
     page.center(CLORA)
     view = page.page.locator(".loraclr-view")
     expect(view).to_be_visible()
