@@ -210,8 +210,8 @@ def clora_two_concepts(at: Description) -> None:
         "1. **Trigger** of each concept: the phrase its LoRA was trained on. **Name**: what the prompt calls it.\n"
         "2. **Prompt**: each concept by its name in braces; type `{` to choose.\n"
         "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL; 30 to 50 steps.\n\n"
-        "If a subject is missing, try another seed or an **update_strength** of 0.02. The node shows, while it"
-        " samples, what each concept is given.",
+        "The node shows the plain picture first, then what each concept is given of it. If a subject is missing, look"
+        " whether the plain picture has a thing for it, and try another seed.",
         440,
     )
     at.model()
