@@ -214,7 +214,7 @@ class CLoRA:
                 guider.conds = {name: [entry.copy() for entry in entries] for name, entries in conds.items()}
                 with torch.random.fork_rng():  # both pictures get the same noise, at every step
                     executor(noise, *args, **kwargs)
-                self.plain.finish()
+                self.plain.finished = True
                 guider.conds = conds
             samples = executor(noise, *args, **kwargs)
             self._remember(samples)

@@ -35,9 +35,6 @@ class PlainPicture:
     def add(self, sigma: float, x: Tensor, predictions: list[Tensor], maps: Tensor | None) -> None:
         self.moments.append(Moment(sigma, x.clone(), predictions, maps))
 
-    def finish(self) -> None:
-        self.finished = True
-
     @property
     def maps(self) -> list[Tensor]:
         """Of every own call of the sampler."""

@@ -11,7 +11,6 @@ def taken(*calls: tuple[float, int, bool]) -> PlainPicture:
     for sigma, lists, own in calls:
         value = torch.full((1, 1, 1, 1), 10 * sigma)
         picture.add(sigma, value, [value] * lists, torch.zeros(1, 1, 1, 3) if own else None)
-    picture.finish()
     return picture
 
 
