@@ -34,5 +34,6 @@ serve: ## ComfyUI with this pack and the demo models, in the browser
 workflows: ## write example_workflows/ again after a node has changed
 	$(HOST) tools/workflows.py
 
-pictures: ## write README's, the help pages' and the templates' pictures from what `make test` kept
+pictures: ## make README's, the help pages' and the templates' pictures anew, by the tests of the page
+	$(HOST) -m pytest tests/page --pictures
 	$(HOST) tools/pictures.py

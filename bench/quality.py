@@ -127,6 +127,7 @@ def columns_of(row: str) -> tuple[str, ...]:
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def essence(source: str) -> str:
     """A module's code without its comments and docstrings."""
     tree = ast.parse(source)
@@ -134,6 +135,11 @@ def essence(source: str) -> str:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return ast.dump(tree)
+
+
+@functools.cache
+def of_weights() -> list[str]:
+    return [path.stem + hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(demo_assets.WEIGHTS.iterdir())]
 
 
 def fingerprint(row: str, column: str) -> str:
@@ -145,7 +151,7 @@ def fingerprint(row: str, column: str) -> str:
         *(asks[kind] for kind in method.kinds),
         *(essence(inspect.getsource(made)) for made in (method.prepare, *SHARED, sample, scored, before)),
         *(essence((ROOT / path).read_text("utf-8")) for path in (*world, *method.code)),
-        *(path.stem + hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(demo_assets.WEIGHTS.iterdir())),
+        *of_weights(),
     ]
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 

@@ -43,6 +43,10 @@ class Demo(NamedTuple):
     vae: VAE
 
 
+def pytest_addoption(parser):
+    parser.addoption("--pictures", action="store_true", help="take every step in runs whose pictures are shown")
+
+
 @pytest.fixture(scope="session")
 def demo() -> Demo:
     with torch.inference_mode():

@@ -92,8 +92,12 @@ class ComfyServer:
         return self._request("/object_info")
 
     def history(self, prompt_id: str) -> dict:
-        """The history entry of a finished run: `outputs` by node id, `status`."""
-        return self._request(f"/history/{prompt_id}")[prompt_id]
+        """The history entry of a finished run: `outputs` by node id, `status`. The host writes it after it has said the end."""
+        for _ in range(100):
+            if found := self._request(f"/history/{prompt_id}"):
+                return found[prompt_id]
+            time.sleep(0.1)
+        raise TimeoutError(f"The host has no history of run {prompt_id}.")
 
     def queue(self, prompt: dict[str, dict]) -> str:
         """Queue a graph in the API format; returns its id. Raises NodeError if the host does not accept it."""

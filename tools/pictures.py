@@ -1,6 +1,6 @@
 """Writes the pictures of README, the help pages and the templates, from what the page's tests kept while they ran.
 
-make test && make pictures
+make pictures
 """
 
 import sys
@@ -22,7 +22,7 @@ WIDEST, SMALLEST = 720, 256  # pixels
 def main() -> None:
     missing = [str(shot) for shot in TO_WRITE if not shot.exists()]
     if missing:
-        sys.exit("pictures: run `make test` first; these are missing:\n  " + "\n  ".join(missing))
+        sys.exit("pictures: run `make pictures`; these are missing:\n  " + "\n  ".join(missing))
     for shot, path in TO_WRITE.items():
         picture = Image.open(shot).convert("RGB")
         scale = min(WIDEST / picture.width, max(1, SMALLEST / picture.height))

@@ -18,7 +18,7 @@ import nodes
 import pytest
 import random_models
 import torch
-from clora.sampling import PLAIN, assert_same, clora, encode, maps, plain, sample
+from clora.sampling import PLAIN, assert_same, clora, compose, encode, maps, plain, sample
 from loraclr.loraclr_core.host.evaluation import KEY
 
 
@@ -225,7 +225,7 @@ def test_controlnet(demo, idle, concepts, latent):
 def test_foreign_conditioning_says_what_to_connect(demo, patched, concepts, latent):
     model, positive, negative = patched
     text = encode(demo.clip, "a dog")
-    _, foreign, _ = clora(demo, concepts)
+    _, foreign, _ = compose(demo, concepts)
     for wrong in ((text, negative), (positive, text), (foreign, negative), (positive + text, negative)):
         with pytest.raises(ValueError, match="Connect that node's positive and negative outputs"):
             sample(model, *wrong, latent)

@@ -5,7 +5,7 @@ import comfy.model_management
 import nodes
 import pytest
 import torch
-from clora.sampling import PLAIN, assert_same, clora, plain, sample
+from clora.sampling import PLAIN, assert_same, clora, compose, plain, sample
 from comfy.model_patcher import ModelPatcher
 from loraclr.loraclr_core.host import evaluation
 from loraclr.loraclr_core.host.evaluation import KEY
@@ -83,7 +83,7 @@ def test_offloaded_weights_change_nothing(demo, concepts, latent, request):
     """
     expected = sample(*clora(demo, concepts, first_masked_step=1000), latent)
     request.getfixturevalue("offloaded")
-    found = sample(*clora(demo, concepts, first_masked_step=1000), latent)
+    found = sample(*compose(demo, concepts, first_masked_step=1000), latent)
     assert demo.model.model.model_lowvram
     assert_same(found, expected, 1e-3)
 

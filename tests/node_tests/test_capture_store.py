@@ -1,5 +1,7 @@
 """Captures on disk spare work after a restart, and are never trusted where anything they depend on has changed."""
 
+import shutil
+
 import pytest
 import torch
 from loraclr.loraclr_core.host import capture_store, captures
@@ -14,6 +16,24 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setattr(capture_store, "folder", lambda: tmp_path)
     captures.forget()
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def captured(demo, concepts, tmp_path_factory):
+    """A folder with the captures of the first two concepts, and the LoRA merged from them."""
+    folder = tmp_path_factory.mktemp("captured")
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(capture_store, "folder", lambda: folder)
+        lora, _ = on_disk(demo, concepts[:2])
+    return folder, lora
+
+
+@pytest.fixture
+def two(captured, folder):
+    """The captures of two concepts are on disk; the LoRA merged from them."""
+    captured_in, lora = captured
+    shutil.copytree(captured_in, folder, dirs_exist_ok=True)
+    return lora
 
 
 def on_disk(demo, concepts, **inputs):
@@ -33,11 +53,11 @@ def test_after_a_restart_nothing_is_captured_again(demo, concepts):
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
-def test_a_concept_added_at_the_end_costs_one_capture(demo, concepts):
+def test_a_concept_added_at_the_end_costs_one_capture(demo, concepts, captured, folder):
     whole, report = on_disk(demo, concepts)
     assert THREE in report
     capture_store.clear()
-    on_disk(demo, concepts[:2])
+    shutil.copytree(captured[0], folder, dirs_exist_ok=True)
     grown, report = on_disk(demo, concepts)
     assert ONE in report
     for key in whole:
@@ -48,22 +68,19 @@ def test_a_concept_added_at_the_end_costs_one_capture(demo, concepts):
     "change",
     [{"capture_prompts": "{trigger}"}, {"capture_seed": 5}, {"capture_steps": 1}, {"merge_text_encoder": True}],
 )
-def test_other_settings_are_captured_anew(demo, concepts, change):
-    on_disk(demo, concepts[:2])
+def test_other_settings_are_captured_anew(demo, concepts, two, change):
     _, report = on_disk(demo, concepts[:2], **change)
     assert NONE not in report
 
 
-def test_another_strength_or_trigger_is_captured_anew(demo, concepts):
-    on_disk(demo, concepts[:2])
+def test_another_strength_or_trigger_is_captured_anew(demo, concepts, two):
     for change in ({"strength_model": 0.5}, {"trigger": "other cat"}, {"sha256": "0" * 64}):
         _, report = on_disk(demo, [concepts[0]._replace(**change), concepts[1]])
         assert TWO in report
 
 
-def test_another_base_is_captured_anew(demo, concepts):
+def test_another_base_is_captured_anew(demo, concepts, two):
     """By an upstream patch, and by a weight that changed in place."""
-    on_disk(demo, concepts[:2])
     key = "diffusion_model.out.2.weight"
     patched = demo._replace(model=demo.model.clone())
     patched.model.add_patches({key: ("diff", (0.01 * torch.ones_like(demo.model.model_state_dict()[key]),))})
@@ -83,8 +100,7 @@ def test_another_base_is_captured_anew(demo, concepts):
 
 
 @pytest.mark.parametrize("damage", ["a byte", "the end", "everything"])
-def test_a_damaged_file_is_deleted_and_its_concepts_captured_anew(demo, concepts, folder, damage, caplog):
-    expected, _ = on_disk(demo, concepts[:2])
+def test_a_damaged_file_is_deleted_and_its_concepts_captured_anew(demo, concepts, two, folder, damage, caplog):
     (path,) = folder.glob("*.safetensors")
     content = bytearray(path.read_bytes())
     if damage == "a byte":
@@ -93,13 +109,12 @@ def test_a_damaged_file_is_deleted_and_its_concepts_captured_anew(demo, concepts
     found, report = on_disk(demo, concepts[:2])
     assert TWO in report
     assert path.name in caplog.text
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert all(torch.equal(two[key], found[key]) for key in two)
     _, report = on_disk(demo, concepts[:2])
     assert NONE in report
 
 
-def test_what_was_not_used_for_longest_goes_first(demo, concepts, monkeypatch, folder):
-    on_disk(demo, concepts[:2])
+def test_what_was_not_used_for_longest_goes_first(demo, concepts, two, monkeypatch, folder):
     on_disk(demo, concepts[1:])
     on_disk(demo, concepts[:2])  # used again
     monkeypatch.setattr(capture_store, "LIMIT", int(2.5 * capture_store.size() / 2))
@@ -109,8 +124,7 @@ def test_what_was_not_used_for_longest_goes_first(demo, concepts, monkeypatch, f
     assert TWO in on_disk(demo, concepts[1:])[1]
 
 
-def test_clearing_leaves_nothing(demo, concepts):
-    on_disk(demo, concepts[:2])
+def test_clearing_leaves_nothing(demo, concepts, two):
     merge(demo, concepts[:2], captures="clear the disk")
     assert capture_store.files() == []
     assert TWO in on_disk(demo, concepts[:2])[1]

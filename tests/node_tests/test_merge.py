@@ -161,10 +161,8 @@ def test_one_concept_alone_is_exported_as_it_is(demo, concepts, evaluations):
 
 
 def test_adamw_runs_and_is_further_from_the_concepts_than_exact(demo, concepts):
-    latent = {"samples": torch.zeros(1, 4, 16, 16)}
     reports = {
-        solver: merge(demo, concepts[:2], solver=solver, capture_steps=4, latent=latent)[4]
-        for solver in ("adamw (paper)", "exact")
+        solver: merge(demo, concepts[:2], solver=solver, capture_steps=4)[4] for solver in ("adamw (paper)", "exact")
     }
     shares = {
         solver: [float(line.split("|")[-2].strip(" %")) for line in report.splitlines() if "loraclr_random" in line]

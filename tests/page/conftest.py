@@ -39,7 +39,7 @@ def browser():
 class ComfyPage:
     """One open page. `errors`: what the pack, or anything while it was used, has thrown."""
 
-    def __init__(self, page: Page, server: ComfyServer, infos: dict, nodes2: bool):
+    def __init__(self, page: Page, server: ComfyServer, infos: dict, nodes2: bool, pictures: bool):
         self.page = page
         self.infos = infos
         self.server = server
@@ -48,6 +48,7 @@ class ComfyPage:
         page.on("console", self._note)
         page.set_default_timeout(MINUTES)
         self.nodes2 = nodes2
+        self.whole = nodes2 and pictures  # the pictures that are shown come from Nodes 2.0
         self.open()
         page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes2)
 
@@ -75,7 +76,7 @@ class ComfyPage:
         return workflow
 
     def take_few_steps(self) -> int:
-        """For runs whose pictures are not shown anywhere; those that are come from Nodes 2.0. Returns how many."""
+        """Whatever the picture comes to. Returns how many."""
         self.page.evaluate(
             """steps => app.graph.nodes.filter((node) => node.comfyClass === 'KSampler')
                 .forEach((node) => { node.widgets.find((widget) => widget.name === 'steps').value = steps; })""",
@@ -166,7 +167,7 @@ class ComfyPage:
 
     def keep(self, picture: Image.Image, name: str) -> None:
         """A workflow's own picture, for its thumbnail."""
-        if self.nodes2:
+        if self.whole:
             picture.save(SHOTS / f"{name}.png")
 
 
@@ -176,26 +177,31 @@ def renderer(request) -> bool:
 
 
 @contextmanager
-def opened(browser, server, infos, nodes2: bool) -> Iterator[ComfyPage]:
+def opened(browser, server, infos, nodes2: bool, pictures: bool) -> Iterator[ComfyPage]:
     """A page of its own. At the end it may not have seen an error."""
     permissions = ["clipboard-read", "clipboard-write"]
     context = browser.new_context(viewport={"width": 1500, "height": 1000}, permissions=permissions)
     try:
-        page = ComfyPage(context.new_page(), server, infos, nodes2)
+        page = ComfyPage(context.new_page(), server, infos, nodes2, pictures)
         yield page
     finally:
         context.close()
     assert page.errors == []
 
 
-@pytest.fixture
-def page(browser, server, infos, renderer) -> Iterator[ComfyPage]:
-    with opened(browser, server, infos, renderer) as page:
-        yield page
-
-
 @pytest.fixture(scope="module")
-def shared_page(browser, server, infos, renderer) -> Iterator[ComfyPage]:
-    """For tests that leave nothing behind: opening a page takes longer than most of them."""
-    with opened(browser, server, infos, renderer) as page:
+def shared_page(browser, server, infos, renderer, pytestconfig) -> Iterator[ComfyPage]:
+    with opened(browser, server, infos, renderer, pytestconfig.getoption("pictures")) as page:
         yield page
+
+
+@pytest.fixture
+def page(request, browser, server, infos, renderer, pytestconfig) -> Iterator[ComfyPage]:
+    """One for all tests, which begin by loading a graph: opening it takes longer than most of them. Those that change more
+    than the graph are marked `own_page`.
+    """
+    if request.node.get_closest_marker("own_page"):
+        with opened(browser, server, infos, renderer, pytestconfig.getoption("pictures")) as page:
+            yield page
+    else:
+        yield request.getfixturevalue("shared_page")

@@ -41,10 +41,11 @@ WATCH_STEPS = """() => {
 }"""
 
 
+@pytest.mark.own_page
 def test_live_view_shows_the_concepts_apart(page):
     page.make_room()
     page.load_demo("clora_two_concepts")
-    steps = workflows.DEMO.steps if page.nodes2 else page.take_few_steps()
+    steps = workflows.DEMO.steps if page.whole else page.take_few_steps()
     page.page.evaluate(WATCH_STEPS)
     outputs = page.run()
     shown = page.page.evaluate("window.shownSteps")
@@ -77,6 +78,7 @@ def test_live_view_shows_the_concepts_apart(page):
     expect(page.page.locator(".loraclr-view .loraclr-chip")).to_have_text(["ball", "box"])
 
 
+@pytest.mark.own_page
 def test_live_view_can_be_switched_off(page):
     page.load_demo("clora_two_concepts")
     page.node(CLORA, "(node) => { node.widgets.find((w) => w.name === 'live_view').value = false; }")
@@ -88,6 +90,7 @@ def test_live_view_can_be_switched_off(page):
 def test_merge_report_has_a_bar_for_every_error(page):
     page.make_room()
     page.load_demo("loraclr_merge")
+    page.take_few_steps()
     page.run()
     page.center(MERGE)
     report = page.page.locator(".loraclr-report")
@@ -155,12 +158,12 @@ def test_choosing_a_file_fills_in_its_words(page):
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_saving_and_loading_changes_nothing(shared_page, name):
-    shared_page.load_demo(name)
+def test_saving_and_loading_changes_nothing(page, name):
+    page.load_demo(name)
     serialized = "() => JSON.parse(JSON.stringify(app.graph.serialize()))"
-    first = shared_page.page.evaluate(serialized)
-    shared_page.load(first)
-    again = shared_page.page.evaluate(serialized)
+    first = page.page.evaluate(serialized)
+    page.load(first)
+    again = page.page.evaluate(serialized)
     for before, after in zip(first["nodes"], again["nodes"], strict=True):
         # Front ends before the default host's forget a switch of this node of the host's own.
         forgets = before["type"] == "PreviewAny" and host_version != host.DEFAULT_VERSION
@@ -170,11 +173,11 @@ def test_saving_and_loading_changes_nothing(shared_page, name):
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_the_page_asks_the_server_for_what_the_workflow_says(shared_page, name):
+def test_the_page_asks_the_server_for_what_the_workflow_says(page, name):
     """Widget values and links come through, `{ball}` in a prompt among them."""
-    shared_page.load_demo(name)
-    expected = api_format(workflows.described(name, shared_page.infos, workflows.DEMO))
-    assert shared_page.asked() == {node: each["inputs"] for node, each in expected.items()}
+    page.load_demo(name)
+    expected = api_format(workflows.described(name, page.infos, workflows.DEMO))
+    assert page.asked() == {node: each["inputs"] for node, each in expected.items()}
 
 
 def test_undo_copy_and_paste(page):
@@ -201,6 +204,7 @@ def test_undo_copy_and_paste(page):
     assert page.page.evaluate(found) == before
 
 
+@pytest.mark.own_page
 def test_a_phone_sized_window_works(page):
     page.page.set_viewport_size({"width": 390, "height": 844})
     page.open()
@@ -210,6 +214,7 @@ def test_a_phone_sized_window_works(page):
     page.shot("phone")
 
 
+@pytest.mark.own_page
 def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
     """Its thumbnail is there, and so are the names of the files a user has to put or choose."""
     page.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
@@ -233,16 +238,16 @@ def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_every_template_opens_by_dropping_its_file(shared_page, name):
-    shared_page.load(EMPTY)
-    shared_page.drop(workflows.FOLDER / f"{name}.json")
-    shared_page.wait_for_nodes(workflows.REAL, name)
+def test_every_template_opens_by_dropping_its_file(page, name):
+    page.load(EMPTY)
+    page.drop(workflows.FOLDER / f"{name}.json")
+    page.wait_for_nodes(workflows.REAL, name)
 
 
 @pytest.mark.parametrize("name", workflows.WORKFLOWS)
 def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(page, name):
     workflow = page.load_demo(name)
-    if not page.nodes2:
+    if not page.whole:
         page.take_few_steps()
     asked = page.asked()
     outputs = page.run()
@@ -268,6 +273,7 @@ def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(page
     assert page.asked() == asked
 
 
+@pytest.mark.own_page
 def test_the_blueprint_is_found_by_its_name_and_placed(page):
     page.load(EMPTY)
     page.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
@@ -285,6 +291,7 @@ def test_the_blueprint_is_found_by_its_name_and_placed(page):
     assert node["outputs"] == ["MODEL", "positive", "negative"]
 
 
+@pytest.mark.own_page
 @pytest.mark.parametrize(
     ("name", "kinds"), [("clora_two_concepts", (CONCEPT, CLORA, MAPS)), ("loraclr_merge", (MERGE, SAVE))]
 )
@@ -300,6 +307,7 @@ def test_help_opens_beside_each_node_with_its_picture(page, name, kinds):
         page.page.evaluate("() => app.canvas.deselectAll()")
 
 
+@pytest.mark.own_page
 def test_help_speaks_the_page_s_language(page):
     page.page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
     page.open()
