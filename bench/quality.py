@@ -139,6 +139,7 @@ def essence(source: str) -> str:
 
 @functools.cache
 def of_weights() -> list[str]:
+    """Names and digests of the weights that are shipped; once, as they are 30 MB."""
     return [path.stem + hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(demo_assets.WEIGHTS.iterdir())]
 
 

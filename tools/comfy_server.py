@@ -92,12 +92,15 @@ class ComfyServer:
         return self._request("/object_info")
 
     def history(self, prompt_id: str) -> dict:
-        """The history entry of a finished run: `outputs` by node id, `status`. The host writes it after it has said the end."""
+        """What `wait` returns, of a run that the host has said to have ended: it writes the history just after.
+
+        For callers in whose thread an event loop runs. Raises TimeoutError.
+        """
         for _ in range(100):
             if found := self._request(f"/history/{prompt_id}"):
                 return found[prompt_id]
             time.sleep(0.1)
-        raise TimeoutError(f"The host has no history of run {prompt_id}.")
+        raise TimeoutError(f"no result for {prompt_id}; see {self.log}")
 
     def queue(self, prompt: dict[str, dict]) -> str:
         """Queue a graph in the API format; returns its id. Raises NodeError if the host does not accept it."""

@@ -4,8 +4,8 @@ import base64
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -176,32 +176,36 @@ def renderer(request) -> bool:
     return RENDERERS[request.param]
 
 
-@contextmanager
-def opened(browser, server, infos, nodes2: bool, pictures: bool) -> Iterator[ComfyPage]:
-    """A page of its own. At the end it may not have seen an error."""
-    permissions = ["clipboard-read", "clipboard-write"]
-    context = browser.new_context(viewport={"width": 1500, "height": 1000}, permissions=permissions)
-    try:
-        page = ComfyPage(context.new_page(), server, infos, nodes2, pictures)
-        yield page
-    finally:
-        context.close()
-    assert page.errors == []
+@pytest.fixture(scope="module")
+def open_page(browser, server, infos, renderer, pytestconfig) -> Callable[[], AbstractContextManager[ComfyPage]]:
+    @contextmanager
+    def opened() -> Iterator[ComfyPage]:
+        """A page of its own. At the end it may not have seen an error."""
+        permissions = ["clipboard-read", "clipboard-write"]
+        context = browser.new_context(viewport={"width": 1500, "height": 1000}, permissions=permissions)
+        try:
+            page = ComfyPage(context.new_page(), server, infos, renderer, pytestconfig.getoption("pictures"))
+            yield page
+        finally:
+            context.close()
+        assert page.errors == []
+
+    return opened
 
 
 @pytest.fixture(scope="module")
-def shared_page(browser, server, infos, renderer, pytestconfig) -> Iterator[ComfyPage]:
-    with opened(browser, server, infos, renderer, pytestconfig.getoption("pictures")) as page:
+def shared_page(open_page) -> Iterator[ComfyPage]:
+    with open_page() as page:
         yield page
 
 
 @pytest.fixture
-def page(request, browser, server, infos, renderer, pytestconfig) -> Iterator[ComfyPage]:
+def page(request, open_page) -> Iterator[ComfyPage]:
     """One for all tests, which begin by loading a graph: opening it takes longer than most of them. Those that change more
     than the graph are marked `own_page`.
     """
     if request.node.get_closest_marker("own_page"):
-        with opened(browser, server, infos, renderer, pytestconfig.getoption("pictures")) as page:
+        with open_page() as page:
             yield page
     else:
         yield request.getfixturevalue("shared_page")
