@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", ""))
 
 if not (COMFYUI / "main.py").is_file():
     raise pytest.UsageError("These tests run inside a real ComfyUI: start them with `make test`.")
+
+# Workers share the cores: each of them waits in turn, and two that take both cores are slower than one after the other.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 sys.path[:0] = [str(COMFYUI), str(ROOT / "tools"), str(ROOT / "bench"), str(Path(__file__).parent)]
 
@@ -28,6 +31,7 @@ args.cpu = True
 import demo_assets  # noqa: E402
 import pack  # noqa: E402
 import random_models  # noqa: E402
+import torch  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from comfy.sd import CLIP, VAE  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
@@ -47,6 +51,25 @@ def pytest_addoption(parser):
     parser.addoption("--pictures", action="store_true", help="take every step in runs whose pictures are shown")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session):
+    """Model files are made once, by all cores, before the workers start."""
+    if not hasattr(session.config, "workerinput"):
+        demo_assets.write_assets()
+        random_models.write_assets()
+
+
+def pytest_collection_modifyitems(items):
+    """A worker takes the tests of one file, whose fixtures are shared, or all that use the server, whose folders are.
+
+    Those take longest and begin.
+    """
+    items.sort(key=lambda item: "server" not in item.fixturenames)
+    for item in items:
+        group = "server" if "server" in item.fixturenames else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def demo() -> Demo:
     with torch.inference_mode():
@@ -56,7 +79,6 @@ def demo() -> Demo:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A server of its own with the demo's models, and settings that no run has touched."""
-    demo_assets.write_assets()
     folder = tmp_path_factory.mktemp("server")
     settings = folder / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)

@@ -160,10 +160,14 @@ def random_loha(rank: int = 4, alpha: float = 2.0) -> tuple[dict[str, Tensor], d
     return loha(one, other, alpha), LOHA_METADATA
 
 
-def load() -> tuple:
-    """MODEL, CLIP, VAE by the stock loader; the LoRAs are in the loras folder."""
+def write_assets() -> None:
+    """The files in the host's model folders, where they are not there already."""
     checkpoints, loras = (Path(folder_paths.get_folder_paths(folder)[0]) for folder in ("checkpoints", "loras"))
     ensure(checkpoints / CHECKPOINT, RECIPE, lambda: (random_checkpoint(), {}))
     for name, make in (("cat", random_kohya), ("dog", random_peft), ("bird", random_loha)):
         ensure(loras / f"loraclr_random_{name}.safetensors", RECIPE, make)
+
+
+def load() -> tuple:
+    """MODEL, CLIP, VAE by the stock loader."""
     return nodes.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
