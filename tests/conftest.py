@@ -14,9 +14,9 @@ COMFYUI = Path(os.environ.get("COMFYUI_PATH", ""))
 if not (COMFYUI / "main.py").is_file():
     raise pytest.UsageError("These tests run inside a real ComfyUI: start them with `make test`.")
 
-# Workers share the cores: each of them waits in turn, and two that take both cores are slower than one after the other.
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Workers, and the servers they start, share the cores: two processes with two threads each hinder each other.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(workers)))
 
 sys.path[:0] = [str(COMFYUI), str(ROOT / "tools"), str(ROOT / "bench"), str(Path(__file__).parent)]
 
@@ -60,14 +60,8 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_modifyitems(items):
-    """A worker takes the tests of one file, whose fixtures are shared, or all that use the server, whose folders are.
-
-    Those take longest and begin.
-    """
-    items.sort(key=lambda item: "server" not in item.fixturenames)
-    for item in items:
-        group = "server" if "server" in item.fixturenames else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    """A worker takes whole files: the longest begin, so that both have something to do until the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_page.py", "test_server.py"))
 
 
 @pytest.fixture(scope="session")
@@ -78,12 +72,17 @@ def demo() -> Demo:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A server of its own with the demo's models, and settings that no run has touched."""
+    """A worker's own server with the demo's models: settings that no run has touched, and a loras folder to save to."""
     folder = tmp_path_factory.mktemp("server")
     settings = folder / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
     settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
-    with ComfyServer(folder / "output", extra_args=("--user-directory", str(folder / "user"))) as running:
+    loras = folder / "loras"
+    loras.mkdir()
+    models = folder / "models.yaml"
+    models.write_text(json.dumps({"tests": {"loras": str(loras), "is_default": True}}))  # JSON is YAML, too
+    extra = ("--user-directory", str(folder / "user"), "--extra-model-paths-config", str(models))
+    with ComfyServer(folder / "output", extra_args=extra) as running:
         yield running
 
 

@@ -42,7 +42,7 @@ def test_a_published_cell_is_what_this_code_measures(world):
 
 def test_distillation_brings_pictures_nearer_to_those_of_each_lora_alone(world, monkeypatch):
     """Two concepts of one class, by the stock sampler and from noise that it has not seen."""
-    monkeypatch.setattr(quality, "BATCH", 2)
+    monkeypatch.setattr(quality, "BATCH", 1)
     monkeypatch.setitem(quality.SAMPLING, "steps", 6)
     group = CONCEPTS[0], CONCEPTS[4]
     asks = [Ask(group, (concept,), (), "in fog", 1) for concept in group]

@@ -76,10 +76,11 @@ class ComfyPage:
         return workflow
 
     def take_few_steps(self) -> int:
-        """Whatever the picture comes to. Returns how many."""
+        """In pictures and captures, whatever they come to. Returns how many."""
         self.page.evaluate(
-            """steps => app.graph.nodes.filter((node) => node.comfyClass === 'KSampler')
-                .forEach((node) => { node.widgets.find((widget) => widget.name === 'steps').value = steps; })""",
+            """steps => app.graph.nodes.flatMap((node) => node.widgets ?? [])
+                .filter((widget) => ['steps', 'capture_steps'].includes(widget.name))
+                .forEach((widget) => { widget.value = steps; })""",
             FEW_STEPS,
         )
         return FEW_STEPS

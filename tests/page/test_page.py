@@ -292,19 +292,17 @@ def test_the_blueprint_is_found_by_its_name_and_placed(page):
 
 
 @pytest.mark.own_page
-@pytest.mark.parametrize(
-    ("name", "kinds"), [("clora_two_concepts", (CONCEPT, CLORA, MAPS)), ("loraclr_merge", (MERGE, SAVE))]
-)
-def test_help_opens_beside_each_node_with_its_picture(page, name, kinds):
+def test_help_opens_beside_each_node_with_its_picture(page):
     page.make_room()
-    page.load_demo(name)
-    for kind in kinds:
-        page.center(kind)
-        page.node(kind, "(node) => app.canvas.selectNode(node)")
-        page.page.get_by_test_id("info-button").click()
-        picture = page.page.locator(f"img[src$='/extensions/loraclr/docs/pictures/{kind}.jpg']")
-        page.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
-        page.page.evaluate("() => app.canvas.deselectAll()")
+    for name, kinds in (("clora_two_concepts", (CONCEPT, CLORA, MAPS)), ("loraclr_merge", (MERGE, SAVE))):
+        page.load_demo(name)
+        for kind in kinds:
+            page.center(kind)
+            page.node(kind, "(node) => app.canvas.selectNode(node)")
+            page.page.get_by_test_id("info-button").click()
+            picture = page.page.locator(f"img[src$='/extensions/loraclr/docs/pictures/{kind}.jpg']")
+            page.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
+            page.page.evaluate("() => app.canvas.deselectAll()")
 
 
 @pytest.mark.own_page
