@@ -301,7 +301,9 @@ def test_help_opens_beside_each_node_with_its_picture(page):
             page.node(kind, "(node) => app.canvas.selectNode(node)")
             page.page.get_by_test_id("info-button").click()
             picture = page.page.locator(f"img[src$='/extensions/loraclr/docs/pictures/{kind}.jpg']")
-            page.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
+            page.page.wait_for_function(
+                "image => image.complete && image.naturalWidth > 0", arg=picture.element_handle()
+            )
             page.page.evaluate("() => app.canvas.deselectAll()")
 
 
