@@ -57,7 +57,7 @@ def test_other_patches_compose(demo, idle, concepts, latent, patch):
         patch(demo.model), encode(demo.clip, "a photo of cat and dog in a park"), encode(demo.clip, "blurry"), latent
     )
     assert (expected["samples"] - plain(demo, latent)["samples"]).abs().max() > 0.01
-    before = clora(demo._replace(model=patch(demo.model)), idle, **PLAIN)
+    before = compose(demo._replace(model=patch(demo.model)), idle, **PLAIN)
     assert_same(sample(*before, latent), expected, 1e-4)
     model, positive, negative = clora(demo, idle, **PLAIN)
     assert_same(sample(patch(model), positive, negative, latent), expected, 1e-4)
@@ -238,7 +238,7 @@ def test_foreign_conditioning_says_what_to_connect(demo, patched, concepts, late
 
 def test_a_model_patched_twice_is_an_error(demo, patched, concepts):
     with pytest.raises(ValueError, match="Connect the model from before it"):
-        clora(demo._replace(model=patched[0]), concepts)
+        compose(demo._replace(model=patched[0]), concepts)
 
 
 def test_maps_of_another_model_say_what_to_connect(demo, latent):

@@ -94,8 +94,8 @@ def test_a_style_acts_through_offloaded_weights(demo, idle, concepts, latent, of
     styled = demo._replace(model=model, clip=clip)
     expected = plain(styled, latent)
     assert demo.model.model.lowvram_patch_counter > 0
-    assert_same(sample(*clora(styled, idle, **PLAIN), latent), expected, 5e-5)
-    assert sample(*clora(styled, concepts), latent)["samples"].isfinite().all()
+    assert_same(sample(*compose(styled, idle, **PLAIN), latent), expected, 5e-5)
+    assert sample(*compose(styled, concepts), latent)["samples"].isfinite().all()
 
 
 def test_branches_spread_over_devices_give_the_same(demo, concepts, latent):
@@ -116,7 +116,7 @@ def test_branches_spread_over_devices_give_the_same(demo, concepts, latent):
         unet = patcher.model.diffusion_model
         handles.append(unet.register_forward_pre_hook(watch, with_kwargs=True))
     try:
-        found = sample(*clora(demo._replace(model=model), concepts), latent)
+        found = sample(*compose(demo._replace(model=model), concepts), latent)
     finally:
         for handle in handles:
             handle.remove()

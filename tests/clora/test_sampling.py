@@ -6,7 +6,7 @@ import comfy_extras.nodes_differential_diffusion as differential_diffusion
 import nodes
 import pytest
 import torch
-from clora.sampling import CLORA, PLAIN, assert_same, clora, concept, encode, maps, plain, sample
+from clora.sampling import CLORA, PLAIN, assert_same, clora, compose, concept, encode, maps, plain, sample
 from loraclr.loraclr_core import masks, objects
 from loraclr.loraclr_core.host.clora import SURROUNDINGS, CLoRA
 from loraclr.loraclr_core.host.evaluation import KEY
@@ -31,7 +31,7 @@ def test_a_style_loaded_upstream_acts_in_every_branch(demo, idle, latent):
     style = nodes.LoraLoader().load_lora(demo.model, demo.clip, "loraclr_random_bird.safetensors", 1.0, 1.0)
     styled = demo._replace(model=style[0], clip=style[1])
     expected = plain(styled, latent)
-    assert_same(sample(*clora(styled, idle, **PLAIN), latent), expected, 5e-5)
+    assert_same(sample(*compose(styled, idle, **PLAIN), latent), expected, 5e-5)
     assert (expected["samples"] - plain(demo, latent)["samples"]).abs().max() > 0.1
 
 
