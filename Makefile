@@ -35,5 +35,5 @@ workflows: ## write example_workflows/ again after a node has changed
 	$(HOST) tools/workflows.py
 
 pictures: ## make README's, the help pages' and the templates' pictures anew, by the tests of the page
-	$(HOST) -m pytest tests/page --pictures
+	$(HOST) -m pytest -n 0 tests/page --pictures
 	$(HOST) tools/pictures.py

@@ -96,8 +96,8 @@ def infos(server) -> dict:
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_dead_models():
-    """A model that died in the traceback of an expected error stays in the host's list while its weights live, and the host
-    then collects garbage at every load: half a second, among all that a worker keeps.
+    """The host keeps a model in its list whose patcher is gone while its weights live, and collects all garbage at every load
+    from then on: half a second, among all that a worker keeps.
     """
     yield
     gc.collect()

@@ -30,3 +30,12 @@ def patched(demo, concepts):
     """MODEL, positive, negative with updates in every step."""
     with torch.inference_mode():
         return clora(demo, concepts)
+
+
+@pytest.fixture
+def two_threads():
+    """For comparisons close to rounding: the host's own picture differs by 4e-5 of its size between one thread and two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

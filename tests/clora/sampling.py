@@ -72,6 +72,6 @@ def plain(demo, latent, positive="a photo of cat and dog in a park", negative="b
 
 
 def assert_same(found: dict, expected: dict, tolerance: float) -> None:
-    """Latents equal to `tolerance` of their size. The host's own differ by 4e-5 between one thread and two."""
+    """Latents equal to `tolerance` of their size."""
     scale = float(expected["samples"].abs().max())
     torch.testing.assert_close(found["samples"], expected["samples"], rtol=0, atol=tolerance * scale)

@@ -94,7 +94,7 @@ def test_a_style_acts_through_offloaded_weights(demo, idle, concepts, latent, of
     styled = demo._replace(model=model, clip=clip)
     expected = plain(styled, latent)
     assert demo.model.model.lowvram_patch_counter > 0
-    assert_same(sample(*compose(styled, idle, **PLAIN), latent), expected, 5e-5)
+    assert_same(sample(*compose(styled, idle, **PLAIN), latent), expected, 1e-5)
     assert sample(*compose(styled, concepts), latent)["samples"].isfinite().all()
 
 

@@ -24,14 +24,14 @@ def test_idle_concepts_give_the_plain_picture(demo, idle, latent, sampler, toler
 
 def test_idle_concepts_with_masks_give_the_plain_picture(demo, idle, latent):
     found = sample(*clora(demo, idle, update_strength=0.0), latent)
-    assert_same(found, plain(demo, latent), 5e-5)
+    assert_same(found, plain(demo, latent), 1e-5)
 
 
 def test_a_style_loaded_upstream_acts_in_every_branch(demo, idle, latent):
     style = nodes.LoraLoader().load_lora(demo.model, demo.clip, "loraclr_random_bird.safetensors", 1.0, 1.0)
     styled = demo._replace(model=style[0], clip=style[1])
     expected = plain(styled, latent)
-    assert_same(sample(*compose(styled, idle, **PLAIN), latent), expected, 5e-5)
+    assert_same(sample(*compose(styled, idle, **PLAIN), latent), expected, 1e-5)
     assert (expected["samples"] - plain(demo, latent)["samples"]).abs().max() > 0.1
 
 
