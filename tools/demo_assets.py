@@ -81,9 +81,10 @@ def make_unet(device: str = "cpu", **config) -> UNetModel:
     return UNetModel(**{**UNET, **config}, dtype=torch.float32, device=device, operations=operations).eval()
 
 
-def make_text_encoder(device: str = "cpu") -> comfy.clip_model.CLIPTextModel:
+def make_text_encoder(device: str = "cpu", **config) -> comfy.clip_model.CLIPTextModel:
+    """config: what differs from `TEXT_ENCODER`."""
     operations = comfy.ops.disable_weight_init
-    return comfy.clip_model.CLIPTextModel(TEXT_ENCODER, torch.float32, device, operations).eval()
+    return comfy.clip_model.CLIPTextModel({**TEXT_ENCODER, **config}, torch.float32, device, operations).eval()
 
 
 @torch.no_grad()

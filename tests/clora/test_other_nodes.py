@@ -112,10 +112,12 @@ def _guided(guider, latent, steps=2):
     return custom_sampler.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args
 
 
-def test_dual_cfg(demo, idle, concepts, latent):
-    model, positive, negative = clora(demo, idle, **PLAIN)
-    texts = [encode(demo.clip, text) for text in ("a photo of cat and dog in a park", "blurry", "blurry")]
-    expected, _ = _guided(custom_sampler.DualCFGGuider.execute(demo.model, *texts, 5.0, 3.0, "regular").args[0], latent)
+def test_dual_cfg(double, idle, concepts, latent):
+    model, positive, negative = clora(double, idle, **PLAIN)
+    texts = [encode(double.clip, text) for text in ("a photo of cat and dog in a park", "blurry", "blurry")]
+    expected, _ = _guided(
+        custom_sampler.DualCFGGuider.execute(double.model, *texts, 5.0, 3.0, "regular").args[0], latent
+    )
     guider = custom_sampler.DualCFGGuider.execute(model, positive, negative, negative, 5.0, 3.0, "regular").args[0]
     found, _ = _guided(guider, latent)
     assert_same(found, expected, 1e-5)
@@ -126,11 +128,10 @@ def test_dual_cfg(demo, idle, concepts, latent):
         )
 
 
-@pytest.mark.usefixtures("two_threads")
-def test_perp_neg_with_its_own_empty_prompt(demo, idle, latent):
-    model, positive, negative = clora(demo, idle, **PLAIN)
-    texts = [encode(demo.clip, text) for text in ("a photo of cat and dog in a park", "blurry", "")]
-    expected, _ = _guided(perpneg.PerpNegGuider.execute(demo.model, *texts, 5.0, 1.0).args[0], latent)
+def test_perp_neg_with_its_own_empty_prompt(double, idle, latent):
+    model, positive, negative = clora(double, idle, **PLAIN)
+    texts = [encode(double.clip, text) for text in ("a photo of cat and dog in a park", "blurry", "")]
+    expected, _ = _guided(perpneg.PerpNegGuider.execute(double.model, *texts, 5.0, 1.0).args[0], latent)
     found, _ = _guided(perpneg.PerpNegGuider.execute(model, positive, negative, texts[2], 5.0, 1.0).args[0], latent)
     assert_same(found, expected, 1e-5)
 
@@ -144,8 +145,7 @@ def test_the_preview_and_the_denoised_output_are_where_the_latent_is(demo, conce
     assert_same(denoised, output, 1e-5)
 
 
-@pytest.mark.usefixtures("two_threads")
-def test_upstream_weight_hooks_compose(demo, idle, latent):
+def test_upstream_weight_hooks_compose(double, idle, latent):
     """A LoRA scheduled by hooks on the conditioning works in every branch, with gradients too."""
     state = comfy.utils.load_torch_file(nodes.folder_paths.get_full_path("loras", "loraclr_random_bird.safetensors"))
     hooks = comfy.hooks.create_hook_lora(lora=state, strength_model=1.0, strength_clip=0.0)
@@ -156,13 +156,15 @@ def test_upstream_weight_hooks_compose(demo, idle, latent):
     def plainly(model, positive, negative):
         return sample(model, hooked(positive), hooked(negative), latent)
 
-    expected = plainly(demo.model, encode(demo.clip, "a photo of cat and dog in a park"), encode(demo.clip, "blurry"))
-    assert (expected["samples"] - plain(demo, latent)["samples"]).abs().max() > 0.1
-    assert_same(plainly(*clora(demo, idle, **PLAIN)), expected, 1e-5)
-    assert plainly(*clora(demo, idle))["samples"].isfinite().all()
+    expected = plainly(
+        double.model, encode(double.clip, "a photo of cat and dog in a park"), encode(double.clip, "blurry")
+    )
+    assert (expected["samples"] - plain(double, latent)["samples"]).abs().max() > 0.1
+    assert_same(plainly(*clora(double, idle, **PLAIN)), expected, 1e-5)
+    assert plainly(*clora(double, idle))["samples"].isfinite().all()
 
 
-def test_a_schedule_of_hooks_starts_anew_for_the_second_take(demo, idle, latent):
+def test_a_schedule_of_hooks_starts_anew_for_the_second_take(double, idle, latent):
     """The host's keyframes go forward only: the picture with the concepts must see them from the first one again."""
     state = comfy.utils.load_torch_file(nodes.folder_paths.get_full_path("loras", "loraclr_random_bird.safetensors"))
     hooks = comfy.hooks.create_hook_lora(lora=state, strength_model=1.0, strength_clip=0.0)
@@ -175,21 +177,26 @@ def test_a_schedule_of_hooks_starts_anew_for_the_second_take(demo, idle, latent)
         hooked = ([[c, {**extra, "hooks": hooks}] for c, extra in cond] for cond in (positive, negative))
         return sample(model, *hooked, latent, steps=4)
 
-    expected = plainly(demo.model, encode(demo.clip, "a photo of cat and dog in a park"), encode(demo.clip, "blurry"))
-    assert (expected["samples"] - plain(demo, latent, steps=4)["samples"]).abs().max() > 0.1
-    assert_same(plainly(*clora(demo, idle, update_strength=0.0)), expected, 1e-5)
+    expected = plainly(
+        double.model, encode(double.clip, "a photo of cat and dog in a park"), encode(double.clip, "blurry")
+    )
+    assert (expected["samples"] - plain(double, latent, steps=4)["samples"]).abs().max() > 0.1
+    assert_same(plainly(*clora(double, idle, update_strength=0.0)), expected, 1e-5)
 
 
-def test_a_mask_on_the_conditioning(demo, idle, latent):
+def test_a_mask_on_the_conditioning(double, idle, latent):
     mask = torch.zeros(1, 64, 96)
     mask[..., :48] = 1
 
     def masked(cond):
         return nodes.ConditioningSetMask().append(cond, mask, "default", 0.7)[0]
 
-    model, positive, negative = clora(demo, idle, **PLAIN)
+    model, positive, negative = clora(double, idle, **PLAIN)
     expected = sample(
-        demo.model, masked(encode(demo.clip, "a photo of cat and dog in a park")), encode(demo.clip, "blurry"), latent
+        double.model,
+        masked(encode(double.clip, "a photo of cat and dog in a park")),
+        encode(double.clip, "blurry"),
+        latent,
     )
     assert_same(sample(model, masked(positive), negative, latent), expected, 1e-5)
 

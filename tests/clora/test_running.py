@@ -88,12 +88,12 @@ def test_offloaded_weights_change_nothing(demo, concepts, latent, request):
     assert_same(found, expected, 1e-3)
 
 
-def test_a_style_acts_through_offloaded_weights(demo, idle, concepts, latent, offloaded):
+def test_a_style_acts_through_offloaded_weights(double, idle, concepts, latent, offloaded):
     """The host patches those weights as they are used, in gradient passes too."""
-    model, clip = nodes.LoraLoader().load_lora(demo.model, demo.clip, "loraclr_random_bird.safetensors", 1.0, 1.0)
-    styled = demo._replace(model=model, clip=clip)
+    model, clip = nodes.LoraLoader().load_lora(double.model, double.clip, "loraclr_random_bird.safetensors", 1.0, 1.0)
+    styled = double._replace(model=model, clip=clip)
     expected = plain(styled, latent)
-    assert demo.model.model.lowvram_patch_counter > 0
+    assert double.model.model.lowvram_patch_counter > 0
     assert_same(sample(*compose(styled, idle, **PLAIN), latent), expected, 1e-5)
     assert sample(*compose(styled, concepts), latent)["samples"].isfinite().all()
 

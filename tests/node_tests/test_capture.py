@@ -18,7 +18,7 @@ LAYERS = [f"{BLOCK}.attn1.to_q.weight", f"{BLOCK}.attn2.to_k.weight", f"{BLOCK}.
 CONVOLUTION = "diffusion_model.input_blocks.1.0.in_layers.2.weight"
 NARROWING = [*LAYERS[1:], CONVOLUTION]  # wider inputs than outputs: fewer of a picture's tokens count
 BIAS = "diffusion_model.input_blocks.1.1.proj_in.bias"
-TEXT_LAYER = "clip_l.transformer.text_model.encoder.layers.3.mlp.fc1.weight"
+TEXT_LAYER = "clip_l.transformer.text_model.encoder.layers.1.mlp.fc1.weight"
 SETTINGS = CaptureSettings(("photo of a {trigger}",), steps=3, seed=1, latent_shape=(4, 6, 8))
 
 
