@@ -76,15 +76,14 @@ def demo() -> Demo:
 def server(tmp_path_factory):
     """A worker's own server with the demo's models: settings that no run has touched, and a loras folder to save to."""
     folder = tmp_path_factory.mktemp("server")
-    settings = folder / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
-    loras = folder / "loras"
+    user, loras = folder / "user", folder / "loras"
+    user.mkdir()
     loras.mkdir()
     models = folder / "models.yaml"
     models.write_text(json.dumps({"tests": {"loras": str(loras), "is_default": True}}))  # JSON is YAML, too
-    extra = ("--user-directory", str(folder / "user"), "--extra-model-paths-config", str(models))
+    extra = ("--user-directory", str(user), "--extra-model-paths-config", str(models))
     with ComfyServer(folder / "output", extra_args=extra) as running:
+        running.set_settings({"Comfy.TutorialCompleted": True})
         yield running
 
 

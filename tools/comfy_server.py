@@ -137,6 +137,10 @@ class ComfyServer:
         """Stop the running graph; its `wait` raises RunInterruptedError."""
         self._request("/interrupt", {})
 
+    def set_settings(self, settings: dict[str, object]) -> None:
+        """The user's settings of the page, which it reads when it is opened."""
+        self._request("/settings", settings)
+
     async def _follow(self, prompt_id: str, on_message: OnMessage, timeout: float) -> dict:
         deadline = time.monotonic() + timeout
         url = f"http://{self.address}/ws?clientId={self.client_id}"

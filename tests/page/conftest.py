@@ -50,7 +50,6 @@ class ComfyPage:
         self.nodes2 = nodes2
         self.whole = nodes2 and pictures  # the pictures that are shown come from Nodes 2.0
         self.open()
-        page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes2)
 
     def _note(self, message) -> None:
         url = message.location.get("url", "")
@@ -182,10 +181,11 @@ def renderer(request) -> bool:
 @pytest.fixture(scope="module")
 def open_page(browser, server, infos, renderer, pytestconfig) -> Callable[[], AbstractContextManager[ComfyPage]]:
     @contextmanager
-    def opened() -> Iterator[ComfyPage]:
+    def opened(width: int = 1500, height: int = 1000, language: str = "en") -> Iterator[ComfyPage]:
         """A page of its own. At the end it may not have seen an error."""
         permissions = ["clipboard-read", "clipboard-write"]
-        context = browser.new_context(viewport={"width": 1500, "height": 1000}, permissions=permissions)
+        server.set_settings({"Comfy.VueNodes.Enabled": renderer, "Comfy.Locale": language})
+        context = browser.new_context(viewport={"width": width, "height": height}, permissions=permissions)
         try:
             page = ComfyPage(context.new_page(), server, infos, renderer, pytestconfig.getoption("pictures"))
             yield page
@@ -205,10 +205,10 @@ def shared_page(open_page) -> Iterator[ComfyPage]:
 @pytest.fixture
 def page(request, open_page) -> Iterator[ComfyPage]:
     """One for all tests, which begin by loading a graph: opening it takes longer than most of them. Those that change more
-    than the graph are marked `own_page`.
+    than the graph are marked `own_page`, with what their page is opened with.
     """
-    if request.node.get_closest_marker("own_page"):
-        with open_page() as page:
+    if own := request.node.get_closest_marker("own_page"):
+        with open_page(**own.kwargs) as page:
             yield page
     else:
         yield request.getfixturevalue("shared_page")

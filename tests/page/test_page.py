@@ -41,7 +41,6 @@ WATCH_STEPS = """() => {
 }"""
 
 
-@pytest.mark.own_page
 def test_live_view_shows_the_concepts_apart(page):
     page.make_room()
     page.load_demo("clora_two_concepts")
@@ -204,10 +203,8 @@ def test_undo_copy_and_paste(page):
     assert page.page.evaluate(found) == before
 
 
-@pytest.mark.own_page
+@pytest.mark.own_page(width=390, height=844)
 def test_a_phone_sized_window_works(page):
-    page.page.set_viewport_size({"width": 390, "height": 844})
-    page.open()
     page.load_demo("clora_two_concepts")
     page.center(CLORA)
     expect(prompt_field(page)).to_be_visible()
@@ -273,7 +270,6 @@ def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(page
     assert page.asked() == asked
 
 
-@pytest.mark.own_page
 def test_the_blueprint_is_found_by_its_name_and_placed(page):
     page.load(EMPTY)
     page.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
@@ -307,14 +303,9 @@ def test_help_opens_beside_each_node_with_its_picture(page):
             page.page.evaluate("() => app.canvas.deselectAll()")
 
 
-@pytest.mark.own_page
+@pytest.mark.own_page(language="zh")
 def test_help_speaks_the_page_s_language(page):
-    page.page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
-    page.open()
-    try:
-        page.load_demo("loraclr_merge")
-        page.node(MERGE, "(node) => app.canvas.selectNode(node)")
-        page.page.get_by_test_id("info-button").click()
-        expect(page.page.get_by_role("heading", name="LoRACLR").first).to_contain_text("合并")
-    finally:
-        page.page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'en')")
+    page.load_demo("loraclr_merge")
+    page.node(MERGE, "(node) => app.canvas.selectNode(node)")
+    page.page.get_by_test_id("info-button").click()
+    expect(page.page.get_by_role("heading", name="LoRACLR").first).to_contain_text("合并")
