@@ -269,14 +269,14 @@ def clora_inpaint(at: Description) -> None:
     at.group("Picture to paint into", (-20, 720, 1120, 700))
     scene = f"a photo {at.models.scene}"
     plain = at.prompts(0, 780, at.checkpoint["CLIP"], scene)
-    first, _ = at.sampling(430, 780, {"model": at.checkpoint["MODEL"], **plain}, "clora_before", "Before")
+    first, _ = at.sampling(430, 780, {"model": at.checkpoint["MODEL"], **plain}, "clora_before", "Before", seed=8)
     at.group("Mask", (1120, 720, 520, 380))
     area = at.mask(1140, 780, 0, side // 4, side, side - side // 4, "What is painted anew")
     masked = at.add("SetLatentNoiseMask", (1390, 1000, 220, 60), {"samples": first, "mask": area})
     at.group("CLoRA", (720, -60, 440, 760))
     sampled_from = at.clora(740, 0, concepts)
     at.group("Picture", (1180, -60, 700, 700))
-    at.sampling(1200, 0, {**sampled_from, "latent_image": masked["LATENT"]}, "clora_inpaint")
+    at.sampling(1200, 0, {**sampled_from, "latent_image": masked["LATENT"]}, "clora_inpaint", seed=8)
 
 
 def side_by_side(at: Description) -> None:
