@@ -171,7 +171,10 @@ def write_assets() -> None:
 
 
 def load(**options) -> tuple:
-    """MODEL, CLIP, VAE by the stock loader with these options for MODEL; it takes every CLIP-L for one of twelve layers unless it is told."""
+    """MODEL, CLIP, VAE by the stock loader, which takes every CLIP-L for one of twelve layers unless it is told.
+
+    options: for MODEL.
+    """
     path = folder_paths.get_full_path_or_raise("checkpoints", CHECKPOINT)
     text_options = {"clip_l_model_config": SHORT}
     return comfy.sd.load_checkpoint_guess_config(path, model_options=options, te_model_options=text_options)[:3]
