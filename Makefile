@@ -1,12 +1,12 @@
 # Every target prepares what it needs: .host/ gets a virtual environment, torch and a ComfyUI the first time.
 HOST := python3 tools/host.py
 
-.PHONY: demo test test-hosts lint format bench bench-quality serve workflows pictures
+.PHONY: demo test test-hosts lint browser format bench bench-quality serve workflows pictures
 
 demo: ## merge three concept LoRAs through a real server, save, reload, and show the pictures
 	$(HOST) tools/demo.py
 
-test: lint ## lint, types, and every test
+test: lint browser ## lint, types, and every test
 	$(HOST) -m pytest $(ARGS)
 
 test-hosts: ## every test on every ComfyUI version supported; an hour
@@ -16,6 +16,9 @@ lint:
 	$(HOST) -m ruff check .
 	$(HOST) -m ruff format --check .
 	$(HOST) -m basedpyright
+
+browser: ## find a browser for the tests of the page, or install one
+	$(HOST) tools/browser.py
 
 format:
 	$(HOST) -m ruff check --fix .

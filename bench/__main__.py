@@ -4,6 +4,7 @@
     python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
     python3 tools/host.py bench quality [row …]        # score the methods on it (quality.py)
     python3 tools/host.py bench faults [runs]          # hundreds of runs in one server, some cancelled (faults.py)
+    python3 tools/host.py bench digests FILE           # whether a change of the code changed what it makes (digests.py)
 
 Sections are modules of this folder with `run() -> dict`, whose keys go into the result. Tables go to stdout, progress to
 stderr. Figures are ratios within one run, so they compare between machines.
@@ -41,6 +42,9 @@ def main(names: list[str]) -> None:
         return
     if names[:1] == ["quality"]:
         importlib.import_module("quality").main(names[1:])
+        return
+    if names[:1] == ["digests"]:
+        importlib.import_module("digests").main(names[1:])
         return
     if names[:1] == ["faults"]:
         print("RESULT", json.dumps(importlib.import_module("faults").run(*map(int, names[1:]))))

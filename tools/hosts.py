@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> None:
     versions = known[:1] if named.split() == ["oldest"] else named.split() or known
     if unknown := set(versions) - set(known):
         sys.exit(f"hosts: there is no version {', '.join(unknown)}; choose from {', '.join(known)}")
+    if run(versions[0], ["tools/browser.py"]):
+        sys.exit(1)
     codes = {version: run(version, ["-m", "pytest", *rest.split()]) for version in versions}
     run(host.DEFAULT_VERSION, [])
     for version, code in codes.items():

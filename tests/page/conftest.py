@@ -1,22 +1,19 @@
 """ComfyUI's own page, with this pack, in a headless browser: in the classic canvas and in Nodes 2.0."""
 
 import base64
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import workflows
+from browser import MISSING, find_browser
 from comfy_server import ComfyServer
 from graph import api_format, page_format
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 SHOTS = Path(__file__).resolve().parents[2] / ".host" / "screenshots"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
 RENDERERS = {"classic": False, "nodes2": True}
 MINUTES = 60_000  # milliseconds
 FEW_STEPS = 3
@@ -24,11 +21,11 @@ FEW_STEPS = 3
 
 @pytest.fixture(scope="module")  # while it is open, nothing else in this thread may run an event loop
 def browser():
-    """The machine's Chromium; without one, Playwright's own."""
+    """The browser that `make test` found or installed."""
     SHOTS.mkdir(parents=True, exist_ok=True)
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    path = find_browser()
     if path is None:
-        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=True)
+        pytest.fail(MISSING, pytrace=False)
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=path, args=arguments)
