@@ -16,6 +16,7 @@ lint:
 	$(HOST) -m ruff check .
 	$(HOST) -m ruff format --check .
 	$(HOST) -m basedpyright
+	$(HOST) -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-logo --no-cache
 
 browser: ## find a browser for the tests of the page, or install one
 	$(HOST) tools/browser.py

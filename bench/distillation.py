@@ -12,8 +12,8 @@ from pathlib import Path
 
 from capture import LATENT, PROMPT, BareRun, peak_memory
 from capture import STEPS as EVALUATIONS
-from loraclr.loraclr_core.host import merging
-from loraclr.loraclr_core.host.capture import CaptureSettings
+from loraclr.loraclr_core.host.merge import merge as merging
+from loraclr.loraclr_core.host.merge.capture import CaptureSettings
 from sd15 import exact_merge, random_concept, random_sd15, say
 
 CONCEPTS = 2

@@ -27,11 +27,12 @@ import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from loraclr.loraclr_core.concept import Concept
-from loraclr.loraclr_core.host import adapters, differentiable
-from loraclr.loraclr_core.host.attention import Read, Recorder, read_layers
-from loraclr.loraclr_core.host.branches import BranchAdapters
-from loraclr.loraclr_core.host.clora import CLoRA, GradientMemory, Settings
-from loraclr.loraclr_core.host.live import LiveView
+from loraclr.loraclr_core.host import differentiable
+from loraclr.loraclr_core.host.lora import adapters
+from loraclr.loraclr_core.host.sampler.attention import Read, Recorder, read_layers
+from loraclr.loraclr_core.host.sampler.branches import BranchAdapters
+from loraclr.loraclr_core.host.sampler.clora import CLoRA, GradientMemory, Settings
+from loraclr.loraclr_core.host.sampler.live import LiveView
 from sd15 import random_sd15, say
 from torch import Tensor
 from torch.profiler import ProfilerActivity

@@ -22,9 +22,11 @@ import torch
 from capture import PROMPT, STEPS, peak_memory
 from comfy.model_patcher import ModelPatcher
 from loraclr.loraclr_core.concept import Concept
-from loraclr.loraclr_core.host import capture_store, captures, merging
-from loraclr.loraclr_core.host.capture import CaptureSettings
-from loraclr.loraclr_core.host.merging import Keeping, MergeResult
+from loraclr.loraclr_core.host.merge import cache as captures
+from loraclr.loraclr_core.host.merge import merge as merging
+from loraclr.loraclr_core.host.merge import store as capture_store
+from loraclr.loraclr_core.host.merge.capture import CaptureSettings
+from loraclr.loraclr_core.host.merge.merge import Keeping, MergeResult
 from sd15 import exact_merge, random_concept, random_sd15, say
 
 CONCEPTS = (2, 4, 8, 12, 16)

@@ -17,12 +17,12 @@ from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from comfy.sd1_clip import SD1ClipModel
 from comfy.supported_models import SD15
 from loraclr.loraclr_core.concept import Concept
-from loraclr.loraclr_core.host import lora_file
-from loraclr.loraclr_core.host.capture import CaptureSettings
-from loraclr.loraclr_core.host.lora_keys import Names
-from loraclr.loraclr_core.host.merging import Keeping, MergeSettings
+from loraclr.loraclr_core.host.lora import file as lora_file
+from loraclr.loraclr_core.host.lora.keys import Names
+from loraclr.loraclr_core.host.merge.capture import CaptureSettings
+from loraclr.loraclr_core.host.merge.merge import Keeping, MergeSettings
 from loraclr.loraclr_core.lowrank import LowRank
-from loraclr.loraclr_core.objective import Margin
+from loraclr.loraclr_core.merge.objective import Margin
 from torch import Tensor, nn
 
 RANK = 16

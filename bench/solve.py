@@ -18,12 +18,13 @@ from typing import NamedTuple
 import comfy.model_management
 import pack
 import torch
-from loraclr.loraclr_core import adamw, exact, lowrank
-from loraclr.loraclr_core.gram import Gram
-from loraclr.loraclr_core.host.capture import SAMPLES
+from loraclr.loraclr_core import lowrank
+from loraclr.loraclr_core.host.merge.capture import SAMPLES
 from loraclr.loraclr_core.lowrank import LowRank
-from loraclr.loraclr_core.moments import ConceptStatistics, LayerMoments
-from loraclr.loraclr_core.objective import Margin, negative_distances
+from loraclr.loraclr_core.merge import adamw, exact
+from loraclr.loraclr_core.merge.gram import Gram
+from loraclr.loraclr_core.merge.moments import ConceptStatistics, LayerMoments
+from loraclr.loraclr_core.merge.objective import Margin, negative_distances
 from sd15 import RANK, layer_shapes, of_strength, say
 from torch import Tensor
 

@@ -3,9 +3,10 @@
 from comfy_api.latest import io
 
 from ..loraclr_core.concept import Concept
-from ..loraclr_core.host import clora, overlay, prompts
-from ..loraclr_core.host.live import LiveView
-from ..loraclr_core.masks import MORPHOLOGY, OVERLAPS, Overlap
+from ..loraclr_core.host.sampler import clora, overlay
+from ..loraclr_core.host.sampler import compose as prompts
+from ..loraclr_core.host.sampler.live import LiveView
+from ..loraclr_core.sampler.masks import MORPHOLOGY, OVERLAPS, Overlap
 from . import page
 from .types import CATEGORY, Concepts
 

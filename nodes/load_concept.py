@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..loraclr_core.concept import Concept
-from ..loraclr_core.host import adapters, lora_file
+from ..loraclr_core.host.lora import adapters
+from ..loraclr_core.host.lora import file as lora_file
 from .types import CATEGORY, Concepts
 
 log = logging.getLogger("loraclr")

@@ -5,10 +5,12 @@ import comfy.utils
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..loraclr_core.host import merged_file, merging, report
-from ..loraclr_core.host.capture import CaptureSettings
-from ..loraclr_core.host.merging import MergeSettings
-from ..loraclr_core.objective import Margin, MarginMode
+from ..loraclr_core.host.merge import export as merged_file
+from ..loraclr_core.host.merge import merge as merging
+from ..loraclr_core.host.merge import report
+from ..loraclr_core.host.merge.capture import CaptureSettings
+from ..loraclr_core.host.merge.merge import MergeSettings
+from ..loraclr_core.merge.objective import Margin, MarginMode
 from .types import CATEGORY, Concepts, MergeInfo
 
 MARGIN_MODES: dict[str, MarginMode] = {"absolute (paper)": "absolute", "relative": "relative"}

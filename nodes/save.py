@@ -7,7 +7,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..loraclr_core.host import merged_file
+from ..loraclr_core.host.merge import export as merged_file
 from .types import CATEGORY, MergeInfo
 
 log = logging.getLogger("loraclr")

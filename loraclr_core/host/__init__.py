@@ -1,1 +1,1 @@
-"""Everything that touches ComfyUI (`comfy.*`): LoRA files, adapters, capture, and the merge as a whole."""
+"""All that touches ComfyUI. merge/ and sampler/ build on lora/, and not on each other."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from clora.sampling import clora, sample
 from comfy.ldm.modules.attention import BasicTransformerBlock
-from loraclr.loraclr_core.host.attention import CrossLayers, read_layers
+from loraclr.loraclr_core.host.sampler.attention import CrossLayers, read_layers
 from sd15 import UNET_CONFIG as SD15
 
 SDXL = SD15 | {

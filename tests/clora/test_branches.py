@@ -6,9 +6,9 @@ import lora_files
 import pytest
 import torch
 from clora.sampling import encode
-from loraclr.loraclr_core.host import adapters
-from loraclr.loraclr_core.host.adapters import AdapterError
-from loraclr.loraclr_core.host.branches import BranchAdapters
+from loraclr.loraclr_core.host.lora import adapters
+from loraclr.loraclr_core.host.lora.adapters import AdapterError
+from loraclr.loraclr_core.host.sampler.branches import BranchAdapters
 
 CPU = torch.device("cpu")
 TO_K = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loraclr.loraclr_core import contrast
+from loraclr.loraclr_core.sampler import contrast
 
 LABELS = torch.tensor([0, 0, 1, 0, 1, 2, 2])
 

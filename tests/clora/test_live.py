@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from clora.sampling import CLORA, maps, sample
-from loraclr.loraclr_core.host import clora, live, prompts
+from loraclr.loraclr_core.host.sampler import clora, live
+from loraclr.loraclr_core.host.sampler import compose as prompts
 from PIL import Image
 
 

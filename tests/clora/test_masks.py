@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loraclr.loraclr_core import masks
+from loraclr.loraclr_core.sampler import masks
 
 
 def drawn(*rows: str) -> torch.Tensor:

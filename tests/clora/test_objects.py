@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loraclr.loraclr_core import objects
+from loraclr.loraclr_core.sampler import objects
 
 WEIGHTS = {".": 0.0, "-": 0.4, "+": 0.6, "#": 1.0}
 

@@ -19,7 +19,7 @@ import pytest
 import random_models
 import torch
 from clora.sampling import PLAIN, assert_same, clora, compose, encode, maps, plain, sample
-from loraclr.loraclr_core.host.evaluation import KEY
+from loraclr.loraclr_core.host.sampler.evaluation import KEY
 
 
 def _pag(model):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loraclr.loraclr_core.host.plain import PlainPicture
+from loraclr.loraclr_core.host.sampler.plain import PlainPicture
 
 
 def taken(*calls: tuple[float, int, bool]) -> PlainPicture:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from loraclr.loraclr_core import prompt
 from loraclr.loraclr_core.concept import Concept
+from loraclr.loraclr_core.sampler import prompt
 
 
 def concept(name: str, trigger: str, class_word: str) -> Concept:

@@ -7,9 +7,9 @@ import nodes
 import pytest
 import torch
 from clora.sampling import CLORA, PLAIN, assert_same, clora, compose, concept, encode, maps, plain, sample
-from loraclr.loraclr_core import masks, objects
-from loraclr.loraclr_core.host.clora import SURROUNDINGS, CLoRA
-from loraclr.loraclr_core.host.evaluation import KEY
+from loraclr.loraclr_core.host.sampler.clora import SURROUNDINGS, CLoRA
+from loraclr.loraclr_core.host.sampler.evaluation import KEY
+from loraclr.loraclr_core.sampler import masks, objects
 
 
 # heun divides its own rounding by the last, small sigma: its first of two steps multiplies it by 250.

@@ -4,8 +4,8 @@ import comfy.sdxl_clip
 import pytest
 import safetensors.torch
 import torch
-from loraclr.loraclr_core.host import tokens
-from loraclr.loraclr_core.prompt import BranchPrompt, PromptError
+from loraclr.loraclr_core.host.sampler import tokens
+from loraclr.loraclr_core.sampler.prompt import BranchPrompt, PromptError
 
 CHUNK = 77
 

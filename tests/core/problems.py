@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import torch
-from loraclr.loraclr_core.gram import Gram
 from loraclr.loraclr_core.lowrank import LowRank
-from loraclr.loraclr_core.moments import ConceptStatistics
+from loraclr.loraclr_core.merge.gram import Gram
+from loraclr.loraclr_core.merge.moments import ConceptStatistics
 from torch import Tensor
 
 CPU = torch.device("cpu")

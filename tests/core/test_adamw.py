@@ -3,9 +3,9 @@
 import pytest
 import torch
 from core.problems import CPU, negative, positive, problem
-from loraclr.loraclr_core import adamw
-from loraclr.loraclr_core.adamw import PUBLISHED, AdamWSettings
-from loraclr.loraclr_core.objective import Margin
+from loraclr.loraclr_core.merge import adamw
+from loraclr.loraclr_core.merge.adamw import PUBLISHED, AdamWSettings
+from loraclr.loraclr_core.merge.objective import Margin
 
 
 def literal_loss(case, delta, margin):

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from core.problems import CPU, Problem, negative, positive, problem
-from loraclr.loraclr_core import exact
-from loraclr.loraclr_core.gram import Gram
-from loraclr.loraclr_core.objective import Margin
+from loraclr.loraclr_core.merge import exact
+from loraclr.loraclr_core.merge.gram import Gram
+from loraclr.loraclr_core.merge.objective import Margin
 
 IDLE = Margin(0.0)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loraclr.loraclr_core.gram import Gram
+from loraclr.loraclr_core.merge.gram import Gram
 from symmetric import full
 
 CPU = torch.device("cpu")

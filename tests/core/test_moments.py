@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from loraclr.loraclr_core.gram import Gram
 from loraclr.loraclr_core.lowrank import LowRank, zero
-from loraclr.loraclr_core.moments import MAX_TOKENS_PER_CALL, LayerMoments, token_order
+from loraclr.loraclr_core.merge.gram import Gram
+from loraclr.loraclr_core.merge.moments import MAX_TOKENS_PER_CALL, LayerMoments, token_order
 from symmetric import full
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import torch
 from core.problems import negative, positive, problem
 from loraclr.loraclr_core import lowrank
 from loraclr.loraclr_core.lowrank import LowRank
-from loraclr.loraclr_core.objective import Margin, held_out_error, negative_distances
+from loraclr.loraclr_core.merge.objective import Margin, held_out_error, negative_distances
 
 
 def test_held_out_error_is_the_positive_distance_per_token():

@@ -5,7 +5,7 @@ import comfy.sd
 import lora_files
 import pytest
 import torch
-from loraclr.loraclr_core.host import adapters
+from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.lowrank import LowRank
 
 CPU = torch.device("cpu")

@@ -16,11 +16,12 @@ from clora.sampling import clora, maps, sample
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from lora_files import StateDict
-from loraclr.loraclr_core.host import adapters, merging
-from loraclr.loraclr_core.host.attention import Recorder
-from loraclr.loraclr_core.host.capture import CaptureSettings
-from loraclr.loraclr_core.host.evaluation import KEY
-from loraclr.loraclr_core.objective import Margin
+from loraclr.loraclr_core.host.lora import adapters
+from loraclr.loraclr_core.host.merge import merge as merging
+from loraclr.loraclr_core.host.merge.capture import CaptureSettings
+from loraclr.loraclr_core.host.sampler.attention import Recorder
+from loraclr.loraclr_core.host.sampler.evaluation import KEY
+from loraclr.loraclr_core.merge.objective import Margin
 from node_tests.running import load, merge, save, weights, write_lora
 from torch import Tensor, nn
 

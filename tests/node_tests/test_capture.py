@@ -7,9 +7,10 @@ import lora_files
 import pytest
 import torch
 import torch.nn.functional as F
-from loraclr.loraclr_core.host import adapters, capture
-from loraclr.loraclr_core.host.adapters import Effect
-from loraclr.loraclr_core.host.capture import CaptureSettings, Target
+from loraclr.loraclr_core.host.lora import adapters
+from loraclr.loraclr_core.host.lora.adapters import Effect
+from loraclr.loraclr_core.host.merge import capture
+from loraclr.loraclr_core.host.merge.capture import CaptureSettings, Target
 from symmetric import full
 
 CPU = torch.device("cpu")

@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 import torch
-from loraclr.loraclr_core.host import capture_store, captures
+from loraclr.loraclr_core.host.merge import cache as captures
+from loraclr.loraclr_core.host.merge import store as capture_store
 from node_tests.running import merge
 
 NONE = "0 model evaluations in this run (captured before)"

@@ -3,9 +3,10 @@
 import comfy.model_management
 import pytest
 import torch
-from loraclr.loraclr_core.host import distillation, merging, report
-from loraclr.loraclr_core.host.capture import CaptureSettings
-from loraclr.loraclr_core.host.merging import MergeSettings
+from loraclr.loraclr_core.host.merge import distillation, report
+from loraclr.loraclr_core.host.merge import merge as merging
+from loraclr.loraclr_core.host.merge.capture import CaptureSettings
+from loraclr.loraclr_core.host.merge.merge import MergeSettings
 from node_tests import test_architectures
 from node_tests.running import merge, weights
 from node_tests.test_architectures import PROMPT, SEED

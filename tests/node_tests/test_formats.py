@@ -13,9 +13,10 @@ import torch
 from architectures import Model
 from lora_files import StateDict
 from lora_formats import CORPUS, Format
-from loraclr.loraclr_core.host import adapters, lora_file
-from loraclr.loraclr_core.host.adapters import AdapterError, Effect
-from loraclr.loraclr_core.host.capture import dense
+from loraclr.loraclr_core.host.lora import adapters
+from loraclr.loraclr_core.host.lora import file as lora_file
+from loraclr.loraclr_core.host.lora.adapters import AdapterError, Effect
+from loraclr.loraclr_core.host.merge.capture import dense
 from node_tests.running import load, merge, save, weights, write_lora
 from torch import Tensor
 

@@ -17,9 +17,10 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from fuzzed_files import EITHER, KINDS, LOADED, REFUSED, Case
-from loraclr.loraclr_core.host import adapters, lora_file
-from loraclr.loraclr_core.host.adapters import AdapterError
-from loraclr.loraclr_core.host.lora_file import LoRAFileError
+from loraclr.loraclr_core.host.lora import adapters
+from loraclr.loraclr_core.host.lora import file as lora_file
+from loraclr.loraclr_core.host.lora.adapters import AdapterError
+from loraclr.loraclr_core.host.lora.file import LoRAFileError
 from node_tests.running import load, merge
 
 first, _, end = os.environ.get("LORACLR_FUZZ", "0:2000").partition(":")

@@ -7,7 +7,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from loraclr.loraclr_core.host import lora_file
+from loraclr.loraclr_core.host.lora import file as lora_file
 from node_tests.running import save
 
 TENSORS = {"a.lora_up.weight": torch.ones(1 << 25), "a.lora_down.weight": torch.ones(2, 4)}

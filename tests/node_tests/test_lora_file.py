@@ -8,8 +8,8 @@ import struct
 import pytest
 import safetensors.torch
 import torch
-from loraclr.loraclr_core.host import lora_file
-from loraclr.loraclr_core.host.lora_file import LoRAFileError
+from loraclr.loraclr_core.host.lora import file as lora_file
+from loraclr.loraclr_core.host.lora.file import LoRAFileError
 
 STATE = {"a.lora_up.weight": torch.ones(4, 2), "a.lora_down.weight": torch.ones(2, 4)}
 

@@ -8,7 +8,8 @@ import pytest
 import random_models
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
-from loraclr.loraclr_core.host import captures, merging
+from loraclr.loraclr_core.host.merge import cache as captures
+from loraclr.loraclr_core.host.merge import merge as merging
 from node_tests.running import load, merge, weights, write_lora
 
 K = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"

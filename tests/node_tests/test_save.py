@@ -9,7 +9,7 @@ import nodes
 import pytest
 import safetensors.torch
 import torch
-from loraclr.loraclr_core.host import lora_file
+from loraclr.loraclr_core.host.lora import file as lora_file
 from node_tests.running import load, merge, save, weights
 
 

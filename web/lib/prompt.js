@@ -1,4 +1,4 @@
-/** Prompts with concepts by name in braces, as `loraclr_core/prompt.py` reads them. */
+/** Prompts with concepts by name in braces, as `loraclr_core/sampler/prompt.py` reads them. */
 
 const MARK = /\{([^{}]*)\}/g;
 

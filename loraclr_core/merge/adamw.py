@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import lowrank
-from .lowrank import LowRank
+from .. import lowrank
+from ..lowrank import LowRank
 from .moments import ConceptStatistics
 from .objective import Margin
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from .. import lowrank
-from ..gram import Gram
-from ..lowrank import LowRank
-from ..moments import ConceptStatistics, LayerMoments
-from .adapters import Effect, shapes
+from ... import lowrank
+from ...lowrank import LowRank
+from ...merge.gram import Gram
+from ...merge.moments import ConceptStatistics, LayerMoments
+from ..lora.adapters import Effect, shapes
 
 # Tokens per layer and concept that are kept: to measure distances between concepts, and to judge the merge on.
 SAMPLES = 16

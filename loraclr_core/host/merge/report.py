@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .merging import LayerResult, MergeResult
+from .merge import LayerResult, MergeResult
 
 # Lists of keys longer than this are cut, and say so.
 LISTED = 5

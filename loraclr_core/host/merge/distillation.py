@@ -25,10 +25,10 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..concept import Concept
-from ..lowrank import LowRank
-from . import differentiable
-from .adapters import Effect, layer
+from ...concept import Concept
+from ...lowrank import LowRank
+from .. import differentiable
+from ..lora.adapters import Effect, layer
 from .capture import CaptureSettings, Target, empty_latent, encode, noise_levels, product, with_summed
 
 PICTURES = 4  # that a teacher paints of each prompt

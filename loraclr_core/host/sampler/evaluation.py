@@ -12,7 +12,7 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor
 
-from . import differentiable
+from .. import differentiable
 from .attention import Enough, Read, Recorder
 from .branches import BranchAdapters
 

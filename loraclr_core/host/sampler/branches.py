@@ -17,8 +17,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..lowrank import LowRank
-from .adapters import AdapterError, Effect, layer
+from ...lowrank import LowRank
+from ..lora.adapters import AdapterError, Effect, layer
 
 Rows = tuple[int, ...]  # the branch of each row of a batch
 

@@ -3,10 +3,12 @@
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
-from .. import prompt as branch_prompt
-from ..concept import Concept
-from . import adapters, lora_file, tokens
-from .adapters import MatchedLoRA
+from ...concept import Concept
+from ...sampler import prompt as branch_prompt
+from ..lora import adapters
+from ..lora import file as lora_file
+from ..lora.adapters import MatchedLoRA
+from . import tokens
 from .branches import BranchAdapters
 from .clora import CLoRA, Settings
 from .evaluation import Role

@@ -8,7 +8,7 @@ Prompt weights, embeddings and repeated words around it are tokenised by the hos
 import torch
 from comfy.text_encoders.flux import FluxTokenizer
 
-from ..prompt import BranchPrompt, PromptError, Span
+from ...sampler.prompt import BranchPrompt, PromptError, Span
 
 # Two words, so that a phrase which shares a token with the one differs from the other. Letters, because punctuation
 # beside the phrase would be tokenised together with any other character.

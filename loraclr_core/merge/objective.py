@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .lowrank import LowRank
+from ..lowrank import LowRank
 from .moments import ConceptStatistics
 
 MarginMode = Literal["absolute", "relative"]

@@ -18,11 +18,11 @@ from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .. import lowrank
-from ..gram import Gram
-from ..moments import ConceptStatistics
-from . import lora_file
-from .adapters import Effect
+from ... import lowrank
+from ...merge.gram import Gram
+from ...merge.moments import ConceptStatistics
+from ..lora import file as lora_file
+from ..lora.adapters import Effect
 from .capture import CaptureSettings, Grams, Target, input_width, output_width
 
 log = logging.getLogger("loraclr")

@@ -7,7 +7,7 @@ their class words.
 import re
 from typing import NamedTuple
 
-from .concept import Concept
+from ..concept import Concept
 
 Span = tuple[int, int]
 

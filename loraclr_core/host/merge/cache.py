@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..concept import Concept
-from ..moments import ConceptStatistics
-from .adapters import Effect
+from ...concept import Concept
+from ...merge.moments import ConceptStatistics
+from ..lora.adapters import Effect
 from .capture import CaptureSettings, Grams, Target, capture
-from .capture_store import CaptureStore, Known
+from .store import CaptureStore, Known
 
 
 @dataclass

@@ -11,16 +11,22 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .. import adamw, exact, lowrank
-from ..concept import Concept
-from ..lowrank import LowRank
-from ..moments import ConceptStatistics
-from ..objective import Margin, held_out_error, negative_distances
-from . import adapters, capture_store, captures, distillation, lora_file, lora_keys
-from .adapters import Effect, MatchedLoRA
+from ... import lowrank
+from ...concept import Concept
+from ...lowrank import LowRank
+from ...merge import adamw, exact
+from ...merge.moments import ConceptStatistics
+from ...merge.objective import Margin, held_out_error, negative_distances
+from ..lora import adapters
+from ..lora import file as lora_file
+from ..lora import keys as lora_keys
+from ..lora.adapters import Effect, MatchedLoRA
+from . import cache as captures
+from . import distillation
+from . import store as capture_store
 from .capture import CaptureSettings, Target, dense
-from .capture_store import CaptureStore, Known, NotStorableError
 from .distillation import Agreement
+from .store import CaptureStore, Known, NotStorableError
 
 Solver = Literal["exact", "adamw (paper)", "sum (baseline)"]
 SOLVERS: tuple[Solver, ...] = ("exact", "adamw (paper)", "sum (baseline)")

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import lowrank
+from .. import lowrank
+from ..lowrank import LowRank
 from .gram import Gram
-from .lowrank import LowRank
 from .moments import ConceptStatistics
 from .objective import Margin, negative_distances
 

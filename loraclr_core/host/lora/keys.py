@@ -5,7 +5,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..lowrank import LowRank
+from ...lowrank import LowRank
 
 # Architectures with kohya names, by the host's configuration class, and what the trainers themselves write there.
 KOHYA_TEXT = {"SD15": ("lora_te_",), "SD20": ("lora_te_",), "SDXL": ("lora_te1_", "lora_te2_")}

@@ -18,8 +18,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor
 
-from .. import lowrank
-from ..lowrank import LowRank
+from ... import lowrank
+from ...lowrank import LowRank
 
 log = logging.getLogger("loraclr")
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import lowrank
-from ..lowrank import LowRank
-from . import lora_file
-from .merging import MergeResult
+from ... import lowrank
+from ...lowrank import LowRank
+from ..lora import file as lora_file
+from .merge import MergeResult
 
 UP, DOWN, ALPHA, DIFFERENCE = ".lora_up.weight", ".lora_down.weight", ".alpha", ".diff"
 # kohya's names for base models, by the host's configuration class

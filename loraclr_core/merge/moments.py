@@ -12,8 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..lowrank import LowRank
 from .gram import Gram
-from .lowrank import LowRank
 
 # Tokens of one model evaluation that count, per layer, at most. More of them change G little and cost as much as the
 # layer itself: at 512² an SD1.5 layer has 4096, 1024 or 256 tokens, most of them much alike.

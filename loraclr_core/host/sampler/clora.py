@@ -33,10 +33,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .. import contrast, masks, objects
-from ..concept import Concept
-from ..masks import Morphology, Overlap
-from . import differentiable
+from ...concept import Concept
+from ...sampler import contrast, masks, objects
+from ...sampler.masks import Morphology, Overlap
+from .. import differentiable
 from .attention import JointLayers, Recorder, read_layers
 from .branches import BranchAdapters
 from .evaluation import KEY, Call, Evaluation

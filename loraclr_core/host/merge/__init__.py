@@ -1,0 +1,1 @@
+"""LoRACLR on a model that ComfyUI has loaded: capture, solve, distil, save."""

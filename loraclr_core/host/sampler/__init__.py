@@ -1,0 +1,1 @@
+"""CLoRA inside the sampling of ComfyUI."""

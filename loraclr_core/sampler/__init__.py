@@ -1,0 +1,1 @@
+"""Composing concepts while sampling: CLoRA (arXiv 2403.19776)."""
