@@ -1,0 +1,86 @@
+"""Which branch draws where, from the first step of a run to the last (arXiv 2403.19776).
+
+A concept with a mask is drawn there. With the plain picture around the concepts, each other one is drawn at an object of that
+picture, and one for which there is none where its own words look, outside the others' areas. With the composed picture around
+them, as published, every area follows what the concept's own words look at in each step.
+
+Where areas overlap, a place goes to the concept whose words have looked at it most in all steps so far; as published, the
+predictions of all are averaged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import masks, objects
+from .masks import Morphology, Overlap
+
+
+@dataclass(frozen=True, kw_only=True)
+class AreaSettings:
+    """How areas follow from attention."""
+
+    # Share of a token's strongest attention above which a place belongs to its concept.
+    threshold: float = 0.3
+    # Change of an area by its 3×3 neighbourhoods.
+    morphology: Morphology = "dilate"
+    # Who gets a place in several areas.
+    overlap: Overlap = "strongest"
+    # Before this step every branch counts everywhere.
+    first_masked_step: int = 0
+
+
+class Areas:
+    """The areas of one run.
+
+    concepts: (batch, concepts, height, width), 0…1, as they are now.
+    branches: (batch, 1 + concepts, height, width), what predictions are fused by; the base branch takes what is left.
+    """
+
+    def __init__(
+        self, given: Tensor, has_mask: Sequence[bool], plain_claims: Tensor | None, settings: AreaSettings, step: int
+    ):
+        """given: masks of the concepts that have one, (batch, concepts, height, width), zero for the others.
+        plain_claims: claims of all concepts' words in the plain picture, (batch, concepts, h, w); None without one.
+        """
+        self.settings = settings
+        self.has_mask = list(has_mask)
+        self.placed = _placed(given, self.has_mask, plain_claims, settings)
+        self.stays = self.placed.amax(dim=(-2, -1), keepdim=True) > 0
+        self.stays[:, self.has_mask] = True
+        self.taken = None if plain_claims is None else self.placed.amax(dim=1, keepdim=True)
+        self.claims: Tensor | float = 0.0  # the sum over all evaluations so far
+        self.concepts = self.placed
+        self.branches = self._of_branches(step)
+
+    def update(self, claims: Tensor, step: int) -> None:
+        """Follow the attention of one evaluation. claims: of each concept in its own branch, (batch, concepts, h, w)."""
+        size = self.placed.shape[-2:]
+        found = masks.resize(masks.concept_mask(claims, self.settings.threshold, self.settings.morphology), size)
+        if self.taken is not None:
+            found = found * (1 - self.taken)
+        self.concepts = torch.where(self.stays, self.placed, found)
+        if self.settings.overlap == "strongest":
+            claims = masks.resize(masks.smooth(claims), size)
+            claims[:, self.has_mask] = 1  # a given mask is the strongest claim
+            self.claims = self.claims + claims
+            self.concepts = masks.strongest(self.concepts, self.claims)
+        self.branches = self._of_branches(step)
+
+    def _of_branches(self, step: int) -> Tensor:
+        found = masks.branch_masks(self.concepts)
+        return torch.ones_like(found) if step < self.settings.first_masked_step else found
+
+
+def _placed(given: Tensor, has_mask: list[bool], plain_claims: Tensor | None, settings: AreaSettings) -> Tensor:
+    """Return the given masks, and an object of the plain picture for each other concept; empty where there is none."""
+    others = [concept for concept, known in enumerate(has_mask) if not known]
+    if plain_claims is None or not others:
+        return given
+    taken = masks.resize(given.amax(dim=1, keepdim=True), plain_claims.shape[-2:], "area")
+    found = objects.masks(plain_claims[:, others] * (taken == 0), settings.threshold, settings.morphology)
+    placed = given.clone()
+    placed[:, others] = masks.resize(found, given.shape[-2:])
+    return placed
