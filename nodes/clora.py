@@ -3,10 +3,14 @@
 from comfy_api.latest import io
 
 from ..loraclr_core.concept import Concept
-from ..loraclr_core.host.sampler import clora, overlay
-from ..loraclr_core.host.sampler import compose as prompts
+from ..loraclr_core.host.sampler import overlay
+from ..loraclr_core.host.sampler.compose import compose
+from ..loraclr_core.host.sampler.evaluation import KEY
 from ..loraclr_core.host.sampler.live import LiveView
+from ..loraclr_core.host.sampler.settings import GRADIENT_MEMORY, SURROUNDINGS, Settings, Surroundings, UpdateSettings
+from ..loraclr_core.sampler.areas import AreaSettings
 from ..loraclr_core.sampler.masks import MORPHOLOGY, OVERLAPS, Overlap
+from ..loraclr_core.sampler.separation import UPDATE_UNITS
 from . import page
 from .types import CATEGORY, Concepts
 
@@ -41,7 +45,7 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "update_strength",
-                    default=0.0,
+                    default=UpdateSettings.strength,
                     min=0.0,
                     max=1000.0,
                     step=0.005,
@@ -53,14 +57,14 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "update_unit",
-                    options=list(clora.UPDATE_UNITS),
-                    default="relative",
+                    options=list(UPDATE_UNITS),
+                    default=UpdateSettings.unit,
                     advanced=True,
                     tooltip="What update_strength counts in.",
                 ),
                 io.Float.Input(
                     "update_start",
-                    default=0.0,
+                    default=UpdateSettings.start,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -69,7 +73,7 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "update_end",
-                    default=0.5,
+                    default=UpdateSettings.end,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -78,14 +82,14 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.String.Input(
                     "refine_steps",
-                    default="0, 10, 20",
+                    default=", ".join(map(str, UpdateSettings.refine_steps)),
                     dynamic_prompts=False,
                     advanced=True,
                     tooltip="Steps with further updates, counted from 0, separated by commas. They must lie in the update range.",
                 ),
                 io.Int.Input(
                     "refine_repeats",
-                    default=0,
+                    default=UpdateSettings.refine_repeats,
                     min=0,
                     max=1000,
                     advanced=True,
@@ -93,7 +97,7 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "temperature",
-                    default=0.5,
+                    default=UpdateSettings.temperature,
                     min=0.01,
                     max=100.0,
                     step=0.01,
@@ -102,7 +106,7 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "mask_threshold",
-                    default=0.3,
+                    default=AreaSettings.threshold,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -113,14 +117,14 @@ class CLoRASampler(io.ComfyNode):
                 io.Combo.Input(
                     "mask_morphology",
                     options=list(MORPHOLOGY),
-                    default="dilate",
+                    default=AreaSettings.morphology,
                     advanced=True,
                     tooltip="Change the masks by 3×3 cells of attention: dilate grows, so that no plain thing is drawn around"
                     " a concept, erode shrinks, open drops specks, close fills holes.",
                 ),
                 io.Int.Input(
                     "first_masked_step",
-                    default=0,
+                    default=AreaSettings.first_masked_step,
                     min=0,
                     max=10000,
                     advanced=True,
@@ -128,8 +132,8 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "gradient_memory",
-                    options=list(clora.GRADIENT_MEMORY),
-                    default="all at once",
+                    options=list(GRADIENT_MEMORY),
+                    default=UpdateSettings.gradient_memory,
                     advanced=True,
                     tooltip="all at once is the faster one, and needs about a fifth more memory than the step itself. one branch"
                     " at a time needs no more than that, and is taken where memory runs out.",
@@ -145,16 +149,16 @@ class CLoRASampler(io.ComfyNode):
                     "mask_overlap",
                     options=list(OVERLAPS),
                     optional=True,  # came later, too
-                    default="strongest",
+                    default=AreaSettings.overlap,
                     advanced=True,
                     tooltip="A place that several concepts take, as on the edge of two objects. strongest: it goes to the one"
                     " whose words have looked at it most so far. average (paper): all of them draw there, which blends them.",
                 ),
                 io.Combo.Input(
                     "surroundings",
-                    options=list(clora.SURROUNDINGS),
+                    options=list(SURROUNDINGS),
                     optional=True,  # came later, too
-                    default="plain",
+                    default=Settings.surroundings,
                     advanced=True,
                     tooltip="What a concept's LoRA sees around its own area. plain: the picture of the prompt with class words"
                     " alone. It is made first, and each concept is drawn at one object in it, so that no LoRA redraws another's"
@@ -197,16 +201,27 @@ class CLoRASampler(io.ComfyNode):
         gradient_memory,
         live_view=True,
         mask_overlap: Overlap = "strongest",
-        surroundings: clora.Surroundings = "plain",
+        surroundings: Surroundings = "plain",
     ) -> io.NodeOutput:
-        settings = clora.Settings(
-            *(update_strength, update_unit, update_start, update_end, _steps(refine_steps), refine_repeats),
-            *(temperature, mask_threshold, mask_morphology, first_masked_step, gradient_memory),
-            overlap=mask_overlap,
-            surroundings=surroundings,
+        updates = UpdateSettings(
+            strength=update_strength,
+            unit=update_unit,
+            start=update_start,
+            end=update_end,
+            refine_steps=_steps(refine_steps),
+            refine_repeats=refine_repeats,
+            temperature=temperature,
+            gradient_memory=gradient_memory,
         )
+        areas = AreaSettings(
+            threshold=mask_threshold,
+            morphology=mask_morphology,
+            overlap=mask_overlap,
+            first_masked_step=first_masked_step,
+        )
+        settings = Settings(updates=updates, areas=areas, surroundings=surroundings)
         view = _view(cls.hidden.unique_id, concepts) if live_view else None
-        return io.NodeOutput(*prompts.compose(model, clip, concepts, prompt, negative, settings, view))
+        return io.NodeOutput(*compose(model, clip, concepts, prompt, negative, settings, view))
 
 
 def _view(node_id: str, concepts: list[Concept]) -> LiveView:
@@ -270,13 +285,13 @@ class CLoRAMaps(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent, batch_index, image=None) -> io.NodeOutput:
-        method = model.get_attachment(clora.KEY)
+        method = model.get_attachment(KEY)
         if method is None:
             raise ValueError(
                 "This MODEL is not from CLoRA Attention Contrast Sampler; connect that node's MODEL output."
             )
         samples = latent["samples"]
-        record = method.record_of(samples)
+        record = method.records.of(samples)
         if batch_index >= len(samples) or (image is not None and batch_index >= len(image)):
             raise ValueError(
                 f"batch_index is {batch_index}, but the batch holds {len(samples)} latents"

@@ -39,9 +39,7 @@ class Areas:
     branches: (batch, 1 + concepts, height, width), what predictions are fused by; the base branch takes what is left.
     """
 
-    def __init__(
-        self, given: Tensor, has_mask: Sequence[bool], plain_claims: Tensor | None, settings: AreaSettings, step: int
-    ):
+    def __init__(self, given: Tensor, has_mask: Sequence[bool], plain_claims: Tensor | None, settings: AreaSettings):
         """given: masks of the concepts that have one, (batch, concepts, height, width), zero for the others.
         plain_claims: claims of all concepts' words in the plain picture, (batch, concepts, h, w); None without one.
         """
@@ -53,7 +51,7 @@ class Areas:
         self.taken = None if plain_claims is None else self.placed.amax(dim=1, keepdim=True)
         self.claims: Tensor | float = 0.0  # the sum over all evaluations so far
         self.concepts = self.placed
-        self.branches = self._of_branches(step)
+        self.branches = self._of_branches(step=0)
 
     def update(self, claims: Tensor, step: int) -> None:
         """Follow the attention of one evaluation. claims: of each concept in its own branch, (batch, concepts, h, w)."""

@@ -228,7 +228,7 @@ def test_controlnet(demo, idle, concepts, latent):
     model, positive, negative = clora(demo, concepts)
     found = sample(model, *controlled(positive, negative), latent)
     assert found["samples"].isfinite().all()
-    assert len(model.get_attachment(KEY).record_of(found["samples"]).updated) == 2
+    assert len(model.get_attachment(KEY).records.of(found["samples"]).updated) == 2
 
 
 def test_foreign_conditioning_says_what_to_connect(demo, patched, concepts, latent):

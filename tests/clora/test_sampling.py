@@ -40,11 +40,10 @@ def test_every_sampler_runs_and_leaves_the_model_as_it_was(demo, patched, sample
     """Finite, recorded, and updated at most once in each step."""
     model = patched[0]
     found = sample(*patched, {"samples": torch.zeros(1, 4, 4, 6)}, sampler=sampler, steps=3)
-    record = model.get_attachment(KEY).record_of(found["samples"])
+    record = model.get_attachment(KEY).records.of(found["samples"])
     assert found["samples"].isfinite().all()
     assert len(record.updated) == len(set(record.updated)) >= 1
     assert sorted(record.losses) == sorted(set(record.losses))
-    assert model.get_attachment(KEY).run is None
     assert not any(module._forward_hooks for module in demo.model.model.modules())
 
 
@@ -146,7 +145,7 @@ def test_an_inpaint_mask_keeps_the_rest(patched, latent):
     for sampler in ("euler", "ddim"):
         found = sample(*patched, {"samples": picture, "noise_mask": mask}, sampler=sampler, steps=3)
         torch.testing.assert_close(found["samples"][..., :6], picture[..., :6], rtol=0, atol=1e-4)
-        moved = patched[0].get_attachment(KEY).record_of(found["samples"]).updated
+        moved = patched[0].get_attachment(KEY).records.of(found["samples"]).updated
         assert len(moved) >= 1
 
 

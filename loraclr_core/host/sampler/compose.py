@@ -5,14 +5,18 @@ from comfy.model_patcher import ModelPatcher
 
 from ...concept import Concept
 from ...sampler import prompt as branch_prompt
+from ...sampler.separation import Branch
 from ..lora import adapters
 from ..lora import file as lora_file
 from ..lora.adapters import MatchedLoRA
 from . import tokens
 from .branches import BranchAdapters
-from .clora import CLoRA, Settings
+from .clora import CLoRA
 from .evaluation import Role
 from .live import LiveView
+from .settings import Settings
+from .tags import Tags
+from .take import Composition
 
 
 def compose(
@@ -40,8 +44,9 @@ def compose(
         (concept.lora_name, adapters.effect(match, model, concept.strength_model, device))
         for concept, match in zip(concepts, matches, strict=True)
     ]
-    clora = CLoRA(concepts, positions, BranchAdapters(model, effects), settings, view)
-    patched = clora.patch(model)
+    branches = [Branch(number - 1 if number else None, found) for number, found in enumerate(positions)]
+    tags = Tags(len(branches))
+    patched = CLoRA(Composition(concepts, branches, BranchAdapters(model, effects), tags, settings), view).patch(model)
 
     clips = [clip, *(_with_lora(clip, m, c.strength_clip) for m, c in zip(matches, concepts, strict=True))]
     texts: dict[Role, list[str]] = {
@@ -52,7 +57,7 @@ def compose(
     for branch, own_clip in enumerate(clips):  # role by role within, so that each LoRA is patched in once
         for role, entries in conditioning.items():
             tokenized = own_clip.tokenize(texts[role][branch])
-            entries += own_clip.encode_from_tokens_scheduled(tokenized, add_dict=clora.tags.of(role, branch))
+            entries += own_clip.encode_from_tokens_scheduled(tokenized, add_dict=tags.of(role, branch))
     return patched, conditioning["positive"], conditioning["negative"]
 
 

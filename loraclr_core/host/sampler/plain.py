@@ -1,61 +1,68 @@
-"""The picture that the base branch makes on its own: the first take of a run, met again while concepts are composed in it.
+"""The picture that the base branch makes on its own, met again while concepts are composed in it.
 
 Base prompt, model and noise are the same in both takes, so nothing of the base branch has to be evaluated twice.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-# Two sigmas this close, relatively, are the same noise level.
-SAME_SIGMA = 1e-5
+from ...sampler import masks
+from ...sampler.separation import Branch
+from .attention import Recorder
+from .evaluation import Evaluation
+from .gradient import require_maps
+from .live import LiveView
+from .take import SAME_SIGMA, Composition, Start, Take
 
 
 class Moment(NamedTuple):
-    """One of the host's calls for predictions.
-
-    x: the latent it asked at, (batch, channels, h, w). predictions: what it got for each list of conditioning, like x.
-    maps: the base branch's attention, (batch, h, w, tokens), of the sampler's own calls.
-    """
+    """One of ComfyUI's calls for predictions."""
 
     sigma: float
+    # The latent that it asked at, (batch, channels, height, width).
     x: Tensor
+    # What it got for each list of conditioning, like x.
     predictions: list[Tensor]
+    # The base branch's attention, (batch, h, w, tokens), in the sampler's own calls.
     maps: Tensor | None
 
 
+@dataclass(frozen=True)
 class PlainPicture:
-    """Its moments in the order of the sampler's calls, to `add` in the first take and to get by `next` in the second."""
+    """The moments of a finished take, in the order of the calls."""
 
-    def __init__(self):
-        self.moments: list[Moment] = []
-        self.met = 0
-        self.finished = False
+    moments: list[Moment]
 
-    def add(self, sigma: float, x: Tensor, predictions: list[Tensor], maps: Tensor | None) -> None:
-        self.moments.append(Moment(sigma, x.clone(), predictions, maps))
+    def claims(self, base: Branch) -> Tensor | None:
+        """Return how far each concept's words claim each place, mean over the take, (batch, concepts, h, w).
 
-    @property
-    def maps(self) -> list[Tensor]:
-        """Of every own call of the sampler."""
-        return [moment.maps for moment in self.moments if moment.maps is not None]
+        None where nothing was sampled.
+        """
+        of_moments = [
+            torch.stack([masks.claim(base.words(maps, concept)) for concept in range(len(base.tokens))], dim=1)
+            for *_, maps in self.moments
+            if maps is not None
+        ]
+        return torch.stack(of_moments).mean(dim=0) if of_moments else None
 
-    def next(self, sigma: float, lists: int, own: bool) -> Moment:
-        """The moment of the same call in the first take. lists: how many lists of conditioning it is for; own: whether it is
-        the sampler's own. Raises RuntimeError where there was none like it.
+    def at(self, number: int, sigma: float, lists: int, own: bool) -> Moment:
+        """Return the moment of call `number`. Raises RuntimeError where the take had none like it.
 
-        A sampler that chooses its own step sizes may ask at another noise level. What is between two of them is taken as
-        straight in σ, as one Euler step takes it.
+        lists: how many lists of conditioning it is for; own: it is the sampler's own call. A sampler that chooses its own step
+        sizes may ask at another noise level than in the first take: what is between two levels is taken as straight in σ, as
+        one Euler step takes it.
         """
 
-        def alike(moment: Moment) -> bool:
+        def is_alike(moment: Moment) -> bool:
             return len(moment.predictions) == lists and (moment.maps is not None) == own
 
-        for moment in self.moments[self.met : self.met + 1]:
-            self.met += 1
-            if alike(moment) and abs(moment.sigma - sigma) <= SAME_SIGMA * sigma:
+        for moment in self.moments[number : number + 1]:
+            if is_alike(moment) and abs(moment.sigma - sigma) <= SAME_SIGMA * sigma:
                 return moment
-        others = [moment for moment in self.moments if alike(moment)]
+        others = list(filter(is_alike, self.moments))
         if not others:
             raise RuntimeError(
                 f"The sampler, or a patch of the model, asks for {lists} predictions that it did not ask for while CLoRA made"
@@ -67,3 +74,24 @@ class PlainPicture:
         share = (before.sigma - sigma) / apart if apart > 0 else 0.0
         predictions = [a.lerp(b, share) for a, b in zip(before.predictions, after.predictions, strict=True)]
         return Moment(sigma, before.x.lerp(after.x, share), predictions, before.maps)
+
+
+class PlainTake(Take):
+    """The base branch alone."""
+
+    def __init__(self, composition: Composition, start: Start, view: LiveView | None):
+        super().__init__(composition, start, view)
+        self.moments: list[Moment] = []
+
+    def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
+        predictions = [found for (found,) in evaluation.predict(x, recorder, [0])]
+        maps = None if recorder is None else require_maps(recorder.maps(), [0])[0]
+        self.moments.append(Moment(float(evaluation.sigma[0]), x.clone(), predictions, maps))
+        return predictions
+
+    def show(self, view: LiveView, step: int, steps: int, denoised: Tensor) -> None:
+        view.show(step, steps, self.start.guider.inner_model.latent_format, denoised, None, None, {})
+
+    def picture(self) -> PlainPicture:
+        """Return what the take was; once it is over."""
+        return PlainPicture(self.moments)

@@ -1,0 +1,144 @@
+"""The picture with all concepts: every branch predicts, the latent is moved, predictions are fused (arXiv 2403.19776)."""
+
+import comfy.model_management
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...concept import Concept
+from ...sampler import contrast, masks, separation
+from ...sampler.areas import Areas
+from ...sampler.displacement import Displacement
+from ...sampler.separation import Maps
+from .attention import Recorder
+from .evaluation import Call, Evaluation
+from .gradient import gradient, require_maps
+from .live import LiveView
+from .records import Record
+from .surroundings import Surroundings
+from .take import Composition, Start, Take
+
+
+class ComposedTake(Take):
+    """All branches. Its attention is kept for the record, its areas and its displacement from step to step."""
+
+    def __init__(self, composition: Composition, start: Start, view: LiveView | None, surroundings: Surroundings):
+        super().__init__(composition, start, view)
+        self.branches = composition.branches
+        self.surroundings = surroundings
+        self.displacement = Displacement()
+        self.areas = Areas(
+            given=given_masks(composition.concepts, start.noise),
+            has_mask=[concept.mask is not None for concept in composition.concepts],
+            plain_claims=surroundings.plain_claims(composition.branches[0]),
+            settings=composition.settings.areas,
+        )
+        self.heat: list[Tensor] = []
+        self.losses: dict[int, Tensor] = {}
+        self.updated: list[int] = []
+        self.evaluated = False
+
+    def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
+        """Move the latent, predict with every branch, read the attention, fuse."""
+        step = self.start.step(float(evaluation.sigma[0]))
+        known = self.surroundings.prepare(evaluation, self.areas, own=recorder is not None)
+        if recorder is not None:
+            self._separate(evaluation, x, known.maps, step)
+        found = evaluation.predict(self.displacement.moved(x), recorder, known.missing)
+        self._check_first_evaluation()
+        if recorder is not None:
+            self._observe(require_maps(known.maps | recorder.maps(), range(len(self.branches))), step)
+        return [
+            self._fused(call, [*before, *after])
+            for call, before, after in zip(evaluation.calls, known.predictions, found, strict=True)
+        ]
+
+    def moved(self, x: Tensor) -> Tensor:
+        return self.displacement.moved(x)
+
+    def finish(self, samples: Tensor) -> Tensor:
+        sampling = self.start.guider.inner_model.model_sampling
+        last = self.start.sigmas[-1]
+        return self.displacement.finish(samples, lambda total: sampling.inverse_noise_scaling(last, total))
+
+    def show(self, view: LiveView, step: int, steps: int, denoised: Tensor) -> None:
+        latent_format = self.start.guider.inner_model.latent_format
+        heat = self.heat[-1] if self.heat else None
+        areas = self.areas.concepts if self.heat else None
+        view.show(step, steps, latent_format, denoised, areas, heat, self.losses)
+
+    def record(self) -> Record | None:
+        """Return what the take looked at, once it is over; None where nothing was sampled."""
+        if not self.heat:
+            return None
+        return Record(
+            concepts=[concept.name for concept in self.composition.concepts],
+            masks=self.areas.concepts.cpu(),
+            heat=torch.stack(self.heat).mean(dim=0),
+            losses=self.losses,
+            updated=self.updated,
+        )
+
+    def _separate(self, evaluation: Evaluation, x: Tensor, known: Maps, step: int) -> None:
+        """Move the latent against the gradient of the separation loss, as often as is due in this step."""
+        settings = self.composition.settings.updates
+        for _ in range(self._updates_due(evaluation, step)):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            to_loss = gradient(evaluation, self.displacement.moved(x), self.branches, known, settings)
+            # The model sees the latent as z / scale, of unit size.
+            ones = torch.ones_like(to_loss)
+            scale = ones / evaluation.model.model_sampling.calculate_input(evaluation.sigma, ones)
+            move = separation.step(to_loss, scale, settings.strength, settings.unit)
+            self.displacement.shift(move * self._generated(evaluation))
+
+    def _updates_due(self, evaluation: Evaluation, step: int) -> int:
+        settings = self.composition.settings.updates
+        to_sigma = evaluation.model.model_sampling.percent_to_sigma
+        in_range = to_sigma(settings.start) >= float(evaluation.sigma[0]) > to_sigma(settings.end)
+        if settings.strength == 0 or step in self.updated or not in_range:
+            return 0
+        self.updated.append(step)
+        return 1 + (settings.refine_repeats if step in settings.refine_steps else 0)
+
+    def _generated(self, evaluation: Evaluation) -> Tensor | float:
+        """Return where the picture is generated at this noise level, 0…1: everywhere without a denoise mask."""
+        mask, change = self.start.denoise_mask, evaluation.options.get("denoise_mask_function")
+        if mask is None or change is None:
+            return 1.0 if mask is None else mask
+        extra_options = {"model": self.start.guider, "sigmas": self.start.sigmas}
+        return change(evaluation.sigma, mask, extra_options=extra_options)
+
+    def _check_first_evaluation(self) -> None:
+        if not self.evaluated:
+            self.composition.adapters.check_all_ran()
+        self.evaluated = True
+
+    def _observe(self, maps: Maps, step: int) -> None:
+        """Let the areas follow the attention of one evaluation, and keep heat maps and loss."""
+        own = separation.own_words(self.branches, maps)
+        self.areas.update(torch.stack([masks.claim(words) for words in own], dim=1), step)
+        heat = [contrast.scaled(words.mean(dim=1).flatten(1)).view_as(words[:, 0]) for words in own]
+        self.heat.append(torch.stack(heat, dim=1).cpu())
+        if step not in self.losses:
+            self.losses[step] = separation.loss(
+                self.branches, maps, self.composition.settings.updates.temperature
+            ).cpu()
+
+    def _fused(self, call: Call, predictions: list[Tensor]) -> Tensor:
+        """Return one prediction from those of the branches, for the sampler at its own place."""
+        if call.branches == [None]:
+            return predictions[0]
+        if call.role is None:
+            return self.displacement.unmoved(predictions[0])
+        fused = masks.fuse(torch.stack(predictions), self.areas.branches.to(predictions[0]))
+        return self.displacement.unmoved(fused)
+
+
+def given_masks(concepts: list[Concept], latent: Tensor) -> Tensor:
+    """Return the concepts' own masks at the latent's size, (batch, concepts, height, width); zero without one."""
+    given = latent.new_zeros(latent.shape[0], len(concepts), *latent.shape[-2:])
+    for number, concept in enumerate(concepts):
+        if concept.mask is not None:
+            mask = masks.resize(concept.mask[:, None].to(latent), latent.shape[-2:], "area")
+            given[:, number] = comfy.utils.repeat_to_batch_size(mask, latent.shape[0])[:, 0]
+    return given

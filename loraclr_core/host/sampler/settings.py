@@ -1,0 +1,41 @@
+"""The settings of CLoRA; the node's inputs take their defaults from here."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ...sampler.areas import AreaSettings
+from ...sampler.separation import UpdateUnit
+
+GradientMemory = Literal["one branch at a time", "all at once"]
+GRADIENT_MEMORY: tuple[GradientMemory, ...] = ("one branch at a time", "all at once")
+Surroundings = Literal["plain", "composed (paper)"]
+SURROUNDINGS: tuple[Surroundings, ...] = ("plain", "composed (paper)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings:
+    """When the latent is moved to separate the concepts, and how far."""
+
+    # Of one update, in `unit`; 0 for none.
+    strength: float = 0.0
+    # *relative*: root mean square of the move as a share of the latent's size, which is the same to every model.
+    # *absolute (paper)*: α of z ← z − α ∇L, z as the model sees it; 20 for SD1.5, 0.02 in a public SDXL port.
+    unit: UpdateUnit = "relative"
+    # The part of the schedule with updates, in ComfyUI's percents: 0 is the first noise level, 1 the last.
+    start: float = 0.0
+    end: float = 0.5
+    # At these steps of a run, counted from 0, an update is followed by so many more.
+    refine_steps: tuple[int, ...] = (0, 10, 20)
+    refine_repeats: int = 0
+    # τ of the contrastive loss.
+    temperature: float = 0.5
+    # One branch at a time needs less memory, and more time.
+    gradient_memory: GradientMemory = "all at once"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    updates: UpdateSettings = field(default_factory=UpdateSettings)
+    areas: AreaSettings = field(default_factory=AreaSettings)
+    # What a concept's branch sees around its area: the plain picture, or the picture with all concepts.
+    surroundings: Surroundings = "plain"

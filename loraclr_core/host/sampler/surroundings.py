@@ -1,0 +1,75 @@
+"""What a concept's branch sees around its area.
+
+As published, every branch is run on the composed picture. A LoRA then meets subjects of the others that it was never trained
+beside, and redraws them; the base meets nothing but strangers, and its layout drifts; and a concept is drawn wherever its
+words look, more often than once. With the plain picture around its area, a branch meets nothing but the plain picture and its
+own concept, and the base branch is the plain picture.
+"""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from ...sampler.areas import Areas
+from ...sampler.separation import Branch, Maps
+from .evaluation import Evaluation
+from .plain import PlainPicture
+
+
+class Known(NamedTuple):
+    """What is known of an evaluation beforehand."""
+
+    # The branches that are still to be evaluated; they come after the known ones.
+    missing: list[int]
+    maps: Maps
+    # The known branches' predictions for each of ComfyUI's lists of conditioning.
+    predictions: list[list[Tensor]]
+
+
+class Surroundings(Protocol):
+    def plain_claims(self, base: Branch) -> Tensor | None:
+        """Return the concepts' claims in the plain picture, (batch, concepts, h, w), where there is one."""
+        ...
+
+    def prepare(self, evaluation: Evaluation, areas: Areas, own: bool) -> Known:
+        """Put the surroundings into an evaluation, and return what is known of it. own: it is the sampler's own call."""
+        ...
+
+
+class ComposedSurroundings:
+    """Every branch sees the composed picture everywhere, as published."""
+
+    def __init__(self, branches: int):
+        self.branches = branches
+
+    def plain_claims(self, base: Branch) -> None:
+        return None
+
+    def prepare(self, evaluation: Evaluation, areas: Areas, own: bool) -> Known:
+        return Known(list(range(self.branches)), {}, [[] for _ in evaluation.calls])
+
+
+class PlainSurroundings:
+    """A branch sees the composed picture in its area, and the plain picture around it."""
+
+    def __init__(self, branches: int, picture: PlainPicture):
+        self.branches = branches
+        self.picture = picture
+        self.calls = 0
+        self.seen: Tensor | None = None  # areas as they were before the sampler's last own call
+
+    def plain_claims(self, base: Branch) -> Tensor | None:
+        return self.picture.claims(base)
+
+    def prepare(self, evaluation: Evaluation, areas: Areas, own: bool) -> Known:
+        moment = self.picture.at(self.calls, float(evaluation.sigma[0]), len(evaluation.calls), own)
+        self.calls += 1
+        if own or self.seen is None:
+            self.seen = areas.branches
+        evaluation.surround(moment.x, self.seen)
+        predictions = [
+            [] if call.role is None else [plain]
+            for call, plain in zip(evaluation.calls, moment.predictions, strict=True)
+        ]
+        maps = {} if moment.maps is None else {0: moment.maps}
+        return Known(list(range(1, self.branches)), maps, predictions)
