@@ -8,7 +8,6 @@ import torch
 from clora.sampling import PLAIN, assert_same, clora, compose, plain, sample
 from comfy.model_patcher import ModelPatcher
 from loraclr.loraclr_core.host.sampler import evaluation
-from loraclr.loraclr_core.host.sampler.evaluation import KEY
 
 
 @pytest.mark.parametrize("where", ["gradient", "predict"])

@@ -48,7 +48,9 @@ def gradient(
             try:
                 return _all_at_once(z, missing, read, loss)
             except comfy.model_management.OOM_EXCEPTION:
-                log.warning("CLoRA: too little memory for the gradients of all branches at once; going on with one branch at a time.")
+                log.warning(
+                    "CLoRA: too little memory for the gradients of all branches at once; going on with one branch at a time."
+                )
                 comfy.model_management.soft_empty_cache()
         return _one_at_a_time(z, missing, read, loss)
 
