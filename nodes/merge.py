@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..loraclr_core.host import merged_file, merging, report
-from ..loraclr_core.host.capture import CaptureSettings
+from ..loraclr_core.host.capture import CaptureSettings, latent_shape
 from ..loraclr_core.host.merging import MergeSettings
 from ..loraclr_core.objective import Margin, MarginMode
 from .types import CATEGORY, Concepts, MergeInfo
@@ -171,7 +171,7 @@ class LoRACLRMerge(io.ComfyNode):
             prompts=_prompts(capture_prompts),
             steps=capture_steps,
             seed=capture_seed,
-            latent_shape=None if latent is None else tuple(latent["samples"].shape[1:]),
+            latent_shape=latent_shape(model, latent),
         )
         settings = MergeSettings(
             *(

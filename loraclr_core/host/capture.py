@@ -28,17 +28,17 @@ HELD_OUT = 12
 # The text encoder is judged on the first tokens of a prompt that no capture counts.
 HELD_OUT_TEXT = 8
 JUDGING_PROMPT = "a picture of {trigger}"
-# Latent side of a capture without a latent connected: 512 pixels for most models.
-LATENT_SIDE = 64
+# What Empty Latent Image gives for 512×512 pixels.
+EMPTY_512 = {"samples": torch.zeros(1, 4, 64, 64), "downscale_ratio_spacial": 8}
 
 
 class CaptureSettings(NamedTuple):
-    """prompts: templates with `{trigger}`. latent_shape: (channels, …, height, width), None for the default."""
+    """prompts: templates with `{trigger}`. latent_shape: (channels, …, height, width), as `latent_shape` gives it."""
 
     prompts: tuple[str, ...]
     steps: int
     seed: int
-    latent_shape: tuple[int, ...] | None
+    latent_shape: tuple[int, ...]
     samples: int = SAMPLES
 
     def evaluations(self) -> int:
@@ -102,11 +102,24 @@ def capture(
     return _finish(text, grams) | _finish(image, grams)
 
 
-def empty_latent(model: ModelPatcher, shape: tuple[int, ...] | None) -> Tensor:
-    """(1, channels, [frames,] height, width) of zeros, as the model's latent format wants it."""
-    channels = model.get_model_object("latent_format").latent_channels
-    latent = torch.zeros(1, *(shape or (channels, LATENT_SIDE, LATENT_SIDE)))
-    return comfy.sample.fix_empty_latent_channels(model, latent)
+def latent_shape(model: ModelPatcher, latent: dict | None) -> tuple[int, ...]:
+    """Return the shape in which the stock sampler samples one picture of `latent`; without one, of 512×512 pixels.
+
+    An empty latent says how many pixels a cell of it stands for, and the model's VAE may make larger cells.
+    """
+    latent = EMPTY_512 if latent is None else latent
+    fixed = comfy.sample.fix_empty_latent_channels(
+        model,
+        latent["samples"],
+        downscale_ratio_spacial=latent.get("downscale_ratio_spacial"),
+        downscale_ratio_temporal=latent.get("downscale_ratio_temporal"),
+    )
+    return tuple(fixed.shape[1:])
+
+
+def empty_latent(model: ModelPatcher, shape: tuple[int, ...]) -> Tensor:
+    """(1, channels, [frames,] height, width) of zeros, with as many channels as the model has."""
+    return comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, *shape))
 
 
 def encode(target: Target, prompt: str, effect: Effect, *summed: Effect) -> list:
