@@ -8,7 +8,7 @@ from server import PromptServer
 from ..loraclr_core.host.merge import export as merged_file
 from ..loraclr_core.host.merge import merge as merging
 from ..loraclr_core.host.merge import report
-from ..loraclr_core.host.merge.capture import CaptureSettings
+from ..loraclr_core.host.merge.capture import CaptureSettings, latent_shape
 from ..loraclr_core.host.merge.merge import MergeSettings
 from ..loraclr_core.merge.objective import Margin, MarginMode
 from .types import CATEGORY, Concepts, MergeInfo
@@ -173,7 +173,7 @@ class LoRACLRMerge(io.ComfyNode):
             prompts=_prompts(capture_prompts),
             steps=capture_steps,
             seed=capture_seed,
-            latent_shape=None if latent is None else tuple(latent["samples"].shape[1:]),
+            latent_shape=latent_shape(model, latent),
         )
         settings = MergeSettings(
             *(

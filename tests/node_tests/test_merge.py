@@ -261,11 +261,6 @@ def test_capture_prompts_must_name_the_trigger(demo, concepts, prompts):
         merge(demo, concepts, capture_prompts=prompts)
 
 
-def test_zero_strengths_are_allowed_and_said(demo, concepts):
-    chain, _, _ = load("loraclr_random_dog.safetensors", "zwx dog", concepts[:1], strength_model=0.0, strength_clip=0.0)
-    assert "both strengths are 0" in merge(demo, chain)[4]
-
-
 # --- Load Concept LoRA -----------------------------------------------------------------------------------------------
 
 

@@ -75,13 +75,13 @@ def of_concepts(
     done = 0
 
     def run(what: str, phrase: str, effect: tuple[Effect, Effect], grams: Grams) -> dict[str, ConceptStatistics]:
-        def step_done() -> None:
+        def evaluated() -> None:
             nonlocal done
             done += 1
             progress(f"capturing {what}, evaluation {done} of {total}", done / total)
 
         progress(f"capturing {what}", done / total)
-        return capture(target, *effect, phrase, captures.settings, grams, device, step_done)
+        return capture(target, *effect, phrase, captures.settings, grams, device, evaluated)
 
     for index in missing:
         concept = concepts[index]
@@ -93,4 +93,4 @@ def of_concepts(
             run(f"the base model on “{word}”", word, (Effect(), Effect()), known.base_grams)
         known.base_words = base_missing
     _known[target.model] = captures
-    return known, total
+    return known, done

@@ -28,17 +28,17 @@ HELD_OUT = 12
 # The text encoder is judged on the first tokens of a prompt that no capture counts.
 HELD_OUT_TEXT = 8
 JUDGING_PROMPT = "a picture of {trigger}"
-# Latent side of a capture without a latent connected: 512 pixels for most models.
-LATENT_SIDE = 64
+# What Empty Latent Image gives for 512×512 pixels.
+EMPTY_512 = {"samples": torch.zeros(1, 4, 64, 64), "downscale_ratio_spacial": 8}
 
 
 class CaptureSettings(NamedTuple):
-    """prompts: templates with `{trigger}`. latent_shape: (channels, …, height, width), None for the default."""
+    """prompts: templates with `{trigger}`. latent_shape: (channels, …, height, width), as `latent_shape` gives it."""
 
     prompts: tuple[str, ...]
     steps: int
     seed: int
-    latent_shape: tuple[int, ...] | None
+    latent_shape: tuple[int, ...]
     samples: int = SAMPLES
 
     def evaluations(self) -> int:
@@ -72,12 +72,12 @@ def capture(
     settings: CaptureSettings,
     grams: Grams,
     device: torch.device,
-    step_done: Callable[[], None],
+    evaluated: Callable[[], None],
 ) -> dict[str, ConceptStatistics]:
     """Statistics of every layer of `target` while one concept alone is active.
 
     phrase: what `{trigger}` stands for. grams: where the concept's second moments are added; of no use after an error.
-    step_done is called after every evaluation and may raise to stop.
+    evaluated is called after every evaluation of the model and may raise to stop.
     Raises ValueError where a layer sees NaN.
     """
     model, clip = with_summed(target.model, model_effect), _clip_with_summed(target.clip, clip_effect)
@@ -98,15 +98,28 @@ def capture(
         _encode(clip, JUDGING_PROMPT.replace("{trigger}", phrase))
     with _observing(target.model_layers, model_effect.merge, lambda key, x, y: image[key].observe(x, y)):
         for cond in conds:
-            _sample(model, cond, noise, latent, settings, step_done)
+            _sample(model, cond, noise, latent, settings, evaluated)
     return _finish(text, grams) | _finish(image, grams)
 
 
-def empty_latent(model: ModelPatcher, shape: tuple[int, ...] | None) -> Tensor:
-    """(1, channels, [frames,] height, width) of zeros, as the model's latent format wants it."""
-    channels = model.get_model_object("latent_format").latent_channels
-    latent = torch.zeros(1, *(shape or (channels, LATENT_SIDE, LATENT_SIDE)))
-    return comfy.sample.fix_empty_latent_channels(model, latent)
+def latent_shape(model: ModelPatcher, latent: dict | None) -> tuple[int, ...]:
+    """Return the shape in which the stock sampler samples one picture of `latent`; without one, of 512×512 pixels.
+
+    An empty latent says how many pixels a cell of it stands for, and the model's VAE may make larger cells.
+    """
+    latent = EMPTY_512 if latent is None else latent
+    fixed = comfy.sample.fix_empty_latent_channels(
+        model,
+        latent["samples"],
+        downscale_ratio_spacial=latent.get("downscale_ratio_spacial"),
+        downscale_ratio_temporal=latent.get("downscale_ratio_temporal"),
+    )
+    return tuple(fixed.shape[1:])
+
+
+def empty_latent(model: ModelPatcher, shape: tuple[int, ...]) -> Tensor:
+    """(1, channels, [frames,] height, width) of zeros, with as many channels as the model has."""
+    return comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, *shape))
 
 
 def encode(target: Target, prompt: str, effect: Effect, *summed: Effect) -> list:
@@ -142,15 +155,34 @@ def _encode(clip, prompt: str) -> list:
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
 
+class _Unguided(comfy.samplers.CFGGuider):
+    """Samples by the model's prediction for one prompt, as published.
+
+    The functions of guidance nodes (SAG, PAG, rescaled CFG, …), which count on a prediction without the prompt and evaluate
+    the model again, are called for guided predictions only, and never see this one.
+    """
+
+    def __init__(self, model: ModelPatcher, cond: list, evaluated: Callable[[], None]):
+        super().__init__(model)
+        self.inner_set_conds({"positive": cond})
+        self.evaluated = evaluated
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None = None) -> Tensor:
+        conds = [self.conds["positive"], None]  # two, as any wrapper expects them
+        prediction = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)[0]
+        self.evaluated()
+        return prediction
+
+
 def _sample(
-    model: ModelPatcher, cond: list, noise: Tensor, latent: Tensor, settings: CaptureSettings, step_done
+    model: ModelPatcher, cond: list, noise: Tensor, latent: Tensor, settings: CaptureSettings, evaluated
 ) -> None:
-    """One run without guidance, as published."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": cond})
-    guider.sample(
-        *(noise, latent, comfy.samplers.sampler_object("euler"), noise_levels(model, settings)),
-        callback=lambda step, denoised, x, total: step_done(),
+    """One run without guidance."""
+    _Unguided(model, cond, evaluated).sample(
+        noise,
+        latent,
+        comfy.samplers.sampler_object("euler"),
+        noise_levels(model, settings),
         disable_pbar=True,
         seed=settings.seed,
     )

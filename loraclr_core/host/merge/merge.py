@@ -69,7 +69,8 @@ class LayerResult:
 class MergeResult:
     """lora: the merged LoRA by the names of its file. unseen: layers that did not run in the capture of every concept, as
     those of a picture's condition do not, and are summed. tokens: how many the moments count, of how many there were. kept:
-    what became of the captures on disk, in words. agreements: of each concept, where there was a distillation.
+    what became of the captures on disk, in words. agreements: of each concept, where there was a distillation. off: the
+    concepts that change nothing and take no part; `concepts` and what goes with it are without them.
     """
 
     lora: dict[str, Tensor]
@@ -87,6 +88,7 @@ class MergeResult:
     evaluations: int = 0
     kept: str = ""
     agreements: list[Agreement] = field(default_factory=list)
+    off: list[Concept] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -109,17 +111,24 @@ def merge(
     if not settings.merge_text_encoder:
         concepts = [concept._replace(strength_clip=0.0) for concept in concepts]
     key_map = adapters.key_names(model, clip)
-    matches, effects = [], []
-    for concept in concepts:
+    given, concepts, matches, effects, off = concepts, [], [], [], []
+    for concept in given:
+        if concept.strength_model == concept.strength_clip == 0:
+            off.append(concept)
+            continue
         progress(f"reading {concept.lora_name}", 0.0)
         match = adapters.match(concept.lora_name, lora_file.read(concept.path)[0], key_map)
-        matches.append(match)
-        effects.append(
-            (
-                adapters.effect(match, model, concept.strength_model, device),
-                adapters.effect(match, clip.patcher, concept.strength_clip, device),
-            )
+        sides = (
+            adapters.effect(match, model, concept.strength_model, device),
+            adapters.effect(match, clip.patcher, concept.strength_clip, device),
         )
+        # With an effect on one side alone a concept takes part in the other's layers too, where it wants the plain model.
+        if not any(side.merge or side.add for side in sides):
+            off.append(concept)
+            continue
+        concepts.append(concept)
+        matches.append(match)
+        effects.append(sides)
     target = Target(
         *(model, clip),
         {key: adapters.layer(model, key) for key in _union(of_model.merge for of_model, _ in effects)},
@@ -127,11 +136,11 @@ def merge(
     )
     seconds["reading"] = time.perf_counter() - start
 
-    result = MergeResult({}, model, clip, lora_keys.architecture(model), concepts, settings, matches, effects)
+    result = MergeResult({}, model, clip, lora_keys.architecture(model), concepts, settings, matches, effects, off=off)
     # One concept alone is already what every solver looks for.
-    steps = settings.distillation_steps if len(concepts) > 1 else 0
+    steps = settings.distillation_steps if len(concepts) > 1 and target.model_layers else 0
     solving = 1 - DISTILLATION_SHARE if steps else 1.0
-    if settings.solver == "sum (baseline)" or len(concepts) == 1:
+    if settings.solver == "sum (baseline)" or len(concepts) < 2 or not target.layers():
         deltas = {key: lowrank.squeeze(_sum(effects, key)) for key in target.layers()}
     else:
         deltas = _solve_all(target, result, device, lambda phase, done: progress(phase, solving * done), seconds)
@@ -234,7 +243,8 @@ def _name(target: Target, deltas: dict[str, LowRank], effects: list[tuple[Effect
     """The merged differences, and the sums of what cannot be merged, under the names of a LoRA file."""
     names = lora_keys.Names(target.model, target.clip)
     lora: dict[str, Tensor] = {}
-    for patcher, sides in zip((target.model, target.clip.patcher), zip(*effects, strict=True), strict=True):
+    for index, patcher in enumerate((target.model, target.clip.patcher)):
+        sides = [effect[index] for effect in effects]
         shapes = adapters.shapes(patcher)
         for key in _union(side.merge for side in sides):
             lora |= names.factors(key, deltas[key], shapes[key])

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .merge import LayerResult, MergeResult
+from ...concept import Concept
+from .merge import LayerResult, MergeResult, MergeSettings
 
 # Lists of keys longer than this are cut, and say so.
 LISTED = 5
@@ -31,6 +32,7 @@ def panel(result: MergeResult) -> dict:
         {"name": concept.name, "matched": matched, "skipped": skipped, **_errors(result.layers, index)}
         for index, (concept, (matched, skipped)) in enumerate(zip(result.concepts, counts, strict=True))
     ]
+    concepts += [{"name": f"{concept.name} (takes no part)", "matched": "–", "skipped": "–"} for concept in result.off]
     groups = [
         {"name": name, "count": len(layers), "margin_active": _margin_active(layers), **_errors(layers)}
         for name, layers in _grouped(result.layers).items()
@@ -72,6 +74,8 @@ def _summary(result: MergeResult) -> str:
         lines.append(
             f"Ridge {settings.ridge:g}, base anchor {settings.anchor_weight:g}, margin {margin.value:g} ({margin.mode})."
         )
+    elif not result.concepts:
+        lines.append("No concept changes anything: model and text encoder are as they came.")
     elif len(result.concepts) == 1:
         lines.append("One concept alone needs no merging: it is exported as it is.")
     else:
@@ -160,7 +164,10 @@ def _margin_active(layers: list[LayerResult]) -> float:
 
 
 def _notes(result: MergeResult) -> str:
-    notes = []
+    notes = [
+        f"{concept.name} takes no part, as if it were not connected: {_why_off(concept, result.settings)}"
+        for concept in result.off
+    ]
     for concept, match, sides in zip(result.concepts, result.matches, result.effects, strict=True):
         if match.unmatched:
             notes.append(
@@ -168,23 +175,22 @@ def _notes(result: MergeResult) -> str:
             )
         if match.embeddings:
             notes.append(f"{concept.name}: bundled embeddings are not merged: {_list(match.embeddings)}")
-        if concept.strength_model == 0 and concept.strength_clip == 0:
-            notes.append(f"{concept.name}: both strengths are 0, so it adds nothing")
-        else:
-            idle = [
-                key
-                for side, s in zip(sides, (concept.strength_model, concept.strength_clip), strict=True)
-                if s
-                for key in side.idle
-            ]
-            if idle:
-                notes.append(f"{concept.name}: the adapter changes nothing at {len(idle)} weights: {_list(idle)}")
+        idle = [
+            key
+            for side, s in zip(sides, (concept.strength_model, concept.strength_clip), strict=True)
+            if s
+            for key in side.idle
+        ]
+        if idle:
+            notes.append(f"{concept.name}: the adapter changes nothing at {len(idle)} weights: {_list(idle)}")
         if summed := [key for side in sides for key in side.add]:
             notes.append(f"{concept.name}: summed, not merged (bias, norm, or convolution too wide): {_list(summed)}")
     if result.unseen:
         notes.append(f"Summed, not merged, because they did not run in the captures: {_list(result.unseen)}")
     if result.kept:
         notes.append(result.kept)
+    if result.settings.distillation_steps and len(result.concepts) > 1 and not result.agreements:
+        notes.append("No distillation: the LoRAs change no layer of the diffusion model that could be trained.")
     if not result.settings.merge_text_encoder:
         notes.append("The text encoder was left as it is; text-encoder parts of the LoRAs are not in the merge.")
     for file in sorted(
@@ -192,6 +198,12 @@ def _notes(result: MergeResult) -> str:
     ):
         notes.append(f"`{file}` is the same file as another concept's: it counts twice.")
     return "## Notes\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
+
+
+def _why_off(concept: Concept, settings: MergeSettings) -> str:
+    if concept.strength_model or concept.strength_clip:
+        return "its LoRA changes nothing" + ("" if settings.merge_text_encoder else " but the text encoder at most")
+    return "both strengths are 0" if settings.merge_text_encoder else "its model strength is 0"
 
 
 def _seconds(result: MergeResult) -> str:
