@@ -5,11 +5,9 @@ import comfy.utils
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..loraclr_core.host.merge import export as merged_file
-from ..loraclr_core.host.merge import merge as merging
-from ..loraclr_core.host.merge import report
-from ..loraclr_core.host.merge.capture import CaptureSettings, latent_shape
-from ..loraclr_core.host.merge.merge import MergeSettings
+from ..loraclr_core.host.merge import export, report
+from ..loraclr_core.host.merge.merge import KEEPINGS, SOLVERS, Keeping, MergeSettings, merge
+from ..loraclr_core.host.merge.target import CaptureSettings, latent_shape
 from ..loraclr_core.merge.objective import Margin, MarginMode
 from .types import CATEGORY, Concepts, MergeInfo
 
@@ -33,7 +31,7 @@ class LoRACLRMerge(io.ComfyNode):
                 Concepts.Input("concepts", tooltip="The concepts, from the last Load Concept LoRA of the chain."),
                 io.Combo.Input(
                     "solver",
-                    options=list(merging.SOLVERS),
+                    options=list(SOLVERS),
                     default="exact",
                     tooltip="exact: the minimum of the objective, in seconds. adamw (paper): the published optimiser, to"
                     " compare with; keeps 400 tokens per layer and concept in memory (0.6 GB per SD1.5 concept). sum: plain"
@@ -119,7 +117,7 @@ class LoRACLRMerge(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "captures",
-                    options=list(merging.KEEPINGS),
+                    options=list(KEEPINGS),
                     default="in memory",
                     optional=True,
                     advanced=True,
@@ -166,7 +164,7 @@ class LoRACLRMerge(io.ComfyNode):
         capture_seed,
         merge_text_encoder,
         latent=None,
-        captures: merging.Keeping = "in memory",
+        captures: Keeping = "in memory",
         distillation_steps=0,
     ) -> io.NodeOutput:
         capture = CaptureSettings(
@@ -176,22 +174,24 @@ class LoRACLRMerge(io.ComfyNode):
             latent_shape=latent_shape(model, latent),
         )
         settings = MergeSettings(
-            *(
-                solver,
-                Margin(margin, MARGIN_MODES[margin_mode]),
-                ridge,
-                anchor_weight,
-                capture,
-                merge_text_encoder,
-                captures,
-                distillation_steps,
-            )
+            solver=solver,
+            margin=Margin(margin, MARGIN_MODES[margin_mode]),
+            ridge=ridge,
+            anchor_weight=anchor_weight,
+            capture=capture,
+            merge_text_encoder=merge_text_encoder,
+            captures=captures,
+            distillation_steps=distillation_steps,
         )
         progress = _progress(cls.hidden.unique_id)
-        result = merging.merge(model, clip, concepts, settings, progress)
+        result = merge(model, clip, concepts, settings, progress)
         progress(f"merged in {sum(result.seconds.values()):.0f} s", 1.0)
         return io.NodeOutput(
-            *(result.model, result.clip, result.lora, merged_file.info(result), report.markdown(result)),
+            result.model,
+            result.clip,
+            result.lora,
+            export.info(result),
+            report.markdown(result),
             ui={"loraclr_merge": [report.panel(result)]},
         )
 

@@ -26,7 +26,7 @@ MarginMode = Literal["absolute", "relative"]
 class Margin:
     """m of the objective: a distance as it stands in the paper, or a fraction of the mean distance of two concepts."""
 
-    value: float
+    value: float = 0.5
     mode: MarginMode = "absolute"
 
     def resolve(self, concepts: list[ConceptStatistics]) -> float:

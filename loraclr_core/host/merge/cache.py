@@ -1,96 +1,111 @@
-"""Captures kept while only solver settings change, so that another margin or ridge takes seconds; if asked, on disk too."""
+"""Captures that are kept while only the solver's settings change, so that another margin or ridge takes seconds."""
 
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...concept import Concept
-from ...merge.moments import ConceptStatistics
+from ...progress import Progress
 from ..lora.adapters import Effect
-from .capture import CaptureSettings, Grams, Target, capture
-from .store import CaptureStore, Known
+from ..lora.load import Loaded
+from .capture import Capture, Grams, capture
+from .store import CaptureKey, CaptureStore, Known
+from .target import CaptureSettings, Target
 
 
-@dataclass
-class Captures:
+@dataclass(frozen=True)
+class Kept:
     """What is known of one model, and under which circumstances it was captured."""
 
     clip: weakref.ref
     settings: CaptureSettings
     layers: list[str]
-    known: Known = field(default_factory=Known)
+    known: Known
 
-    def serve(self, target: Target, settings: CaptureSettings) -> bool:
-        """Whether they were made under these circumstances; more samples than asked for do no harm."""
-        return (
-            self.clip() is target.clip.patcher
-            and self.layers == target.layers()
-            and self.settings.samples >= settings.samples
-            and self.settings._replace(samples=settings.samples) == settings
-        )
+    def serves(self, target: Target, settings: CaptureSettings) -> bool:
+        """Return whether a capture of `target` with these settings would be the same."""
+        same_layers = self.layers == list(target.layers())
+        return self.clip() is target.clip.patcher and same_layers and self.settings == settings
 
 
-# Kept as long as the host keeps the model they belong to; one set per model.
-_known: weakref.WeakKeyDictionary[ModelPatcher, Captures] = weakref.WeakKeyDictionary()
+# As long as ComfyUI keeps the model; one set per model.
+_kept: weakref.WeakKeyDictionary[ModelPatcher, Kept] = weakref.WeakKeyDictionary()
 
 
 def forget() -> None:
-    """What is on disk stays."""
-    _known.clear()
+    """Clear what is kept in memory; files on disk stay."""
+    _kept.clear()
 
 
-def of_concepts(
+def capture_all(
     target: Target,
-    concepts: list[Concept],
-    effects: list[tuple[Effect, Effect]],
+    loaded: list[Loaded],
     settings: CaptureSettings,
     with_base: bool,
     store: CaptureStore | None,
     device: torch.device,
-    progress: Callable[[str, float], None],
+    progress: Progress,
 ) -> tuple[Known, int]:
-    """The captures of `concepts` and, `with_base`, of the plain model on their class words.
+    """Return the captures of all concepts, and how many model evaluations that took.
 
-    Only what is not known yet, here or in the store, is captured: a concept added at the end costs one capture. Returns
-    them and the number of model evaluations that took.
+    What is known, here or in the store, is not captured again: a concept added at the end costs one capture.
+    with_base: the plain model is captured too, on the concepts' class words.
     """
-    # Known again once all is complete: a capture that is cancelled has added to the sums in part.
-    captures = _known.pop(target.model, None)
-    if captures is None or not captures.serve(target, settings):
-        captures = Captures(weakref.ref(target.clip.patcher), settings, target.layers())
-    wanted = [(c.sha256, c.trigger, c.strength_model, c.strength_clip) for c in concepts]
-    known = captures.known
-    if known.concepts != wanted[: len(known.concepts)]:
-        known.concepts, known.statistics, known.grams = [], [], {}
-    if store and not known.concepts and (found := store.load(wanted, effects)):
-        known = captures.known = found
-    base_words = sorted({concept.class_word for concept in concepts})
-    base_missing = base_words if with_base and known.base_words != base_words else []
+    keys = [_key(concept) for concept in loaded]
+    # Kept again only once all is complete: a capture that is cancelled has added to the sums in part.
+    known = _known_before(target, settings, keys, _kept.pop(target.model, None))
+    if store and not known.keys:
+        known = store.load(keys, loaded) or known
+    base_words = sorted({concept.concept.class_word for concept in loaded}) if with_base else known.base_words
+    new_words = base_words if base_words != known.base_words else []
 
-    missing = range(len(known.concepts), len(concepts))
-    total = (len(missing) + len(base_missing)) * settings.evaluations()
-    done = 0
+    run = _Runs(target, settings, device, progress, len(loaded) - len(known.keys) + len(new_words))
+    for key, concept in list(zip(keys, loaded, strict=True))[len(known.keys) :]:
+        name, trigger = concept.concept.name, concept.concept.trigger
+        seen = run(name, trigger, concept.model, concept.clip, known.grams)
+        known = replace(
+            known, keys=[*known.keys, key], statistics=[*known.statistics, seen.statistics], grams=seen.grams
+        )
+    if new_words:
+        grams: Grams = {}
+        for word in new_words:
+            grams = run(f"the base model on “{word}”", word, Effect(), Effect(), grams).grams
+        known = replace(known, base_words=new_words, base_grams=grams)
+    _kept[target.model] = Kept(weakref.ref(target.clip.patcher), settings, list(target.layers()), known)
+    return known, run.evaluations
 
-    def run(what: str, phrase: str, effect: tuple[Effect, Effect], grams: Grams) -> dict[str, ConceptStatistics]:
+
+def _key(loaded: Loaded) -> CaptureKey:
+    """Return the key of a concept. Where the text encoder is left as it is, the strength on it does not count."""
+    concept = loaded.concept
+    strength_clip = concept.strength_clip if loaded.clip.merge or loaded.clip.add else 0.0
+    return CaptureKey(concept.sha256, concept.trigger, concept.strength_model, strength_clip)
+
+
+def _known_before(target: Target, settings: CaptureSettings, keys: list[CaptureKey], kept: Kept | None) -> Known:
+    """Return what of `kept` serves: all of it, the base alone where the concepts are others, or nothing."""
+    if kept is None or not kept.serves(target, settings):
+        return Known()
+    if kept.known.keys == keys[: len(kept.known.keys)]:
+        return kept.known
+    return Known(base_words=kept.known.base_words, base_grams=kept.known.base_grams)
+
+
+class _Runs:
+    """Captures one concept after another and counts their evaluations."""
+
+    def __init__(self, target: Target, settings: CaptureSettings, device: torch.device, progress: Progress, runs: int):
+        self.target, self.settings, self.device, self.progress = target, settings, device, progress
+        self.total = runs * settings.evaluations()
+        self.evaluations = 0
+
+    def __call__(self, what: str, phrase: str, model: Effect, clip: Effect, grams: Grams) -> Capture:
+        self.progress(f"capturing {what}", self.evaluations / self.total)
+
         def evaluated() -> None:
-            nonlocal done
-            done += 1
-            progress(f"capturing {what}, evaluation {done} of {total}", done / total)
+            self.evaluations += 1
+            done = f"evaluation {self.evaluations} of {self.total}"
+            self.progress(f"capturing {what}, {done}", self.evaluations / self.total)
 
-        progress(f"capturing {what}", done / total)
-        return capture(target, *effect, phrase, captures.settings, grams, device, evaluated)
-
-    for index in missing:
-        concept = concepts[index]
-        known.statistics.append(run(concept.name, concept.trigger, effects[index], known.grams))
-        known.concepts.append(wanted[index])
-    if base_missing:
-        known.base_grams = {}
-        for word in base_missing:
-            run(f"the base model on “{word}”", word, (Effect(), Effect()), known.base_grams)
-        known.base_words = base_missing
-    _known[target.model] = captures
-    return known, done
+        return capture(self.target, model, clip, phrase, self.settings, grams, self.device, evaluated)

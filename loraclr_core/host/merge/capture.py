@@ -1,67 +1,41 @@
-"""Second moments of the layers' inputs, concept by concept, through the host's own sampler.
+"""Second moments of the layers' inputs, concept by concept, through ComfyUI's own sampler.
 
-A concept acts through forward hooks that add its low-rank product to each layer's output, and the same hooks observe
-what goes in and out. No weight is patched, so a capture leaves nothing to undo but its hooks, and a quantised base
-serves as well as any. The hooks know modules, not block names: whatever architecture the host samples is captured.
+A concept acts through forward hooks, and the same hooks observe what goes into the layers and out of them. They know modules,
+not block names: whatever architecture ComfyUI samples is captured.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import comfy.sample
 import comfy.samplers
 import torch
-import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import lowrank
-from ...lowrank import LowRank
 from ...merge.gram import Gram
 from ...merge.moments import ConceptStatistics, LayerMoments
-from ..lora.adapters import Effect, shapes
+from ..lora.active import active, clip_with_summed, with_summed
+from ..lora.adapters import Effect
+from ..lora.layers import Layers, input_width, output_width
+from .target import CaptureSettings, Target, empty_latent, encode, noise_levels
 
-# Tokens per layer and concept that are kept: to measure distances between concepts, and to judge the merge on.
-SAMPLES = 16
+# Tokens of each layer and concept that are held out to judge the merge on.
 HELD_OUT = 12
 # The text encoder is judged on the first tokens of a prompt that no capture counts.
 HELD_OUT_TEXT = 8
 JUDGING_PROMPT = "a picture of {trigger}"
-# What Empty Latent Image gives for 512×512 pixels.
-EMPTY_512 = {"samples": torch.zeros(1, 4, 64, 64), "downscale_ratio_spacial": 8}
 
-
-class CaptureSettings(NamedTuple):
-    """prompts: templates with `{trigger}`. latent_shape: (channels, …, height, width), as `latent_shape` gives it."""
-
-    prompts: tuple[str, ...]
-    steps: int
-    seed: int
-    latent_shape: tuple[int, ...]
-    samples: int = SAMPLES
-
-    def evaluations(self) -> int:
-        """Model evaluations of one concept's capture."""
-        return len(self.prompts) * self.steps
-
-
-Layers = dict[str, nn.Module]
 # Sums over concepts of each layer's second moments, by weight key.
 Grams = dict[str, Gram]
-Observer = Callable[[str, Tensor, Tensor], None]
 
 
-class Target(NamedTuple):
-    """The model a capture runs on: the diffusion model and, where it is merged too, the text encoder."""
+class Capture(NamedTuple):
+    """What was seen of one concept, by weight key. grams: the sums with its second moments added."""
 
-    model: ModelPatcher
-    clip: object
-    model_layers: Layers
-    clip_layers: Layers
-
-    def layers(self) -> list[str]:
-        return [*self.model_layers, *self.clip_layers]
+    statistics: dict[str, ConceptStatistics]
+    grams: Grams
 
 
 def capture(
@@ -73,14 +47,13 @@ def capture(
     grams: Grams,
     device: torch.device,
     evaluated: Callable[[], None],
-) -> dict[str, ConceptStatistics]:
-    """Statistics of every layer of `target` while one concept alone is active.
+) -> Capture:
+    """Capture every layer of `target` while one concept alone is active.
 
-    phrase: what `{trigger}` stands for. grams: where the concept's second moments are added; of no use after an error.
-    evaluated is called after every evaluation of the model and may raise to stop.
-    Raises ValueError where a layer sees NaN.
+    phrase: what `{trigger}` stands for. grams: the sums so far, which are used up. evaluated is called after every evaluation
+    of the model and may raise to stop. Raises ValueError where a layer sees NaN.
     """
-    model, clip = with_summed(target.model, model_effect), _clip_with_summed(target.clip, clip_effect)
+    model, clip = with_summed(target.model, model_effect), clip_with_summed(target.clip, clip_effect)
     prompts = [template.replace("{trigger}", phrase) for template in settings.prompts]
     latent = empty_latent(target.model, settings.latent_shape)
     noise = comfy.sample.prepare_noise(latent, settings.seed)
@@ -90,69 +63,17 @@ def capture(
     # A prompt has few tokens, and the trigger's are the ones that matter: all count, and another prompt is the judge.
     text = _moments(target.clip_layers, clip_effect, grams, device, settings, len(prompts) + len(encoded_only), 0)
     image = _moments(target.model_layers, model_effect, grams, device, settings, settings.evaluations(), HELD_OUT)
-    with _observing(target.clip_layers, clip_effect.merge, lambda key, x, y: text[key].observe(x, y)):
-        conds = [_encode(clip, prompt) for prompt in prompts]
+    with active(target.clip_layers, clip_effect.merge, lambda key, x, y: text[key].observe(x, y)):
+        conds = [encode(clip, prompt) for prompt in prompts]
         for prompt in encoded_only:
-            _encode(clip, prompt)
-    with _observing(target.clip_layers, clip_effect.merge, lambda key, x, y: text[key].hold_out(x, HELD_OUT_TEXT)):
-        _encode(clip, JUDGING_PROMPT.replace("{trigger}", phrase))
-    with _observing(target.model_layers, model_effect.merge, lambda key, x, y: image[key].observe(x, y)):
+            encode(clip, prompt)
+    with active(target.clip_layers, clip_effect.merge, lambda key, x, y: text[key].hold_out(x, HELD_OUT_TEXT)):
+        encode(clip, JUDGING_PROMPT.replace("{trigger}", phrase))
+    with active(target.model_layers, model_effect.merge, lambda key, x, y: image[key].observe(x, y)):
         for cond in conds:
             _sample(model, cond, noise, latent, settings, evaluated)
-    return _finish(text, grams) | _finish(image, grams)
-
-
-def latent_shape(model: ModelPatcher, latent: dict | None) -> tuple[int, ...]:
-    """Return the shape in which the stock sampler samples one picture of `latent`; without one, of 512×512 pixels.
-
-    An empty latent says how many pixels a cell of it stands for, and the model's VAE may make larger cells.
-    """
-    latent = EMPTY_512 if latent is None else latent
-    fixed = comfy.sample.fix_empty_latent_channels(
-        model,
-        latent["samples"],
-        downscale_ratio_spacial=latent.get("downscale_ratio_spacial"),
-        downscale_ratio_temporal=latent.get("downscale_ratio_temporal"),
-    )
-    return tuple(fixed.shape[1:])
-
-
-def empty_latent(model: ModelPatcher, shape: tuple[int, ...]) -> Tensor:
-    """(1, channels, [frames,] height, width) of zeros, with as many channels as the model has."""
-    return comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, *shape))
-
-
-def encode(target: Target, prompt: str, effect: Effect, *summed: Effect) -> list:
-    """Conditioning by the text encoder with one effect's merged differences, and what can only be summed of all."""
-    with _observing(target.clip_layers, effect.merge, lambda key, x, y: None):
-        return _encode(_clip_with_summed(target.clip, effect, *summed), prompt)
-
-
-def with_summed(patcher: ModelPatcher, *effects: Effect) -> ModelPatcher:
-    """A clone with the differences that no hook can add (biases, norms, wide convolutions) as ordinary patches."""
-    if not any(effect.add for effect in effects):
-        return patcher
-    patcher = patcher.clone()
-    known = shapes(patcher)
-    for effect in effects:
-        patcher.add_patches({key: ("diff", (dense(d, known[key]),)) for key, d in effect.add.items()})
-    return patcher
-
-
-def _clip_with_summed(clip, *effects: Effect):
-    if any(effect.add for effect in effects):
-        clip, patcher = clip.clone(), clip.patcher
-        clip.patcher = with_summed(patcher, *effects)
-    return clip
-
-
-def dense(difference: LowRank | Tensor, shape: torch.Size) -> Tensor:
-    """A difference as the tensor of `shape` that is added to the weight."""
-    return difference.dense().reshape(shape) if isinstance(difference, LowRank) else difference
-
-
-def _encode(clip, prompt: str) -> list:
-    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    statistics = _finish(text | image)
+    return Capture(statistics, {key: layer.gram.to(torch.device("cpu")) for key, layer in (text | image).items()})
 
 
 class _Unguided(comfy.samplers.CFGGuider):
@@ -188,98 +109,30 @@ def _sample(
     )
 
 
-def noise_levels(model: ModelPatcher, settings: CaptureSettings) -> Tensor:
-    """σ of each step, and 0."""
-    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", settings.steps)
-
-
 def _moments(
     layers: Layers, effect: Effect, grams: Grams, device, settings: CaptureSettings, calls: int, held_out: int
 ) -> dict[str, LayerMoments]:
     moments = {}
     for key, module in layers.items():
         width = input_width(module)
-        gram = grams[key].to(device) if key in grams else Gram(width, device)
-        delta = effect.merge.get(key) or lowrank.zero(output_width(module), width)
-        # G costs in² per token and the layer itself in · out: a layer that narrows counts fewer of a picture's tokens.
-        share = min(1.0, output_width(module) / width) if held_out else 1.0
-        moments[key] = LayerMoments(gram, delta, settings.seed, calls, settings.samples, held_out, share)
+        moments[key] = LayerMoments(
+            gram=grams[key].to(device) if key in grams else Gram(width, device),
+            delta=effect.merge.get(key) or lowrank.zero(output_width(module), width),
+            seed=settings.seed,
+            calls=calls,
+            samples=settings.samples,
+            held_out=held_out,
+            # G costs in² per token and the layer itself in · out: a layer that narrows counts fewer of a picture's tokens.
+            share=min(1.0, output_width(module) / width) if held_out else 1.0,
+        )
     return moments
 
 
-def _finish(moments: dict[str, LayerMoments], grams: Grams) -> dict[str, ConceptStatistics]:
-    captured = {}
+def _finish(moments: dict[str, LayerMoments]) -> dict[str, ConceptStatistics]:
+    statistics = {}
     for key, layer in moments.items():
         try:
-            captured[key] = layer.finish()
+            statistics[key] = layer.finish()
         except ValueError as error:
             raise ValueError(f"Capture of {key} failed: {error}. Check the model and its upstream patches.") from error
-        grams[key] = layer.gram.to(torch.device("cpu"))
-    return captured
-
-
-@contextlib.contextmanager
-def _observing(layers: Layers, deltas: dict[str, LowRank], observe: Observer) -> Iterator[None]:
-    """Every layer with its difference added, and `observe(key, inputs, outputs)` called with its tokens."""
-    with contextlib.ExitStack() as hooks:
-        for key, module in layers.items():
-            hook = _hook(key, deltas.get(key), observe)
-            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        yield
-
-
-def _hook(key: str, delta: LowRank | None, observe: Observer):
-    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-        nonlocal delta
-        inputs = args[0] if args else kwargs["input"]
-        if delta is not None:
-            delta = delta.to(inputs)  # a no-op after the first call
-            _add(module, delta, inputs, output)
-        observe(key, input_tokens(module, inputs), output_tokens(module, output))
-        return output
-
-    return hook
-
-
-# --- a layer as a matrix product over tokens -------------------------------------------------------------------------
-
-
-def input_width(module: nn.Module) -> int:
-    return module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_features
-
-
-def output_width(module: nn.Module) -> int:
-    return module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
-
-
-def input_tokens(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Inputs of a linear layer (…, in) -> (tokens, in); of a convolution (b, c, h, w) -> (tokens, c·kh·kw)."""
-    if not isinstance(module, nn.Conv2d):
-        return inputs.reshape(-1, inputs.shape[-1])
-    patches = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
-    return patches.transpose(1, 2).flatten(0, 1)
-
-
-def output_tokens(module: nn.Module, output: Tensor) -> Tensor:
-    """(…, out) or (b, out, h, w) -> (tokens, out), in the order of `input_tokens`."""
-    if not isinstance(module, nn.Conv2d):
-        return output.reshape(-1, output.shape[-1])
-    return output.flatten(2).transpose(1, 2).flatten(0, 1)
-
-
-def _add(module: nn.Module, delta: LowRank, inputs: Tensor, output: Tensor) -> None:
-    """Adds ΔW's part to the layer's output, in place."""
-    if not isinstance(module, nn.Conv2d):
-        hidden = (inputs @ delta.down.T).flatten(0, -2)
-        output.view(-1, output.shape[-1]).addmm_(hidden, delta.up.T)
-        return
-    output += product(module, delta, inputs)
-
-
-def product(module: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
-    """What ΔW adds to the layer's output."""
-    if not isinstance(module, nn.Conv2d):
-        return delta.apply(inputs)
-    down = delta.down.view(-1, module.in_channels, *module.kernel_size)
-    hidden = F.conv2d(inputs, down, stride=module.stride, padding=module.padding, dilation=module.dilation)
-    return F.conv2d(hidden, delta.up[:, :, None, None])
+    return statistics

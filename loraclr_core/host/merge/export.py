@@ -30,10 +30,10 @@ class MergeInfo(NamedTuple):
 
 def info(result: MergeResult) -> MergeInfo:
     settings = result.settings
-    concepts = [concept._asdict() for concept in result.concepts]
+    concepts = [each.concept._asdict() for each in result.loaded]
     for concept in concepts:
         del concept["path"], concept["mask"]  # of this machine, of this picture
-    plain = settings._asdict() | {
+    plain = vars(settings) | {
         "margin": settings.margin.value,
         "margin_mode": settings.margin.mode,
         "capture": settings.capture._asdict(),

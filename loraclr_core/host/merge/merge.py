@@ -1,7 +1,8 @@
-"""The merge as a whole: read, match, capture, solve, and write down what was done."""
+"""LoRACLR (arXiv 2412.09622) as a whole: load the concepts, capture them, solve, distil, patch."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -17,44 +18,44 @@ from ...lowrank import LowRank
 from ...merge import adamw, exact
 from ...merge.moments import ConceptStatistics
 from ...merge.objective import Margin, held_out_error, negative_distances
-from ..lora import adapters
-from ..lora import file as lora_file
-from ..lora import keys as lora_keys
-from ..lora.adapters import Effect, MatchedLoRA
-from . import cache as captures
-from . import distillation
-from . import store as capture_store
-from .capture import CaptureSettings, Target, dense
-from .distillation import Agreement
+from ...progress import Progress
+from ..lora import adapters, keys
+from ..lora.layers import Layers, dense
+from ..lora.load import Loaded, load
+from . import store
+from .cache import capture_all
+from .distillation import Agreement, Distilled, distil
 from .store import CaptureStore, Known, NotStorableError
+from .target import CaptureSettings, Target
 
 Solver = Literal["exact", "adamw (paper)", "sum (baseline)"]
 SOLVERS: tuple[Solver, ...] = ("exact", "adamw (paper)", "sum (baseline)")
+Keeping = Literal["in memory", "on disk"]
+KEEPINGS: tuple[Keeping, ...] = ("in memory", "on disk")
 # The published optimiser works on features themselves, so more of them are kept for it.
 ADAMW_SAMPLES = 400
-Keeping = Literal["in memory", "on disk", "clear the disk"]
-KEEPINGS: tuple[Keeping, ...] = ("in memory", "on disk", "clear the disk")
-# What share of the progress bar the captures take, and of all the distillation where there is one.
+# The share of the progress bar that captures take beside the solve, and distillation beside both.
 CAPTURE_SHARE, DISTILLATION_SHARE = 0.9, 0.8
 
+Deltas = dict[str, LowRank]
 
-class MergeSettings(NamedTuple):
-    """ridge: ρ of the exact solver. anchor_weight: how much the plain model counts, 1 = as one concept. captures: where they
-    are kept for further merges.
-    """
 
-    solver: Solver
-    margin: Margin
-    ridge: float
-    anchor_weight: float
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    solver: Solver = "exact"
+    margin: Margin = field(default_factory=Margin)
+    # ρ of the exact solver.
+    ridge: float = 0.1
+    # How much the plain model on the class words counts, 1 = as much as one concept.
+    anchor_weight: float = 0.0
     capture: CaptureSettings
-    merge_text_encoder: bool
+    merge_text_encoder: bool = True
+    # Where captures are kept for further merges.
     captures: Keeping = "in memory"
     distillation_steps: int = 0
 
 
-@dataclass
-class LayerResult:
+class LayerResult(NamedTuple):
     """Errors per held-out token, one per concept: ‖X (Δ − ΔW)ᵀ‖² for Δ = 0, the sum, and the merged Δ."""
 
     key: str
@@ -65,191 +66,258 @@ class LayerResult:
     margin_active: list[bool]
 
 
-@dataclass
-class MergeResult:
-    """lora: the merged LoRA by the names of its file. unseen: layers that did not run in the capture of every concept, as
-    those of a picture's condition do not, and are summed. tokens: how many the moments count, of how many there were. kept:
-    what became of the captures on disk, in words. agreements: of each concept, where there was a distillation. off: the
-    concepts that change nothing and take no part; `concepts` and what goes with it are without them.
-    """
+class Captured(NamedTuple):
+    known: Known
+    evaluations: int
+    # What became of the captures on disk, in words.
+    note: str
 
+
+@dataclass(frozen=True)
+class Solution:
+    """One weight difference per layer, and how well it does."""
+
+    deltas: Deltas
+    layers: list[LayerResult] = field(default_factory=list)
+    # Layers that did not run in every concept's capture, as those of a picture's condition do not, and are summed.
+    unseen: list[str] = field(default_factory=list)
+    # How many tokens the moments count, of how many there were.
+    tokens: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    """The merge and how it was made."""
+
+    # By the names of the LoRA's file.
     lora: dict[str, Tensor]
     model: ModelPatcher
-    clip: object
+    clip: comfy.sd.CLIP
     architecture: str
-    concepts: list[Concept]
     settings: MergeSettings
-    matches: list[MatchedLoRA]
-    effects: list[tuple[Effect, Effect]]
-    layers: list[LayerResult] = field(default_factory=list)
-    unseen: list[str] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
-    tokens: tuple[int, int] = (0, 0)
+    loaded: list[Loaded]
+    # Concepts that change nothing and took no part.
+    without_effect: list[Concept]
+    solution: Solution
+    ranks: list[int]
     evaluations: int = 0
-    kept: str = ""
+    capture_note: str = ""
+    # One per concept; empty without distillation.
     agreements: list[Agreement] = field(default_factory=list)
-    off: list[Concept] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    # By phase.
+    seconds: dict[str, float]
 
 
 def merge(
-    model: ModelPatcher, clip, concepts: list[Concept], settings: MergeSettings, progress: Callable[[str, float], None]
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    concepts: list[Concept],
+    settings: MergeSettings,
+    report: Callable[[str, float], None],
 ) -> MergeResult:
-    """Merges the concepts into one LoRA and the model patched with it; `model` and `clip` stay as they are.
+    """Merge the concepts into one LoRA and a clone of the model patched with it; `model` and `clip` stay as they are.
 
-    progress(phase, share done) is called often and may raise to stop. Raises ValueError, with what to do, where a
-    concept cannot be merged.
+    report(phase, share done) is called often and may raise to stop. Raises ValueError, with what to do, where a concept cannot
+    be merged.
     """
     if not concepts:
         raise ValueError("No concepts to merge: connect at least one Load Concept LoRA.")
-    device = comfy.model_management.get_torch_device()
-    seconds: dict[str, float] = {}
-    if settings.captures == "clear the disk":
-        capture_store.clear()
+    device, seconds = comfy.model_management.get_torch_device(), {}
+    progress = Progress(report)
+    with _timed(seconds, "reading"):
+        loaded, without_effect = _load_all(model, clip, concepts, settings, device, progress)
+        target = _target(model, clip, loaded)
+    # One concept alone is already what every solver looks for.
+    several = len(loaded) > 1
+    steps = settings.distillation_steps if several and target.model_layers else 0
+    solving = progress.part(0.0, 1 - DISTILLATION_SHARE if steps else 1.0)
+    captured = Captured(Known(), 0, "")
+    if settings.solver == "sum (baseline)" or not several or not target.layers():
+        solution = Solution({key: lowrank.squeeze(_sum(loaded, key)) for key in target.layers()})
+    else:
+        with _timed(seconds, "capture"):
+            captured = _capture(target, loaded, settings, device, solving.part(0.0, CAPTURE_SHARE))
+        with _timed(seconds, "solve"):
+            solution = _solve(target, loaded, captured.known, settings, device, solving.part(CAPTURE_SHARE, 1.0))
+    distilled = Distilled(solution.deltas, [])
+    if steps:
+        with _timed(seconds, "distillation"):
+            rest = progress.part(1 - DISTILLATION_SHARE, 1.0)
+            distilled = distil(target, solution.deltas, loaded, steps, settings.capture, rest)
+    progress("patching the model", 1.0)
+    with _timed(seconds, "patching"):
+        lora = _named(target, distilled.deltas, loaded)
+        patched_model, patched_clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
+    return MergeResult(
+        lora=lora,
+        model=patched_model,
+        clip=patched_clip,
+        architecture=keys.architecture(model),
+        settings=settings,
+        loaded=loaded,
+        without_effect=without_effect,
+        solution=solution,
+        ranks=[delta.rank for delta in distilled.deltas.values()],
+        evaluations=captured.evaluations,
+        capture_note=captured.note,
+        agreements=distilled.agreements,
+        seconds=seconds,
+    )
 
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     start = time.perf_counter()
-    if not settings.merge_text_encoder:
-        concepts = [concept._replace(strength_clip=0.0) for concept in concepts]
-    key_map = adapters.key_names(model, clip)
-    given, concepts, matches, effects, off = concepts, [], [], [], []
-    for concept in given:
+    yield
+    seconds[phase] = time.perf_counter() - start
+
+
+def _load_all(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    concepts: list[Concept],
+    settings: MergeSettings,
+    device,
+    progress: Progress,
+) -> tuple[list[Loaded], list[Concept]]:
+    """Return the concepts that change the model, and those that change nothing.
+
+    With an effect on one side alone, a concept takes part in the other side's layers too, where it wants the plain model.
+    """
+    names = adapters.key_names(model, clip)
+    loaded, without_effect = [], []
+    for concept in concepts:
         if concept.strength_model == concept.strength_clip == 0:
-            off.append(concept)
+            without_effect.append(concept)
             continue
         progress(f"reading {concept.lora_name}", 0.0)
-        match = adapters.match(concept.lora_name, lora_file.read(concept.path)[0], key_map)
-        sides = (
-            adapters.effect(match, model, concept.strength_model, device),
-            adapters.effect(match, clip.patcher, concept.strength_clip, device),
-        )
-        # With an effect on one side alone a concept takes part in the other's layers too, where it wants the plain model.
-        if not any(side.merge or side.add for side in sides):
-            off.append(concept)
-            continue
-        concepts.append(concept)
-        matches.append(match)
-        effects.append(sides)
-    target = Target(
-        *(model, clip),
-        {key: adapters.layer(model, key) for key in _union(of_model.merge for of_model, _ in effects)},
-        {key: adapters.layer(clip.patcher, key) for key in _union(of_clip.merge for _, of_clip in effects)},
+        found = load(concept, model, clip, names, device, with_clip=settings.merge_text_encoder)
+        if found.changes_nothing():
+            without_effect.append(concept)
+        else:
+            loaded.append(found)
+    return loaded, without_effect
+
+
+def _target(model: ModelPatcher, clip: comfy.sd.CLIP, loaded: list[Loaded]) -> Target:
+    def layers(patcher: ModelPatcher, merged: Iterable[dict]) -> Layers:
+        return {key: adapters.layer(patcher, key) for key in _union(merged)}
+
+    return Target(
+        model=model,
+        clip=clip,
+        model_layers=layers(model, (each.model.merge for each in loaded)),
+        clip_layers=layers(clip.patcher, (each.clip.merge for each in loaded)),
     )
-    seconds["reading"] = time.perf_counter() - start
-
-    result = MergeResult({}, model, clip, lora_keys.architecture(model), concepts, settings, matches, effects, off=off)
-    # One concept alone is already what every solver looks for.
-    steps = settings.distillation_steps if len(concepts) > 1 and target.model_layers else 0
-    solving = 1 - DISTILLATION_SHARE if steps else 1.0
-    if settings.solver == "sum (baseline)" or len(concepts) < 2 or not target.layers():
-        deltas = {key: lowrank.squeeze(_sum(effects, key)) for key in target.layers()}
-    else:
-        deltas = _solve_all(target, result, device, lambda phase, done: progress(phase, solving * done), seconds)
-    if steps:
-        start = time.perf_counter()
-        deltas, result.agreements = distillation.distil(
-            *(target, deltas, concepts, effects, steps, settings.capture),
-            lambda phase, done: progress(phase, solving + (1 - solving) * done),
-        )
-        seconds["distillation"] = time.perf_counter() - start
-    result.ranks = [delta.rank for delta in deltas.values()]
-
-    progress("patching the model", 1.0)
-    start = time.perf_counter()
-    result.lora = _name(target, deltas, effects)
-    result.model, result.clip = comfy.sd.load_lora_for_models(model, clip, result.lora, 1.0, 1.0)
-    seconds["patching"] = time.perf_counter() - start
-    result.seconds = seconds
-    return result
 
 
-def _solve_all(target: Target, result: MergeResult, device, progress, seconds: dict[str, float]) -> dict[str, LowRank]:
-    settings = result.settings
-    start = time.perf_counter()
-    wanted = settings.capture
+def _capture(
+    target: Target, loaded: list[Loaded], settings: MergeSettings, device: torch.device, progress: Progress
+) -> Captured:
+    wanted, note, kept_on_disk = settings.capture, "", None
     if settings.solver == "adamw (paper)":
         wanted = wanted._replace(samples=ADAMW_SAMPLES)
-    store = None
     if settings.captures == "on disk":
         try:
-            store = CaptureStore(target, wanted, [concept.trigger for concept in result.concepts])
+            kept_on_disk = CaptureStore(target, wanted, [each.concept.trigger for each in loaded])
         except NotStorableError as error:
-            result.kept = f"The captures of this model are not kept on disk: {error}."
-    known, result.evaluations = captures.of_concepts(
-        *(target, result.concepts, result.effects, wanted, settings.anchor_weight != 0, store, device),
-        lambda phase, done: progress(phase, CAPTURE_SHARE * done),
-    )
-    if store:
-        progress("keeping the captures on disk", CAPTURE_SHARE)
-        result.kept = _keep(store, known, bool(result.evaluations))
-    seconds["capture"] = time.perf_counter() - start
+            note = f"The captures of this model are not kept on disk: {error}."
+    with_base = settings.anchor_weight != 0
+    known, evaluations = capture_all(target, loaded, wanted, with_base, kept_on_disk, device, progress)
+    if kept_on_disk:
+        progress("keeping the captures on disk", 1.0)
+        note = _keep(kept_on_disk, known, evaluations > 0)
+    return Captured(known, evaluations, note)
 
-    start = time.perf_counter()
-    deltas = {}
+
+def _keep(kept_on_disk: CaptureStore, known: Known, is_new: bool) -> str:
+    """Write captures to disk, and return what became of them in words. The merge goes on without the disk."""
+    try:
+        if is_new or not kept_on_disk.path(known.keys).exists():
+            kept_on_disk.save(known)
+    except OSError as error:
+        return f"The captures could not be kept on disk: {error}."
+    size, limit = (value / 2**30 for value in (store.size(), store.LIMIT))
+    return f"Captures on disk: {size:.1f} of at most {limit:.0f} GiB, in {store.folder()}."
+
+
+def _solve(
+    target: Target,
+    loaded: list[Loaded],
+    known: Known,
+    settings: MergeSettings,
+    device: torch.device,
+    progress: Progress,
+) -> Solution:
+    """Return the merged difference of every layer. Raises ValueError where none of them ran in the captures."""
+    deltas: Deltas = {}
+    layers, unseen, counted, seen = [], [], 0, 0
     for index, key in enumerate(target.layers()):
-        done = index / len(target.layers())
-        progress(f"solving layer {index + 1} of {len(target.layers())}", CAPTURE_SHARE + (1 - CAPTURE_SHARE) * done)
-        concepts = [statistics[key] for statistics in known.statistics]
-        if not all(concept.seen for concept in concepts):
-            deltas[key] = lowrank.squeeze(_sum(result.effects, key))
-            result.unseen.append(key)
+        progress(f"solving layer {index + 1} of {len(target.layers())}", index / len(target.layers()))
+        statistics = [of_concept[key] for of_concept in known.statistics]
+        if not all(each.seen for each in statistics):
+            deltas[key] = lowrank.squeeze(_sum(loaded, key))
+            unseen.append(key)
             continue
-        if settings.solver == "exact":
-            gram = known.grams[key]
-            if settings.anchor_weight != 0:
-                # Weighted 1, the base counts as much as one concept.
-                gram = gram.plus(known.base_grams[key], settings.anchor_weight / len(known.base_words))
-            deltas[key] = exact.solve(gram, concepts, settings.ridge, settings.margin, device)
-        else:
-            deltas[key] = adamw.solve(concepts, settings.margin, device)
-        result.layers.append(_judge(key, concepts, deltas[key], settings.margin))
-        counted, seen = result.tokens
-        result.tokens = (counted + concepts[0].tokens, seen + concepts[0].seen)
-    if not result.layers:
+        deltas[key] = _solve_layer(key, statistics, known, settings, device)
+        layers.append(_judge(key, statistics, deltas[key], settings.margin))
+        counted, seen = counted + statistics[0].tokens, seen + statistics[0].seen
+    if not layers:
         raise ValueError(
             f"None of the {len(deltas)} layers that the LoRAs change ran while their concepts were sampled, so there is nothing"
             " to merge by. Remove the patches that replace the model's layers, or choose the solver “sum (baseline)”."
         )
-    seconds["solve"] = time.perf_counter() - start
-    return deltas
+    return Solution(deltas, layers, unseen, (counted, seen))
 
 
-def _keep(store: CaptureStore, known: Known, new: bool) -> str:
-    """What became of them. The merge goes on without the disk."""
-    try:
-        if new or not store.path(known.concepts).exists():
-            store.save(known)
-    except OSError as error:
-        return f"The captures could not be kept on disk: {error}."
-    size, limit = (value / 2**30 for value in (capture_store.size(), capture_store.LIMIT))
-    return f"Captures on disk: {size:.1f} of at most {limit:.0f} GiB, in {capture_store.folder()}."
+def _solve_layer(
+    key: str, statistics: list[ConceptStatistics], known: Known, settings: MergeSettings, device: torch.device
+) -> LowRank:
+    if settings.solver != "exact":
+        return adamw.solve(statistics, settings.margin, device)
+    gram = known.grams[key]
+    if settings.anchor_weight != 0:
+        # Weighted 1, the base counts as much as one concept.
+        gram = gram.plus(known.base_grams[key], settings.anchor_weight / len(known.base_words))
+    return exact.solve(gram, statistics, settings.ridge, settings.margin, device)
 
 
-def _judge(key: str, concepts: list[ConceptStatistics], delta: LowRank, margin: Margin) -> LayerResult:
+def _judge(key: str, statistics: list[ConceptStatistics], delta: LowRank, margin: Margin) -> LayerResult:
+    """Return the errors of a layer's merged difference on the tokens that were held out."""
     base = lowrank.zero(delta.up.shape[0], delta.down.shape[1])
-    total = lowrank.add([concept.delta for concept in concepts])
-    active = negative_distances(concepts, delta) < margin.resolve(concepts)
+    total = lowrank.add([each.delta for each in statistics])
 
     def errors(of: LowRank) -> list[float]:
-        return [held_out_error(concept, of) for concept in concepts]
+        return [held_out_error(each, of) for each in statistics]
 
-    return LayerResult(key, delta.rank, errors(base), errors(total), errors(delta), active.tolist())
+    return LayerResult(
+        key=key,
+        rank=delta.rank,
+        base=errors(base),
+        sum=errors(total),
+        merged=errors(delta),
+        margin_active=(negative_distances(statistics, delta) < margin.resolve(statistics)).tolist(),
+    )
 
 
-def _sum(effects: list[tuple[Effect, Effect]], key: str) -> LowRank:
-    return lowrank.add([side.merge[key] for effect in effects for side in effect if key in side.merge])
+def _sum(loaded: list[Loaded], key: str) -> LowRank:
+    return lowrank.add([each.merged()[key] for each in loaded if key in each.merged()])
 
 
-def _name(target: Target, deltas: dict[str, LowRank], effects: list[tuple[Effect, Effect]]) -> dict[str, Tensor]:
-    """The merged differences, and the sums of what cannot be merged, under the names of a LoRA file."""
-    names = lora_keys.Names(target.model, target.clip)
+def _named(target: Target, deltas: Deltas, loaded: list[Loaded]) -> dict[str, Tensor]:
+    """Return the merged differences, and the sums of what cannot be merged, under the names of a LoRA file."""
+    names = keys.Names(target.model, target.clip)
     lora: dict[str, Tensor] = {}
-    for index, patcher in enumerate((target.model, target.clip.patcher)):
-        sides = [effect[index] for effect in effects]
+    sides = (
+        (target.model, target.model_layers, [each.model.add for each in loaded]),
+        (target.clip.patcher, target.clip_layers, [each.clip.add for each in loaded]),
+    )
+    for patcher, merged, summed in sides:
         shapes = adapters.shapes(patcher)
-        for key in _union(side.merge for side in sides):
+        for key in merged:
             lora |= names.factors(key, deltas[key], shapes[key])
-        for key in _union(side.add for side in sides):
-            terms = [side.add[key] for side in sides if key in side.add]
+        for key in _union(summed):
+            terms = [of_concept[key] for of_concept in summed if key in of_concept]
             if all(isinstance(term, LowRank) for term in terms):
                 lora |= names.factors(key, lowrank.add(terms), shapes[key])
             else:

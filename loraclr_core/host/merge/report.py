@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ...concept import Concept
+from ..lora.load import Loaded
 from .merge import LayerResult, MergeResult, MergeSettings
 
 # Lists of keys longer than this are cut, and say so.
@@ -20,24 +21,34 @@ class Errors(NamedTuple):
 
     @classmethod
     def of(cls, layers: list[LayerResult], concept: int | None = None) -> "Errors":
-        """Of some layers together; of one concept or of all."""
+        """Return the sum over some layers, for one concept or for all."""
         chosen = slice(None) if concept is None else slice(concept, concept + 1)
         return cls(*(sum(sum(getattr(layer, which)[chosen]) for layer in layers) for which in cls._fields))
 
 
 def panel(result: MergeResult) -> dict:
-    """What the page shows of a merge (web/merge_report.js): errors as bars, keys, and the whole report to copy."""
-    counts = [(len(match.matched), len(match.unmatched) + len(match.embeddings)) for match in result.matches]
+    """Return what the page shows of a merge (web/merge_report.js): errors as bars, keys, and the whole report to copy."""
+    layers = result.solution.layers
     concepts = [
-        {"name": concept.name, "matched": matched, "skipped": skipped, **_errors(result.layers, index)}
-        for index, (concept, (matched, skipped)) in enumerate(zip(result.concepts, counts, strict=True))
+        {
+            "name": each.concept.name,
+            "matched": len(each.lora.matched),
+            "skipped": _skipped(each),
+            **_errors(layers, index),
+        }
+        for index, each in enumerate(result.loaded)
     ]
-    concepts += [{"name": f"{concept.name} (takes no part)", "matched": "–", "skipped": "–"} for concept in result.off]
+    for concept in result.without_effect:
+        concepts.append({"name": f"{concept.name} (takes no part)", "matched": "–", "skipped": "–"})
     groups = [
-        {"name": name, "count": len(layers), "margin_active": _margin_active(layers), **_errors(layers)}
-        for name, layers in _grouped(result.layers).items()
+        {"name": name, "count": len(members), "margin_active": _margin_active(members), **_errors(members)}
+        for name, members in _grouped(layers).items()
     ]
     return {"solver": result.settings.solver, "concepts": concepts, "groups": groups, "markdown": markdown(result)}
+
+
+def _skipped(loaded: Loaded) -> int:
+    return len(loaded.lora.unmatched) + len(loaded.lora.embeddings)
 
 
 def _errors(layers: list[LayerResult], concept: int | None = None) -> dict[str, float]:
@@ -45,62 +56,48 @@ def _errors(layers: list[LayerResult], concept: int | None = None) -> dict[str, 
 
 
 def markdown(result: MergeResult) -> str:
-    """The report of a merge: concepts, errors by layer group, what could not be merged, and times."""
-    sections = [_summary(result), _concepts(result)]
-    if result.layers:
-        sections.append(_groups(result.layers))
-    if result.agreements:
-        sections.append(_distillation(result))
-    sections += [_notes(result), _seconds(result)]
+    """Return the report of a merge: concepts, errors by layer group, what could not be merged, and times."""
+    sections = [
+        _summary(result),
+        _concepts(result),
+        _groups(result.solution.layers),
+        _distillation(result),
+        _notes(result),
+        _seconds(result),
+    ]
     return "\n\n".join(section for section in sections if section)
 
 
 def _summary(result: MergeResult) -> str:
-    settings, capture = result.settings, result.settings.capture
     ranks = f"rank {min(result.ranks)}–{max(result.ranks)}" if result.ranks else "no layer"
-    lines = [
-        "# LoRACLR merge",
-        f"**{settings.solver}**, {len(result.concepts)} concepts, {len(result.ranks)} layers of {result.architecture}, {ranks}.",
-    ]
-    if result.layers:
-        counted, seen = result.tokens
-        lines.append(
-            f"Capture: {len(capture.prompts)} prompt(s) × {capture.steps} steps per concept, seed {capture.seed};"
-            f" {100 * counted / max(1, seen):.0f} % of the tokens counted;"
-            f" {result.evaluations} model evaluations in this run"
-            + ("." if result.evaluations else " (captured before).")
-        )
-        margin = settings.margin
-        lines.append(
-            f"Ridge {settings.ridge:g}, base anchor {settings.anchor_weight:g}, margin {margin.value:g} ({margin.mode})."
-        )
-    elif not result.concepts:
+    counts = f"{len(result.loaded)} concepts, {len(result.ranks)} layers of {result.architecture}"
+    lines = ["# LoRACLR merge", f"**{result.settings.solver}**, {counts}, {ranks}."]
+    if result.solution.layers:
+        lines += _capture(result)
+    elif not result.loaded:
         lines.append("No concept changes anything: model and text encoder are as they came.")
-    elif len(result.concepts) == 1:
+    elif len(result.loaded) == 1:
         lines.append("One concept alone needs no merging: it is exported as it is.")
     else:
         lines.append("Summed as stacking LoRAs does; nothing was captured, so no errors are measured.")
     return "\n\n".join(lines)
 
 
+def _capture(result: MergeResult) -> list[str]:
+    settings, capture = result.settings, result.settings.capture
+    counted, seen = result.solution.tokens
+    evaluations = f"{result.evaluations} model evaluations in this run"
+    return [
+        f"Capture: {len(capture.prompts)} prompt(s) × {capture.steps} steps per concept, seed {capture.seed};"
+        f" {100 * counted / max(1, seen):.0f} % of the tokens counted; {evaluations}"
+        + ("." if result.evaluations else " (captured before)."),
+        f"Ridge {settings.ridge:g}, base anchor {settings.anchor_weight:g}, margin {settings.margin.value:g}"
+        f" ({settings.margin.mode}).",
+    ]
+
+
 def _concepts(result: MergeResult) -> str:
-    rows = []
-    for i, (concept, match, sides) in enumerate(zip(result.concepts, result.matches, result.effects, strict=True)):
-        merged = sum(len(side.merge) for side in sides)
-        summed = sum(len(side.add) for side in sides)
-        idle = sum(len(side.idle) for side in sides)
-        row = [
-            concept.name,
-            f"`{concept.lora_name}`",
-            f"{concept.strength_model:g} / {concept.strength_clip:g}",
-            f"{len(match.matched)}",
-            f"{len(match.unmatched) + len(match.embeddings)}",
-            f"{merged} / {summed} / {idle}",
-        ]
-        if result.layers:
-            errors = Errors.of(result.layers, i)
-            row += [_share(errors.sum, errors.base), _share(errors.merged, errors.base)]
-        rows.append(row)
+    layers = result.solution.layers
     head = [
         "concept",
         "LoRA",
@@ -109,26 +106,48 @@ def _concepts(result: MergeResult) -> str:
         "unmatched",
         "weights merged / summed / idle",
     ]
-    if result.layers:
+    rows = [_concept_row(each) for each in result.loaded]
+    text = ""
+    if layers:
         head += ["error stacked", "error merged"]
-    text = "## Concepts\n\n" + _table(head, rows)
-    if result.layers:
-        text += (
+        for index, row in enumerate(rows):
+            errors = Errors.of(layers, index)
+            row += [_share(errors.sum, errors.base), _share(errors.merged, errors.base)]
+        text = (
             "\n\nErrors: squared distance of each layer's output from what the concept alone would give, on tokens held"
             " out of the solve; 100 % is the base model without any LoRA."
         )
-    return text
+    return "## Concepts\n\n" + _table(head, rows) + text
+
+
+def _concept_row(loaded: Loaded) -> list[str]:
+    concept = loaded.concept
+    idle = len(loaded.model.idle) + len(loaded.clip.idle)
+    return [
+        concept.name,
+        f"`{concept.lora_name}`",
+        f"{concept.strength_model:g} / {concept.strength_clip:g}",
+        f"{len(loaded.lora.matched)}",
+        f"{_skipped(loaded)}",
+        f"{len(loaded.merged())} / {len(loaded.summed())} / {idle}",
+    ]
 
 
 def _groups(layers: list[LayerResult]) -> str:
+    if not layers:
+        return ""
     rows = []
     for name, members in _grouped(layers).items():
-        base, total, merged = Errors.of(members)
+        errors = Errors.of(members)
         ranks = [member.rank for member in members]
         rows.append(
             [
-                *(name, str(len(members)), f"{min(ranks)}–{max(ranks)}", f"{base:.4g}"),
-                *(f"{total:.4g} ({_share(total, base)})", f"{merged:.4g} ({_share(merged, base)})"),
+                name,
+                str(len(members)),
+                f"{min(ranks)}–{max(ranks)}",
+                f"{errors.base:.4g}",
+                f"{errors.sum:.4g} ({_share(errors.sum, errors.base)})",
+                f"{errors.merged:.4g} ({_share(errors.merged, errors.base)})",
                 f"{100 * _margin_active(members):.0f} %",
             ]
         )
@@ -137,9 +156,11 @@ def _groups(layers: list[LayerResult]) -> str:
 
 
 def _distillation(result: MergeResult) -> str:
+    if not result.agreements:
+        return ""
     rows = [
-        [concept.name, _share(agreement.solved, agreement.base), _share(agreement.distilled, agreement.base)]
-        for concept, agreement in zip(result.concepts, result.agreements, strict=True)
+        [each.concept.name, _share(agreement.solved, agreement.base), _share(agreement.distilled, agreement.base)]
+        for each, agreement in zip(result.loaded, result.agreements, strict=True)
     ]
     return (
         f"## Distillation, {result.settings.distillation_steps} steps\n\n"
@@ -164,46 +185,45 @@ def _margin_active(layers: list[LayerResult]) -> float:
 
 
 def _notes(result: MergeResult) -> str:
-    notes = [
-        f"{concept.name} takes no part, as if it were not connected: {_why_off(concept, result.settings)}"
-        for concept in result.off
-    ]
-    for concept, match, sides in zip(result.concepts, result.matches, result.effects, strict=True):
-        if match.unmatched:
-            notes.append(
-                f"{concept.name}: {len(match.unmatched)} tensors match nothing in this model: {_list(match.unmatched)}"
-            )
-        if match.embeddings:
-            notes.append(f"{concept.name}: bundled embeddings are not merged: {_list(match.embeddings)}")
-        idle = [
-            key
-            for side, s in zip(sides, (concept.strength_model, concept.strength_clip), strict=True)
-            if s
-            for key in side.idle
-        ]
-        if idle:
-            notes.append(f"{concept.name}: the adapter changes nothing at {len(idle)} weights: {_list(idle)}")
-        if summed := [key for side in sides for key in side.add]:
-            notes.append(f"{concept.name}: summed, not merged (bias, norm, or convolution too wide): {_list(summed)}")
-    if result.unseen:
-        notes.append(f"Summed, not merged, because they did not run in the captures: {_list(result.unseen)}")
-    if result.kept:
-        notes.append(result.kept)
-    if result.settings.distillation_steps and len(result.concepts) > 1 and not result.agreements:
+    settings, concepts = result.settings, [each.concept for each in result.loaded]
+    notes = [_why_without_effect(concept, settings) for concept in result.without_effect]
+    for each in result.loaded:
+        notes += _notes_of(each)
+    if result.solution.unseen:
+        notes.append(f"Summed, not merged, because they did not run in the captures: {_list(result.solution.unseen)}")
+    if result.capture_note:
+        notes.append(result.capture_note)
+    if settings.distillation_steps and len(result.loaded) > 1 and not result.agreements:
         notes.append("No distillation: the LoRAs change no layer of the diffusion model that could be trained.")
-    if not result.settings.merge_text_encoder:
+    if not settings.merge_text_encoder:
         notes.append("The text encoder was left as it is; text-encoder parts of the LoRAs are not in the merge.")
-    for file in sorted(
-        {c.lora_name for c in result.concepts if [d.sha256 for d in result.concepts].count(c.sha256) > 1}
-    ):
+    digests = [concept.sha256 for concept in concepts]
+    for file in sorted({concept.lora_name for concept in concepts if digests.count(concept.sha256) > 1}):
         notes.append(f"`{file}` is the same file as another concept's: it counts twice.")
     return "## Notes\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
 
 
-def _why_off(concept: Concept, settings: MergeSettings) -> str:
+def _notes_of(loaded: Loaded) -> list[str]:
+    lora, notes = loaded.lora, []
+    if lora.unmatched:
+        notes.append(f"{len(lora.unmatched)} tensors match nothing in this model: {_list(lora.unmatched)}")
+    if lora.embeddings:
+        notes.append(f"bundled embeddings are not merged: {_list(lora.embeddings)}")
+    strengths = (loaded.concept.strength_model, loaded.concept.strength_clip)
+    sides = zip((loaded.model, loaded.clip), strengths, strict=True)
+    if idle := [key for side, strength in sides if strength for key in side.idle]:
+        notes.append(f"the adapter changes nothing at {len(idle)} weights: {_list(idle)}")
+    if loaded.summed():
+        notes.append(f"summed, not merged (bias, norm, or convolution too wide): {_list(loaded.summed())}")
+    return [f"{loaded.concept.name}: {note}" for note in notes]
+
+
+def _why_without_effect(concept: Concept, settings: MergeSettings) -> str:
     if concept.strength_model or concept.strength_clip:
-        return "its LoRA changes nothing" + ("" if settings.merge_text_encoder else " but the text encoder at most")
-    return "both strengths are 0" if settings.merge_text_encoder else "its model strength is 0"
+        why = "its LoRA changes nothing" + ("" if settings.merge_text_encoder else " but the text encoder at most")
+    else:
+        why = "both strengths are 0" if settings.merge_text_encoder else "its model strength is 0"
+    return f"{concept.name} takes no part, as if it were not connected: {why}"
 
 
 def _seconds(result: MergeResult) -> str:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import folder_paths
 import torch
@@ -22,8 +23,10 @@ from ... import lowrank
 from ...merge.gram import Gram
 from ...merge.moments import ConceptStatistics
 from ..lora import file as lora_file
-from ..lora.adapters import Effect
-from .capture import CaptureSettings, Grams, Target, input_width, output_width
+from ..lora.layers import input_width, output_width
+from ..lora.load import Loaded
+from .capture import Grams
+from .target import CaptureSettings, Target
 
 log = logging.getLogger("loraclr")
 
@@ -32,17 +35,23 @@ LIMIT = 16 * 2**30  # bytes in all; what was not used for longest goes first
 PARTS = ("response", "inputs", "outputs", "held_out")
 
 
-@dataclass
+class CaptureKey(NamedTuple):
+    """What tells one concept's capture from another's, on one model and with the same settings."""
+
+    sha256: str
+    trigger: str
+    strength_model: float
+    strength_clip: float
+
+
+@dataclass(frozen=True)
 class Known:
-    """What is known of one model: its concepts' statistics, in the order their second moments were added up.
+    """Captures of one model, in the order their second moments were added up."""
 
-    concepts: what tells one from another (file, trigger, strengths). base_words: the class words that the plain model was
-    captured on.
-    """
-
-    concepts: list[tuple] = field(default_factory=list)
+    keys: list[CaptureKey] = field(default_factory=list)
     statistics: list[dict[str, ConceptStatistics]] = field(default_factory=list)
     grams: Grams = field(default_factory=dict)
+    # The class words that the plain model was captured on, and its second moments there.
     base_words: list[str] = field(default_factory=list)
     base_grams: Grams = field(default_factory=dict)
 
@@ -52,21 +61,25 @@ class NotStorableError(ValueError):
 
 
 def folder() -> Path:
+    """Return where captures are kept."""
     return Path(folder_paths.get_user_directory()) / "loraclr_captures"
 
 
-def clear() -> None:
+def clear() -> int:
+    """Delete all captures on disk, and return how many bytes they took."""
+    freed = size()
     for path in files():
         path.unlink()
+    return freed
 
 
 def files() -> list[Path]:
-    """What was used last comes last."""
+    """Return the files of captures, least recently used first."""
     return sorted(folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
 
 
 def size() -> int:
-    """Bytes."""
+    """Return how many bytes all captures take."""
     return sum(path.stat().st_size for path in files())
 
 
@@ -78,22 +91,24 @@ class CaptureStore:
             raise NotStorableError("a prompt or trigger has an embedding, whose file may change")
         self.target, clip = target, target.clip
         settings_of_clip = (clip.layer_idx, sorted(clip.tokenizer_options.items()))
-        content = hashlib.sha256(repr((FORMAT, settings, target.layers(), settings_of_clip)).encode())
+        content = hashlib.sha256(repr((FORMAT, settings, list(target.layers()), settings_of_clip)).encode())
         for patcher in (target.model, target.clip.patcher):
             _add_content(content, patcher)
         self.model = content.hexdigest()[:24]
 
-    def path(self, concepts: list[tuple]) -> Path:
-        return folder() / f"{self.model}_{hashlib.sha256(repr(concepts).encode()).hexdigest()[:24]}.safetensors"
+    def path(self, keys: list[CaptureKey]) -> Path:
+        """Return the file of these concepts' captures, whether or not it is there."""
+        concepts = hashlib.sha256(repr([tuple(key) for key in keys]).encode())
+        return folder() / f"{self.model}_{concepts.hexdigest()[:24]}.safetensors"
 
-    def load(self, concepts: list[tuple], effects: list[tuple[Effect, Effect]]) -> Known | None:
-        """The captures of as many of the first concepts as there are, or None."""
-        for count in range(len(concepts), 0, -1):
-            path = self.path(concepts[:count])
+    def load(self, keys: list[CaptureKey], loaded: list[Loaded]) -> Known | None:
+        """Return the captures of as many of the first concepts as there are, or None. Damaged files are deleted."""
+        for count in range(len(keys), 0, -1):
+            path = self.path(keys[:count])
             if not path.exists():
                 continue
             try:
-                known = self._read(path, concepts[:count], effects)
+                known = self._read(path, keys[:count], loaded[:count])
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 log.warning(
                     "captures: %s is damaged (%s); it is deleted, and its concepts are captured anew", path, error
@@ -105,51 +120,53 @@ class CaptureStore:
         return None
 
     def save(self, known: Known) -> None:
-        """Beside what is there; then what was not used for longest goes, until all is within LIMIT. Raises OSError."""
+        """Write captures beside what is there, then delete what was not used for longest until all is within LIMIT.
+
+        Raises OSError.
+        """
         tensors: dict[str, Tensor] = {}
         counts = []
         for place, key in enumerate(self.target.layers()):
             tensors |= _gram_tensors(f"gram.{place}", known.grams[key])
             if known.base_words:
                 tensors |= _gram_tensors(f"base.{place}", known.base_grams[key])
-            for number, concept in enumerate(known.statistics):
-                tensors |= {f"concept.{number}.{place}.{part}": getattr(concept[key], part) for part in PARTS}
-            counts.append([(concept[key].tokens, concept[key].seen) for concept in known.statistics])
+            of_layer = [statistics[key] for statistics in known.statistics]
+            for number, statistics in enumerate(of_layer):
+                tensors |= {f"concept.{number}.{place}.{part}": getattr(statistics, part) for part in PARTS}
+            counts.append([(statistics.tokens, statistics.seen) for statistics in of_layer])
         header = {
             "base_words": json.dumps(known.base_words),
             "counts": json.dumps(counts),
             "content": _digest(tensors),
         }
-        path = self.path(known.concepts)
+        path = self.path(known.keys)
         lora_file.write(path, {name: _alone(tensor) for name, tensor in tensors.items()}, header, overwrite=True)
         for old in files():
             if size() <= LIMIT or old == path:
                 break
             old.unlink()
 
-    def _read(self, path: Path, concepts: list[tuple], effects: list[tuple[Effect, Effect]]) -> Known:
+    def _read(self, path: Path, keys: list[CaptureKey], loaded: list[Loaded]) -> Known:
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         if header["content"] != _digest(tensors):
             raise ValueError("its content is not what was written")
         counts, base_words = json.loads(header["counts"]), json.loads(header["base_words"])
-        statistics: list[dict[str, ConceptStatistics]] = [{} for _ in concepts]
+        statistics: list[dict[str, ConceptStatistics]] = [{} for _ in keys]
         grams: Grams = {}
         base_grams: Grams = {}
-        modules = self.target.model_layers | self.target.clip_layers
-        for place, (key, module) in enumerate(modules.items()):
+        for place, (key, module) in enumerate(self.target.layers().items()):
             width = input_width(module)
             grams[key] = _gram(width, f"gram.{place}", tensors)
             if base_words:
                 base_grams[key] = _gram(width, f"base.{place}", tensors)
-            for number, sides in enumerate(effects[: len(concepts)]):
-                delta = next((side.merge[key] for side in sides if key in side.merge), None)
+            for number, concept in enumerate(loaded):
                 parts = {part: tensors[f"concept.{number}.{place}.{part}"] for part in PARTS}
                 tokens, seen = counts[place][number]
-                delta = delta or lowrank.zero(output_width(module), width)
+                delta = concept.merged().get(key) or lowrank.zero(output_width(module), width)
                 statistics[number][key] = ConceptStatistics(delta=delta, tokens=tokens, seen=seen, **parts)
-        return Known(concepts, statistics, grams, base_words, base_grams)
+        return Known(keys, statistics, grams, base_words, base_grams)
 
 
 def _gram_tensors(name: str, gram: Gram) -> dict[str, Tensor]:

@@ -1,0 +1,56 @@
+"""A layer of the model as a matrix product over tokens."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...lowrank import LowRank
+
+Layers = dict[str, nn.Module]  # by the key of the weight
+
+
+def input_width(module: nn.Module) -> int:
+    """Return the width of what a row of the weight is multiplied with."""
+    return module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_features
+
+
+def output_width(module: nn.Module) -> int:
+    return module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
+
+
+def input_tokens(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the inputs of a linear layer (…, in) as (tokens, in), of a convolution (b, c, h, w) as (tokens, c·kh·kw)."""
+    if not isinstance(module, nn.Conv2d):
+        return inputs.reshape(-1, inputs.shape[-1])
+    patches = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+    return patches.transpose(1, 2).flatten(0, 1)
+
+
+def output_tokens(module: nn.Module, output: Tensor) -> Tensor:
+    """Return (…, out) or (b, out, h, w) as (tokens, out), in the order of `input_tokens`."""
+    if not isinstance(module, nn.Conv2d):
+        return output.reshape(-1, output.shape[-1])
+    return output.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def product(module: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
+    """Return what the weight difference adds to the layer's output."""
+    if not isinstance(module, nn.Conv2d):
+        return delta.apply(inputs)
+    down = delta.down.view(-1, module.in_channels, *module.kernel_size)
+    hidden = F.conv2d(inputs, down, stride=module.stride, padding=module.padding, dilation=module.dilation)
+    return F.conv2d(hidden, delta.up[:, :, None, None])
+
+
+def add_product(module: nn.Module, delta: LowRank, inputs: Tensor, output: Tensor) -> None:
+    """Add to `output`, in place, what the weight difference makes of `inputs`."""
+    if isinstance(module, nn.Conv2d):
+        output += product(module, delta, inputs)
+        return
+    hidden = (inputs @ delta.down.T).flatten(0, -2)
+    output.view(-1, output.shape[-1]).addmm_(hidden, delta.up.T)
+
+
+def dense(difference: LowRank | Tensor, shape: torch.Size) -> Tensor:
+    """Return a difference as the tensor of `shape` that is added to the weight."""
+    return difference.dense().reshape(shape) if isinstance(difference, LowRank) else difference

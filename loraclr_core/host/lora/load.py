@@ -1,0 +1,52 @@
+"""Concepts as they act on one model: files read, matched to its weights, and turned into weight differences."""
+
+from typing import NamedTuple
+
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...concept import Concept
+from ...lowrank import LowRank
+from . import adapters
+from .adapters import Effect, MatchedLoRA
+from .file import read
+
+
+class Loaded(NamedTuple):
+    """A concept whose file has been matched to a model."""
+
+    concept: Concept
+    lora: MatchedLoRA
+    # What it does to the diffusion model, and to the text encoder; nothing where that is left as it is.
+    model: Effect
+    clip: Effect
+
+    def merged(self) -> dict[str, LowRank]:
+        """Return the low-rank differences of both, by weight key."""
+        return self.model.merge | self.clip.merge
+
+    def summed(self) -> list[str]:
+        """Return the keys of weights whose differences can only be summed."""
+        return [*self.model.add, *self.clip.add]
+
+    def changes_nothing(self) -> bool:
+        return not (self.merged() or self.summed())
+
+
+def load(
+    concept: Concept,
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    names: dict,
+    device: torch.device,
+    with_clip: bool = True,
+) -> Loaded:
+    """Read a concept's file and match it to a model. names: `adapters.key_names(model, clip)`.
+
+    with_clip: also say what it does to the text encoder. Raises LoRAFileError or AdapterError, naming file and key.
+    """
+    lora = adapters.match(concept.lora_name, read(concept.path)[0], names)
+    of_model = adapters.effect(lora, model, concept.strength_model, device)
+    of_clip = adapters.effect(lora, clip.patcher, concept.strength_clip, device) if with_clip else Effect()
+    return Loaded(concept, lora, of_model, of_clip)

@@ -1,0 +1,83 @@
+"""The model that concepts are merged into, and how it is sampled to capture them."""
+
+from typing import NamedTuple
+
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..lora.active import active, clip_with_summed
+from ..lora.adapters import Effect
+from ..lora.layers import Layers
+
+# Tokens of each layer and concept that are kept to measure the distances between concepts.
+SAMPLES = 16
+# What Empty Latent Image gives for 512×512 pixels.
+EMPTY_512 = {"samples": torch.zeros(1, 4, 64, 64), "downscale_ratio_spacial": 8}
+
+
+class CaptureSettings(NamedTuple):
+    """How a concept is sampled to capture it."""
+
+    # Templates, each with `{trigger}`.
+    prompts: tuple[str, ...]
+    steps: int
+    seed: int
+    # Of one picture, (channels, …, height, width), as `latent_shape` gives it.
+    latent_shape: tuple[int, ...]
+    samples: int = SAMPLES
+
+    def evaluations(self) -> int:
+        """Return how often one concept's capture evaluates the model."""
+        return len(self.prompts) * self.steps
+
+
+class Target(NamedTuple):
+    """A diffusion model and its text encoder, with the layers of each that are merged."""
+
+    model: ModelPatcher
+    clip: comfy.sd.CLIP
+    model_layers: Layers
+    clip_layers: Layers
+
+    def layers(self) -> Layers:
+        return self.model_layers | self.clip_layers
+
+
+def latent_shape(model: ModelPatcher, latent: dict | None) -> tuple[int, ...]:
+    """Return the shape in which the stock sampler samples one picture of `latent`; without one, of 512×512 pixels.
+
+    An empty latent says how many pixels a cell of it stands for, and the model's VAE may make larger cells.
+    """
+    latent = EMPTY_512 if latent is None else latent
+    fixed = comfy.sample.fix_empty_latent_channels(
+        model,
+        latent["samples"],
+        downscale_ratio_spacial=latent.get("downscale_ratio_spacial"),
+        downscale_ratio_temporal=latent.get("downscale_ratio_temporal"),
+    )
+    return tuple(fixed.shape[1:])
+
+
+def empty_latent(model: ModelPatcher, shape: tuple[int, ...]) -> Tensor:
+    """Return zeros, (1, channels, [frames,] height, width), with as many channels as the model has."""
+    return comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, *shape))
+
+
+def noise_levels(model: ModelPatcher, settings: CaptureSettings) -> Tensor:
+    """Return σ of each step, and 0."""
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", settings.steps)
+
+
+def encode(clip: comfy.sd.CLIP, prompt: str) -> list:
+    """Return the conditioning of a prompt."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def encode_with(target: Target, prompt: str, effect: Effect, *summed: Effect) -> list:
+    """Encode `prompt` with one effect's low-rank differences hooked in, and what can only be summed of all effects."""
+    with active(target.clip_layers, effect.merge):
+        return encode(clip_with_summed(target.clip, effect, *summed), prompt)
