@@ -9,7 +9,7 @@ import torch
 from quality import cells, columns, comparisons, report
 from quality.columns import BATCH, COLUMNS
 from shapes import base, loras
-from shapes.methods import HEADLINE, ROWS, Ask, Method, World, merge_row
+from shapes.methods import HEADLINE, ROOT, ROWS, Ask, Method, World, merge_row
 from shapes.model import Text
 from shapes.world import CONCEPTS
 
@@ -78,6 +78,11 @@ def test_the_page_s_tables_are_those_of_the_cells():
     text = report.PAGE.read_text("utf-8")
     assert text == report.replace_tables(text)
     assert report.format_tables() in text
+
+
+def test_readme_s_table_is_the_summary_of_the_cells():
+    """After a measurement: copy the summary of docs/quality.md into README."""
+    assert "\n".join(report.format_summary()) in (ROOT / "README.md").read_text("utf-8")
 
 
 def write_exact_cell() -> None:
