@@ -16,6 +16,11 @@ GRID = ROOT / "bench" / "shapes" / "grid.png"
 HEADER, GAP = 20, 4  # pixels of the grid's line of titles, and between its pictures
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"  # around the tables
 
+STAR = (
+    "\\* The code has changed since, and the first prompts were not measured again with the same scores"
+    " (`make bench-quality ARGS=confirm`)."
+)
+
 # README's table: what a user would call the methods -> the row.
 SUMMARY = {
     "stacking LoRAs": "stacked",
@@ -72,11 +77,19 @@ def format_settings() -> list[str]:
 
 
 def format_tables() -> str:
-    """Return all tables in Markdown."""
+    """Return all tables in Markdown, with what * means where one stands."""
     lines = ["**Summary**", "", *format_summary(), ""]
     for score in SCORES:
         lines += format_table(score, list(HEADLINE), list(COLUMNS))
-    return "\n".join([*lines, *format_settings()])
+    lines += format_settings()
+    if any(is_older(row, column) for row in ROWS for column in columns_of(row)):
+        lines += ["", STAR]
+    return "\n".join(lines)
+
+
+def is_older(row: str, column: str) -> bool:
+    """Return whether a cell is there and older than its code."""
+    return read_cell(row, column) is not None and not is_current(row, column)
 
 
 def build_result() -> dict:

@@ -93,12 +93,14 @@ def write_exact_cell() -> None:
 def assert_is_starred() -> None:
     assert not cells.is_current("exact", "2")
     assert "| exact | 0.50* |" in report.format_table("identity", ["exact"], ["2"])
+    assert report.STAR in report.format_tables()
 
 
 def test_a_cell_of_today_s_code_bears_no_star(no_cells):
     write_exact_cell()
     assert cells.is_current("exact", "2")
     assert "| exact | 0.50 |" in report.format_table("identity", ["exact"], ["2"])
+    assert report.STAR not in report.format_tables()
 
 
 def test_a_cell_is_older_than_its_code_when_its_row_s_settings_change(no_cells, monkeypatch):
