@@ -2,7 +2,7 @@
 
     python3 tools/host.py bench [section …]            # measure; without names all but “scale” and “sdxl”
     python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
-    python3 tools/host.py bench quality [row …]        # score the methods on it (quality.py)
+    python3 tools/host.py bench quality [row …]        # score the methods on it (quality/)
     python3 tools/host.py bench faults [runs]          # hundreds of runs in one server, some cancelled (faults.py)
     python3 tools/host.py bench digests FILE           # whether a change of the code changed what it makes (digests.py)
 

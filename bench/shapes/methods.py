@@ -166,28 +166,29 @@ def parts_of_picture(count: int) -> list[Tensor]:
 
 
 SHARED = (encode, conditioned, chain, stacked, part, parts_of_picture)  # what methods have in common
-CORE = ("loraclr_core/*.py", "loraclr_core/host/*.py")
-SAMPLER_ONLY = {"contrast", "masks", "prompt", "attention", "branches", "clora", "differentiable", "evaluation"}
-SAMPLER_ONLY |= {"objects", "plain", "prompts", "tags", "tokens"}
-MERGE_ONLY = {"adamw", "exact", "gram", "lowrank", "moments", "objective", "capture", "captures", "merging"}
-DISTILLED_ONLY = {"distillation"}
-SHOWN_ONLY = {"live", "merged_file", "overlay", "report"}  # what no picture depends on
+# What a row's pictures depend on, by folder: what both methods use, and each one's own.
+COMMON = ("loraclr_core/*.py", "loraclr_core/host/*.py", "loraclr_core/host/lora/*.py")
+MERGE = ("loraclr_core/merge/*.py", "loraclr_core/host/merge/*.py")
+SAMPLER = ("loraclr_core/sampler/*.py", "loraclr_core/host/sampler/*.py")
+NO_PICTURE = {"report", "export", "live", "overlay"}  # modules that no picture depends on
+DISTILLATION = {"distillation", "differentiable"}  # modules that a merge without distillation does not run
 
 
-def code(without: set[str]) -> tuple[str, ...]:
-    paths = (path for pattern in CORE for path in sorted(ROOT.glob(pattern)))
-    return tuple(str(path.relative_to(ROOT)) for path in paths if path.stem not in without | SHOWN_ONLY)
+def code(patterns: tuple[str, ...], without: set[str]) -> tuple[str, ...]:
+    """Return the files that match, but for the modules named, as paths from the root."""
+    paths = (path for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+    return tuple(path.relative_to(ROOT).as_posix() for path in paths if path.stem not in without)
 
 
 def merge_row(**settings) -> Method:
-    left_out = (
-        SAMPLER_ONLY - {"differentiable"} if settings.get("distillation_steps") else SAMPLER_ONLY | DISTILLED_ONLY
-    )
-    return Method(merging, KINDS, settings, "LoRACLR_Merge", code(left_out))
+    """Return a row of LoRACLR Merge with these settings."""
+    without = NO_PICTURE if settings.get("distillation_steps") else NO_PICTURE | DISTILLATION
+    return Method(merging, KINDS, settings, "LoRACLR_Merge", code(COMMON + MERGE, without))
 
 
 def clora_row(**settings) -> Method:
-    return Method(clora, KINDS[1:2], settings, "LoRACLR_CLoRASampler", code(MERGE_ONLY | DISTILLED_ONLY))
+    """Return a row of CLoRA Attention Contrast Sampler with these settings."""
+    return Method(clora, KINDS[1:2], settings, "LoRACLR_CLoRASampler", code(COMMON + SAMPLER, NO_PICTURE))
 
 
 HEADLINE = {

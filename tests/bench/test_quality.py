@@ -1,16 +1,15 @@
 """The shipped weights draw what they were trained to, and the published scores are what this code measures."""
 
-import json
 import statistics
 
 import demo_assets
 import pack
 import pytest
-import quality
 import torch
-from quality import COLUMNS, ROOT, ROWS
+from quality import cells, columns, comparisons, report
+from quality.columns import BATCH, COLUMNS
 from shapes import base, loras
-from shapes.methods import Ask, Method, merge_row
+from shapes.methods import HEADLINE, ROOT, ROWS, Ask, Method, World, merge_row
 from shapes.model import Text
 from shapes.world import CONCEPTS
 
@@ -18,14 +17,20 @@ from shapes.world import CONCEPTS
 @pytest.fixture(scope="module")
 def world():
     with torch.inference_mode():
-        return quality.World(*pack.demo_models())
+        return World(*pack.demo_models())
+
+
+@pytest.fixture
+def no_cells(monkeypatch, tmp_path):
+    """A bench that has measured nothing yet, so that a test can write cells of its own."""
+    monkeypatch.setattr(cells, "CELLS", tmp_path)
 
 
 def test_every_concept_is_drawn_by_its_own_lora(world, monkeypatch):
     """A floor that a damaged file falls through: a picture of each by the stock loaders."""
-    monkeypatch.setattr(quality, "BATCH", 1)
+    monkeypatch.setattr(cells, "BATCH", 1)
     asks = [Ask((concept,), (concept,), (), "in fog", 0) for concept in CONCEPTS]
-    found = [scores["identity"][0][0] for scores, _ in quality.measured(world, ROWS["alone"], asks)]
+    found = [scores["identity"][0][0] for scores, _ in cells.measure_asks(world, ROWS["alone"], asks)]
     assert statistics.mean(found) > 0.8
     assert min(found) > 0.4
 
@@ -33,23 +38,23 @@ def test_every_concept_is_drawn_by_its_own_lora(world, monkeypatch):
 def test_a_published_cell_is_what_this_code_measures(world):
     """The first prompt of a cell, measured again."""
     row, column = "alone", "1"
-    ask = COLUMNS[column].asks(quality.pictures_of(row, column))["own"][0]
-    found, _ = next(quality.measured(world, ROWS[row], [ask]))
-    published = quality.cell(row, column)["own"]
-    assert published["prompt"][: quality.BATCH] == [ask.seed] * quality.BATCH
-    assert published["identity"][: quality.BATCH] == [pytest.approx(each, abs=0.05) for each in found["identity"]]
+    ask = COLUMNS[column].asks(columns.count_pictures(row, column))["own"][0]
+    measured, _ = next(cells.measure_asks(world, ROWS[row], [ask]))
+    published = (cells.read_cell(row, column) or {})["own"]
+    assert published["prompt"][:BATCH] == measured["prompt"]
+    assert published["identity"][:BATCH] == [pytest.approx(values, abs=0.05) for values in measured["identity"]]
 
 
 def test_distillation_brings_pictures_nearer_to_those_of_each_lora_alone(world, monkeypatch):
     """Two concepts of one class, by the stock sampler and from noise that it has not seen."""
-    monkeypatch.setattr(quality, "BATCH", 1)
-    monkeypatch.setitem(quality.SAMPLING, "steps", 6)
+    monkeypatch.setattr(cells, "BATCH", 1)
+    monkeypatch.setitem(cells.SAMPLING, "steps", 6)
     group = CONCEPTS[0], CONCEPTS[4]
     asks = [Ask(group, (concept,), (), "in fog", 1) for concept in group]
 
     def pictures(row: Method) -> torch.Tensor:
         prepare = row.prepare(world, group, **row.settings)
-        return torch.cat([quality.sample(world, prepare(ask), ask.seed) for ask in asks])
+        return torch.cat([cells.sample(world, prepare(ask), ask.seed) for ask in asks])
 
     alone = pictures(ROWS["alone"])
     solved, distilled = (pictures(merge_row(capture_steps=5, distillation_steps=steps)) for steps in (0, 8))
@@ -68,54 +73,93 @@ def test_attention_of_class_words_lies_on_their_objects():
     assert base.attention_ratio(unet, Text(torch.device("cpu")), 500) >= 3
 
 
-def test_readme_s_tables_are_those_of_the_cells():
+def test_the_page_s_tables_are_those_of_the_cells():
     """After a measurement: `make bench-quality ARGS=show`."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert text.partition(quality.BEGIN)[2].partition(quality.END)[0].strip() == quality.tables()
+    text = report.PAGE.read_text("utf-8")
+    assert text == report.replace_tables(text)
+    assert report.format_tables() in text
 
 
-def test_a_cell_is_older_than_its_code_when_a_setting_or_a_default_changes(monkeypatch, tmp_path):
-    monkeypatch.setattr(quality, "CELLS", tmp_path)
-    row, column = "exact", "2"
-    cell = {"made_with": quality.fingerprint(row, column), "own": {"identity": [[0.5]], "prompt": [0]}}
-    (quality.cell_path(row, column)).write_text(json.dumps(cell))
-    assert quality.is_current(row, column)
-    assert "| exact | 0.50 |" in "\n".join(quality.table("identity", [row], [column]))
-    for name, change in (("ROWS", {row: merge_row(ridge=0.5)}), ("SAMPLING", {"steps": 3})):
-        with monkeypatch.context() as changed:
-            changed.setitem(quality.ROWS, *change.popitem()) if name == "ROWS" else changed.setattr(
-                quality, name, change
-            )
-            assert not quality.is_current(row, column)
-            assert "| exact | 0.50* |" in "\n".join(quality.table("identity", [row], [column]))
-    defaults = pack.defaults
-    monkeypatch.setattr(pack, "defaults", lambda node_id: defaults(node_id) | {"ridge": 0.5})
-    assert not quality.is_current(row, column)
+def test_readme_s_table_is_the_summary_of_the_cells():
+    """After a measurement: copy the summary of docs/quality.md into README."""
+    assert "\n".join(report.format_summary()) in (ROOT / "README.md").read_text("utf-8")
+
+
+def write_exact_cell() -> None:
+    cell = {"row": "exact", "column": "2", "made_with": cells.fingerprint("exact", "2")}
+    cells.write_cell(cell | {"own": {"identity": [[0.5]], "prompt": [0]}})
+
+
+def assert_is_starred() -> None:
+    assert not cells.is_current("exact", "2")
+    assert "| exact | 0.50* |" in report.format_table("identity", ["exact"], ["2"])
+    assert report.STAR in report.format_tables()
+
+
+def test_a_cell_of_today_s_code_bears_no_star(no_cells):
+    write_exact_cell()
+    assert cells.is_current("exact", "2")
+    assert "| exact | 0.50 |" in report.format_table("identity", ["exact"], ["2"])
+    assert report.STAR not in report.format_tables()
+
+
+def test_a_cell_is_older_than_its_code_when_its_row_s_settings_change(no_cells, monkeypatch):
+    write_exact_cell()
+    monkeypatch.setitem(ROWS, "exact", merge_row(ridge=0.5))
+    assert_is_starred()
+
+
+def test_a_cell_is_older_than_its_code_when_the_pictures_settings_change(no_cells, monkeypatch):
+    write_exact_cell()
+    monkeypatch.setitem(cells.SAMPLING, "steps", 3)
+    assert_is_starred()
+
+
+def test_a_cell_is_older_than_its_code_when_a_default_of_its_node_changes(no_cells, monkeypatch):
+    write_exact_cell()
+    defaults = pack.defaults("LoRACLR_Merge")
+    monkeypatch.setattr(pack, "defaults", lambda _: defaults | {"ridge": 0.5})
+    assert_is_starred()
 
 
 @pytest.mark.parametrize(("now", "stands"), [(0.504, True), (0.53, False)])
-def test_an_older_cell_stands_only_where_its_first_prompt_scores_the_same(monkeypatch, tmp_path, now, stands):
-    monkeypatch.setattr(quality, "CELLS", tmp_path)
-    row, column, size = "alone", "1", quality.BATCH
-    own = {"identity": [[0.5]] * size + [[0.9]], "prompt": [COLUMNS[column].asks(64)["own"][0].seed] * size + [1]}
-    quality.write_cell({"row": row, "column": column, "made_with": "older code", "own": own})
-    monkeypatch.setattr(quality, "measured", lambda *_: iter([({"identity": [[now]] * size}, None)]))
-    quality.confirm(None, row, column)
-    assert quality.is_current(row, column) == stands
-    assert quality.cell(row, column)["own"] == own
+def test_an_older_cell_stands_only_where_its_first_prompt_scores_the_same(no_cells, monkeypatch, now, stands):
+    row, column = "alone", "1"
+    seed = COLUMNS[column].asks(64)["own"][0].seed
+    own = {"identity": [[0.5]] * BATCH + [[0.9]], "prompt": [seed] * BATCH + [1]}
+    cells.write_cell({"row": row, "column": column, "made_with": "older code", "own": own})
+    measured = {"identity": [[now]] * BATCH, "prompt": [seed] * BATCH}
+    monkeypatch.setattr(cells, "measure_asks", lambda *_: iter([(measured, None)]))
+    cells.confirm_cell(World(None, None, None), row, column)
+    assert cells.is_current(row, column) == stands
+    assert (cells.read_cell(row, column) or {})["own"] == own
 
 
 def test_comments_and_docstrings_do_not_age_a_cell():
     code = 'def f(x):\n    """What."""\n    return x  # why\n'
-    assert quality.essence(code) == quality.essence("def f(x):\n    return x\n")
-    assert quality.essence(code) != quality.essence("def f(x):\n    return 2 * x\n")
+    assert cells.strip_documentation(code) == cells.strip_documentation("def f(x):\n    return x\n")
+    assert cells.strip_documentation(code) != cells.strip_documentation("def f(x):\n    return 2 * x\n")
 
 
-def test_differences_are_paired_picture_by_picture(monkeypatch, tmp_path):
-    monkeypatch.setattr(quality, "CELLS", tmp_path)
+@pytest.mark.parametrize("row", [row for row in HEADLINE if HEADLINE[row].node])
+def test_every_file_that_a_row_depends_on_is_there(row):
+    """A folder that is renamed would otherwise drop out of the fingerprints unseen."""
+    method = HEADLINE[row]
+    own = "exact" if method.node == "LoRACLR_Merge" else "contrast"
+    assert {own, "lowrank", "adapters"} <= {path.rsplit("/", 1)[-1].removesuffix(".py") for path in method.code}
+
+
+def test_differences_are_paired_picture_by_picture(no_cells):
     for row, values in (("exact", [0.9, 0.1]), ("stacked", [0.8, 0.0])):
-        cell = {"row": row, "own": {"identity": [[v] for v in values], "prompt": [0, 0]}}
-        (quality.cell_path(row, "2")).write_text(json.dumps(cell))
-    found, width = quality.difference("exact", "stacked", "2", "identity")
-    assert found == pytest.approx(0.1)
-    assert width == pytest.approx(0, abs=1e-6)
+        cells.write_cell({"row": row, "column": "2", "own": {"identity": [[v] for v in values], "prompt": [0, 0]}})
+    difference = comparisons.compare("exact", "stacked", "2", "identity")
+    assert difference == pytest.approx((0.1, 0), abs=1e-6)
+
+
+def test_no_label_of_the_grid_runs_into_the_next_column(no_cells):
+    """Without a measured cell the grid is its labels alone: the gap before every column stays white."""
+    grid = report.draw_grid(World(None, None, None)).convert("L")
+    rows = [row for row in HEADLINE if "together" in HEADLINE[row].kinds]
+    assert grid.getextrema() != (255, 255)
+    for x in report.grid_columns(rows, [COLUMNS[column].title for column in columns.SAMPLER_COLUMNS]):
+        assert grid.crop((x - report.GAP, 0, x, grid.height)).getextrema() == (255, 255)

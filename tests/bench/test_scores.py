@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from quality import RIGHT
+from quality.comparisons import RIGHT
 from shapes import scores
 from shapes.world import BACKGROUNDS, CLASSES, CONCEPTS, Scene, Thing, make_scene
 

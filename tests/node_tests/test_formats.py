@@ -166,9 +166,9 @@ def test_the_table_says_what_these_tests_do():
     assert {entry for entry, cell in cells.items() if cell == "refused"} == set(REFUSED)
 
 
-def test_readme_has_the_table():
-    """After a change of the corpus: put `lora_formats.table()` between README's marks."""
-    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+def test_the_page_has_the_table():
+    """After a change of the corpus: put `lora_formats.table()` between the marks of docs/formats.md."""
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text("utf-8")
     assert (
         text.partition("<!-- formats: begin -->")[2].partition("<!-- formats: end -->")[0].strip()
         == lora_formats.table()
