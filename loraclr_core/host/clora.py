@@ -171,13 +171,12 @@ class CLoRA:
         self.run: _Run | None = None
 
     def patch(self, model: ModelPatcher) -> ModelPatcher:
-        """A clone of `model` that samples by this method. Raises ValueError for one that cannot, or does already."""
+        """A clone of `model` that samples by this method. Raises ValueError for one that does already."""
         if model.get_attachment(KEY) is not None:
             raise ValueError(
                 "This model comes from a CLoRA Attention Contrast Sampler already. Connect the model from before it, and"
                 " chain all concepts into one sampler."
             )
-        read_layers(model.get_model_object("diffusion_model"), 64, 64)  # raises where there is nothing to read
         # Not the host's streamed weights, which come and go between operations: a backward pass needs them to stay.
         patched = model.clone(disable_dynamic=True)
         patched.set_attachments(KEY, self)

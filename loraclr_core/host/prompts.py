@@ -7,6 +7,7 @@ from .. import prompt as branch_prompt
 from ..concept import Concept
 from . import adapters, lora_file, tokens
 from .adapters import MatchedLoRA
+from .attention import read_layers
 from .branches import BranchAdapters
 from .clora import CLoRA, Settings
 from .evaluation import Role
@@ -29,7 +30,7 @@ def compose(
     if not concepts:
         raise ValueError("No concepts to compose: connect at least one Load Concept LoRA.")
     prompts = branch_prompt.branches(prompt, concepts)
-    positions = [tokens.positions(clip, branch) for branch in prompts]
+    read_layers(model.get_model_object("diffusion_model"), 64, 64)  # raises where there is nothing to read
 
     device = comfy.model_management.get_torch_device()
     key_map = adapters.key_names(model, clip)
@@ -38,20 +39,28 @@ def compose(
         (concept.lora_name, adapters.effect(match, model, concept.strength_model, device))
         for concept, match in zip(concepts, matches, strict=True)
     ]
-    clora = CLoRA(concepts, positions, BranchAdapters(model, effects), settings, view)
-    patched = clora.patch(model)
+    branch_adapters = BranchAdapters(model, effects)
 
     clips = [clip, *(_with_lora(clip, m, c.strength_clip) for m, c in zip(matches, concepts, strict=True))]
-    texts: dict[Role, list[str]] = {
-        "positive": [branch.text for branch in prompts],
-        "negative": [negative] * len(prompts),
-    }
-    conditioning: dict[Role, list] = {"positive": [], "negative": []}
-    for branch, own_clip in enumerate(clips):  # role by role within, so that each LoRA is patched in once
-        for role, entries in conditioning.items():
-            tokenized = own_clip.tokenize(texts[role][branch])
-            entries += own_clip.encode_from_tokens_scheduled(tokenized, add_dict=clora.tags.of(role, branch))
-    return patched, conditioning["positive"], conditioning["negative"]
+    positives, negatives, positions = [], [], []
+    for own_clip, branch in zip(clips, prompts, strict=True):  # both together, so that each LoRA is patched in once
+        entries, places = tokens.encode(own_clip, branch)
+        positives.append(entries)
+        positions.append(places)
+        negatives.append(own_clip.encode_from_tokens_scheduled(own_clip.tokenize(negative)))
+
+    clora = CLoRA(concepts, positions, branch_adapters, settings, view)
+    patched = clora.patch(model)
+    return patched, _tagged(clora, "positive", positives), _tagged(clora, "negative", negatives)
+
+
+def _tagged(clora: CLoRA, role: Role, conditioning: list[list]) -> list:
+    """All branches' entries, each with its branch's tag."""
+    return [
+        [text, extra | clora.tags.of(role, branch)]
+        for branch, entries in enumerate(conditioning)
+        for text, extra in entries
+    ]
 
 
 def _with_lora(clip, match: MatchedLoRA, strength: float):
