@@ -23,7 +23,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.host.merge import merge as merging
-from loraclr.loraclr_core.host.merge.capture import CaptureSettings
+from loraclr.loraclr_core.host.merge.target import CaptureSettings
 from sd15 import exact_merge, random_concept, random_sd15, say
 
 CONCEPTS = (2, 12)

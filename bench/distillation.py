@@ -4,6 +4,7 @@ step_ratio            seconds of a step / seconds of as many UNet evaluations as
 extra_memory_mib      peak of the process's own memory beyond the loaded model, of the whole merge
 """
 
+import dataclasses
 import itertools
 import statistics
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 from capture import LATENT, PROMPT, BareRun, peak_memory
 from capture import STEPS as EVALUATIONS
 from loraclr.loraclr_core.host.merge import merge as merging
-from loraclr.loraclr_core.host.merge.capture import CaptureSettings
+from loraclr.loraclr_core.host.merge.target import CaptureSettings
 from sd15 import exact_merge, random_concept, random_sd15, say
 
 CONCEPTS = 2
@@ -25,7 +26,7 @@ def run() -> dict:
     say("building SD1.5 with random weights")
     model, clip = random_sd15(seed=0)
     capture = CaptureSettings(prompts=(PROMPT,), steps=EVALUATIONS, seed=0, latent_shape=LATENT)
-    settings = exact_merge(capture)._replace(distillation_steps=STEPS)
+    settings = dataclasses.replace(exact_merge(capture), distillation_steps=STEPS)
     began: dict[str, float] = {}
 
     def progress(phase: str, done: float) -> None:

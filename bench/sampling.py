@@ -29,10 +29,18 @@ from comfy.model_patcher import ModelPatcher
 from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.host import differentiable
 from loraclr.loraclr_core.host.lora import adapters
+from loraclr.loraclr_core.host.lora.adapters import Effect
+from loraclr.loraclr_core.host.lora.load import Loaded
 from loraclr.loraclr_core.host.sampler.attention import Read, Recorder, read_layers
 from loraclr.loraclr_core.host.sampler.branches import BranchAdapters
-from loraclr.loraclr_core.host.sampler.clora import CLoRA, GradientMemory, Settings
+from loraclr.loraclr_core.host.sampler.clora import CLoRA
 from loraclr.loraclr_core.host.sampler.live import LiveView
+from loraclr.loraclr_core.host.sampler.settings import GradientMemory, Settings, UpdateSettings
+from loraclr.loraclr_core.host.sampler.tags import Tags
+from loraclr.loraclr_core.host.sampler.take import Composition
+from loraclr.loraclr_core.sampler import separation
+from loraclr.loraclr_core.sampler.areas import AreaSettings
+from loraclr.loraclr_core.sampler.separation import Branch
 from sd15 import random_sd15, say
 from torch import Tensor
 from torch.profiler import ProfilerActivity
@@ -108,21 +116,26 @@ def pictures(name: str, count: int) -> int:
 def ours(
     model: ModelPatcher, clip, loras: list[dict], texts: list[Tensor], strength: float, memory: GradientMemory
 ) -> comfy.samplers.CFGGuider:
-    key_map = adapters.key_names(model, clip)
-    effects = []
-    for i, lora in enumerate(loras):
-        match = adapters.match(f"{i}", lora, key_map)
-        effects.append((f"{i}", adapters.effect(match, model, 1.0, torch.device("cpu"))))
-    concepts = [Concept(f"{i}", "", "", f"{i}", Path(), "", 1.0, 1.0) for i in range(len(loras))]
-    settings = Settings(strength, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, memory, "strongest", "plain")
-    method = CLoRA(concepts, positions(len(loras)), BranchAdapters(model, effects), settings)
-    guider = comfy.samplers.CFGGuider(method.patch(model))
+    names = adapters.key_names(model, clip)
+    loaded = [loaded_lora(model, f"{number}", lora, names) for number, lora in enumerate(loras)]
+    branches, tags = branches_of(len(loras)), Tags(len(loras) + 1)
+    updates = UpdateSettings(strength=strength, end=1.0, refine_steps=(), gradient_memory=memory)
+    settings = Settings(updates=updates, areas=AreaSettings(morphology="none"))
+    concepts = [each.concept for each in loaded]
+    composition = Composition(concepts, branches, BranchAdapters(model, loaded), tags, settings)
+    guider = comfy.samplers.CFGGuider(CLoRA(composition, None, say).patch(model))
     guider.set_conds(
-        [[text, method.tags.of("positive", branch)] for branch, text in enumerate(texts[::2])],
-        [[text, method.tags.of("negative", branch)] for branch, text in enumerate(texts[1::2])],
+        [[text, tags.of("positive", branch)] for branch, text in enumerate(texts[::2])],
+        [[text, tags.of("negative", branch)] for branch, text in enumerate(texts[1::2])],
     )
     guider.set_cfg(CFG)
     return guider
+
+
+def loaded_lora(model: ModelPatcher, name: str, lora: dict, names: dict) -> Loaded:
+    match = adapters.match(name, lora, names)
+    concept = Concept(name, "", "", name, Path(), "", 1.0, 1.0)
+    return Loaded(concept, match, adapters.effect(match, model, 1.0, torch.device("cpu")), Effect())
 
 
 class ByHooks(comfy.samplers.CFGGuider):
@@ -131,7 +144,7 @@ class ByHooks(comfy.samplers.CFGGuider):
     def __init__(self, model: ModelPatcher, loras: list[dict], texts: list[Tensor], update: bool):
         super().__init__(model.clone())
         self.update = update
-        self.method = CLoRA([], positions(len(loras)), BranchAdapters(model, []), SETTINGS)
+        self.branches = branches_of(len(loras))
         groups = [None, *(comfy.hooks.create_hook_lora(lora, 1.0, 0.0) for lora in loras)]
         branches = {}
         for branch, group in enumerate(groups):
@@ -157,7 +170,9 @@ class ByHooks(comfy.samplers.CFGGuider):
             with torch.no_grad():
                 maps = {branch: self.maps(branch, z, timestep, model_options) for branch in range(self.count)}
             leaves = {branch: found.requires_grad_() for branch, found in maps.items()}
-            of_maps = torch.autograd.grad(self.method.loss(leaves).sum(), list(leaves.values()))
+            of_maps = torch.autograd.grad(
+                separation.loss(self.branches, leaves, UpdateSettings.temperature).sum(), list(leaves.values())
+            )
             gradient = torch.zeros_like(z)
             for branch in range(self.count):
                 found = self.maps(branch, z, timestep, model_options)
@@ -185,14 +200,10 @@ class ByHooks(comfy.samplers.CFGGuider):
         return recorder.maps()[branch]
 
 
-SETTINGS = Settings(
-    0.02, "relative", 0.0, 1.0, (), 0, 0.5, 0.3, "none", 0, "one branch at a time", "strongest", "plain"
-)
-
-
-def positions(count: int) -> list[list[list[int]]]:
+def branches_of(count: int) -> list[Branch]:
     """Two tokens per concept and branch, as a prompt might have them."""
-    return [[[4 + 3 * concept, 5 + 3 * concept] for concept in range(count)] for _ in range(count + 1)]
+    tokens = [[4 + 3 * concept, 5 + 3 * concept] for concept in range(count)]
+    return [Branch(None, tokens), *(Branch(concept, tokens) for concept in range(count))]
 
 
 def random_text(seed: int) -> Tensor:

@@ -25,8 +25,8 @@ from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.host.merge import cache as captures
 from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge import store as capture_store
-from loraclr.loraclr_core.host.merge.capture import CaptureSettings
 from loraclr.loraclr_core.host.merge.merge import Keeping, MergeResult
+from loraclr.loraclr_core.host.merge.target import CaptureSettings
 from sd15 import exact_merge, random_concept, random_sd15, say
 
 CONCEPTS = (2, 4, 8, 12, 16)
@@ -59,7 +59,10 @@ class World:
         capture = CaptureSettings(prompts=(PROMPT,), steps=steps, seed=0, latent_shape=(4, side, side))
         what = f"{count} concepts, latents of {side}"
         return merging.merge(
-            *(self.model, self.clip, self.concepts[:count], exact_merge(capture, keeping)),
+            self.model,
+            self.clip,
+            self.concepts[:count],
+            exact_merge(capture, keeping),
             lambda phase, _: say(f"{what}: {phase}"),
         )
 

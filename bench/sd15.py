@@ -8,7 +8,6 @@ from pathlib import Path
 import comfy.model_detection
 import comfy.model_management
 import comfy.sd
-import pack
 import safetensors.torch
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -19,10 +18,9 @@ from comfy.supported_models import SD15
 from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.host.lora import file as lora_file
 from loraclr.loraclr_core.host.lora.keys import Names
-from loraclr.loraclr_core.host.merge.capture import CaptureSettings
 from loraclr.loraclr_core.host.merge.merge import Keeping, MergeSettings
+from loraclr.loraclr_core.host.merge.target import CaptureSettings
 from loraclr.loraclr_core.lowrank import LowRank
-from loraclr.loraclr_core.merge.objective import Margin
 from torch import Tensor, nn
 
 RANK = 16
@@ -52,9 +50,7 @@ UNET_PARAMETERS = 859_520_964
 
 def exact_merge(capture: CaptureSettings, keeping: Keeping = "in memory") -> MergeSettings:
     """As the merge node's defaults have it, with the text encoder."""
-    values = pack.defaults("LoRACLR_Merge")
-    margin = Margin(values["margin"])
-    return MergeSettings("exact", margin, values["ridge"], values["anchor_weight"], capture, True, keeping)
+    return MergeSettings(capture=capture, captures=keeping)
 
 
 def say(message: str) -> None:

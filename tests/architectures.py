@@ -8,7 +8,9 @@ than any checkpoint's. Text encoders are shrunk by the host's own `model_options
 - SD3 is built without T5, which the host takes too: with T5 its conditioning must be 4096 wide, half a gigabyte of
   embeddings. Flux has the same T5 here, small.
 
-Wan's tokenizer comes with its checkpoints; here one is trained on a few prompts.
+The tokenizers of Wan, Lumina 2 and NewBie come with their checkpoints; here they are trained on a few prompts. That of
+Flux.2-dev does too, and newer `transformers` cannot read it; here the host's Qwen tokenizer stands in, which as little fills
+its tokens up.
 """
 
 import functools
@@ -19,8 +21,12 @@ from typing import NamedTuple
 import comfy.model_management
 import comfy.sd
 import comfy.supported_models as supported
+import comfy.text_encoders.flux
 import comfy.text_encoders.llama
+import comfy.text_encoders.newbie
+import comfy.text_encoders.ovis
 import comfy.text_encoders.sd3_clip
+import comfy.text_encoders.z_image
 import sentencepiece
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -36,7 +42,8 @@ T5 = {"num_layers": 2, "d_model": WIDTH, "d_ff": 2 * WIDTH, "d_kv": WIDTH // 2, 
 QWEN = {"num_hidden_layers": 3, "hidden_size": WIDTH, "num_attention_heads": 1, "num_key_value_heads": 1}
 QWEN |= {"intermediate_size": 2 * WIDTH}
 SD3_TEXT_WIDTH = 4096  # fixed in the host
-WAN_WORDS = 64
+PIECES = 64  # of a tokenizer that is trained here
+QWEN_WORDS = 151936  # of the host's Qwen tokenizer
 
 UNET = {
     "image_size": 32,
@@ -59,7 +66,7 @@ ROTATED = [8, 12, 12]  # of a head's 32 channels: by frame or text, row, column
 
 WAN = {"image_model": "wan2.1", "dim": TRANSFORMER_WIDTH, "ffn_dim": 2 * TRANSFORMER_WIDTH, "text_dim": WIDTH}
 WAN |= {"num_heads": HEADS, "num_layers": 2}
-WAN_TEXT = {"umt5xxl": T5 | {"vocab_size": WAN_WORDS}}
+WAN_TEXT = {"umt5xxl": T5 | {"vocab_size": PIECES}}
 
 
 class SmallQwen25(SDClipModel):
@@ -79,12 +86,12 @@ class SmallQwen25(SDClipModel):
         )
 
 
-def wan_tokenizer() -> Tensor:
-    """A sentencepiece model as Wan's text encoder files carry it."""
+def sentencepiece_model(bos_id: int = -1, kind: str = "char") -> Tensor:
+    """A sentencepiece model as text encoder files carry it."""
     prompts = ["photo of a sks cat", "a picture of zwx dog", "qvk bird in the park", "video with people, 0123456789"]
     written = io.BytesIO()
-    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-    size = {"model_type": "char", "vocab_size": WAN_WORDS, "hard_vocab_limit": False}
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": bos_id}
+    size = {"model_type": kind, "vocab_size": PIECES, "hard_vocab_limit": False}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(prompts), model_writer=written, minloglevel=2, **size, **special
     )
@@ -100,7 +107,7 @@ class Architecture(NamedTuple):
     text: dict[str, dict]
     detected: dict[str, Tensor] = {}
     clip_target: ClipTarget | None = None
-    tokenizer_data: Callable[[], dict[str, Tensor]] = dict
+    tokenizer_data: Callable[[], dict[str, object]] = dict
     text_class: dict[str, type] = {}
 
 
@@ -201,11 +208,78 @@ ARCHITECTURES = {
     ),
     "Wan": Architecture(
         *(supported.WAN21_T2V, WAN | {"model_type": "t2v"}, (16, 2, 8, 12), WAN_TEXT),
-        tokenizer_data=lambda: {"spiece_model": wan_tokenizer()},
+        tokenizer_data=lambda: {"spiece_model": sentencepiece_model()},
     ),
     "Wan image-to-video": Architecture(
         *(supported.WAN21_I2V, WAN | {"model_type": "i2v", "in_dim": 36}, (16, 2, 8, 12), WAN_TEXT),
-        tokenizer_data=lambda: {"spiece_model": wan_tokenizer()},
+        tokenizer_data=lambda: {"spiece_model": sentencepiece_model()},
+    ),
+}
+
+_FLUX = ARCHITECTURES["Flux"].sizes
+_FLUX_2 = _FLUX | {
+    "image_model": "flux2",
+    "in_channels": 128,
+    "out_channels": 128,
+    "patch_size": 1,
+    "axes_dim": 4 * [8],
+}
+_FLUX_2 |= {"mlp_ratio": 3.0, "theta": 2000, "context_in_dim": 3 * WIDTH, "vec_in_dim": None, "qkv_bias": False}
+_FLUX_2 |= {"ops_bias": False, "global_modulation": True, "mlp_silu_act": True, "txt_ids_dims": [3]}
+_FLUX_2 |= {"default_ref_method": "index", "ref_index_scale": 10.0}
+_WITHOUT_POOLED = {"vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}
+_LUMINA_2 = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": TRANSFORMER_WIDTH,
+    "cap_feat_dim": WIDTH,
+    "n_layers": 2,
+    "n_heads": HEADS,
+    "n_kv_heads": 1,
+    "qk_norm": True,
+    "axes_dims": ROTATED,
+    "axes_lens": [300, 512, 512],
+    "rope_theta": 10000.0,
+    "ffn_dim_multiplier": 4.0,
+}
+_GEMMA = QWEN | {"vocab_size": PIECES}
+
+# More of the same layers, whose text stands in other places: the sampler is tested on them, the merge is not.
+LAYOUTS = {
+    "Flux.2-dev": Architecture(
+        *(supported.Flux2, _FLUX_2, (128, 6, 8)),
+        {"mistral3_24b": QWEN | {"num_hidden_layers": 31, "vocab_size": QWEN_WORDS}},
+        clip_target=ClipTarget(comfy.text_encoders.flux.Flux2Tokenizer, comfy.text_encoders.flux.flux2_te()),
+        tokenizer_data=lambda: {"mistral3_24b_tokenizer_class": comfy.text_encoders.z_image.Qwen3Tokenizer},
+    ),
+    "Flux.2 Klein": Architecture(
+        *(supported.Flux2, _FLUX_2, (128, 6, 8), {"qwen3_4b": QWEN | {"num_hidden_layers": 28}}),
+        clip_target=ClipTarget(comfy.text_encoders.flux.KleinTokenizer, comfy.text_encoders.flux.klein_te()),
+    ),
+    "LongCat-Image": Architecture(
+        *(supported.LongCatImage, _FLUX | _WITHOUT_POOLED, (16, 12, 16), {"qwen25_7b": QWEN}),
+        text_class={"qwen25_7b": SmallQwen25},
+    ),
+    "Ovis-Image": Architecture(
+        *(supported.Flux, _FLUX | _WITHOUT_POOLED | {"yak_mlp": True, "txt_norm": True}, (16, 12, 16)),
+        {"qwen3_2b": QWEN},
+        clip_target=ClipTarget(comfy.text_encoders.ovis.OvisTokenizer, comfy.text_encoders.ovis.te()),
+    ),
+    "Lumina 2": Architecture(
+        *(supported.Lumina2, _LUMINA_2, (16, 12, 16), {"gemma2_2b": _GEMMA}),
+        tokenizer_data=lambda: {"spiece_model": sentencepiece_model(bos_id=3)},
+    ),
+    "NewBie": Architecture(
+        *(supported.Lumina2, _LUMINA_2 | {"clip_text_dim": WIDTH}, (16, 12, 16)),
+        # The host gives both encoders' sizes the same, empty name.
+        {"": {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 3, "vocab_size": PIECES}},
+        clip_target=ClipTarget(comfy.text_encoders.newbie.NewBieTokenizer, comfy.text_encoders.newbie.te()),
+        # Two that cut a prompt differently.
+        tokenizer_data=lambda: {
+            "gemma_spiece_model": sentencepiece_model(bos_id=3),
+            "jina_spiece_model": sentencepiece_model(bos_id=3, kind="bpe"),
+        },
     ),
 }
 
@@ -215,7 +289,7 @@ COARSE = {
         supported.WAN22_T2V,
         WAN | {"model_type": "t2v", "in_dim": 48, "out_dim": 48},
         *((48, 1, 8, 12), WAN_TEXT),
-        tokenizer_data=lambda: {"spiece_model": wan_tokenizer()},
+        tokenizer_data=lambda: {"spiece_model": sentencepiece_model()},
     ),
 }
 
@@ -251,7 +325,7 @@ class Model(NamedTuple):
 @functools.cache
 def build(name: str) -> Model:
     """The architecture's small model, the same object at each call, of seeded random weights."""
-    architecture = (ARCHITECTURES | COARSE)[name]
+    architecture = (ARCHITECTURES | COARSE | LAYOUTS)[name]
     config = architecture.config(architecture.sizes)
     config.set_inference_dtype(DTYPE, None)
     model = config.get_model(architecture.detected, "")

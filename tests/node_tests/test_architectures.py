@@ -1,5 +1,6 @@
 """The merge on every architecture: all that a LoRA can touch is captured, solved, patched, saved and loaded again."""
 
+import dataclasses
 import functools
 from collections import defaultdict
 from typing import NamedTuple
@@ -16,12 +17,10 @@ from clora.sampling import clora, maps, sample
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from lora_files import StateDict
-from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.merge import merge as merging
-from loraclr.loraclr_core.host.merge.capture import CaptureSettings
+from loraclr.loraclr_core.host.merge.target import CaptureSettings
 from loraclr.loraclr_core.host.sampler.attention import Recorder
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
-from loraclr.loraclr_core.merge.objective import Margin
 from node_tests.running import load, merge, save, weights, write_lora
 from torch import Tensor, nn
 
@@ -73,7 +72,7 @@ def merged(name: str) -> Merged:
     latent = {"samples": torch.zeros(1, *model.latent)}
     outputs = merge(model, chain, latent=latent, capture_steps=STEPS, ridge=RIDGE, merge_text_encoder=True)
     capture = CaptureSettings((PROMPT,), STEPS, SEED, model.latent)
-    settings = merging.MergeSettings("exact", Margin(0.5), RIDGE, 0.0, capture, merge_text_encoder=True)
+    settings = merging.MergeSettings(ridge=RIDGE, capture=capture)
     result = merging.merge(model.model, model.clip, chain, settings, lambda phase, done: None)
     return Merged(model, states, chain, *outputs, result)
 
@@ -103,15 +102,15 @@ def test_every_layer_of_the_loras_is_changed(name):
 def test_what_does_not_run_on_text_alone_is_summed_and_named(name):
     """Wan's image-to-video model has layers for a picture's embedding, which a capture has none of."""
     case = merged(name)
-    waiting = {key.rpartition(".")[0] for key in case.result.unseen}
+    waiting = {key.rpartition(".")[0] for key in case.result.solution.unseen}
     if name != "Wan image-to-video":
         assert not waiting
         return
     assert waiting == {f"diffusion_model.img_emb.proj.{i}" for i in (1, 3)}
-    assert f"did not run in the captures: `{case.result.unseen[0]}`" in case.report
+    assert f"did not run in the captures: `{case.result.solution.unseen[0]}`" in case.report
     before, after = case.model.weights(), weights(case.patched)
-    for key in case.result.unseen:
-        stack = [adapters.effect(match, case.model.model, 1.0, CPU).merge[key].dense() for match in case.result.matches]
+    for key in case.result.solution.unseen:
+        stack = [each.model.merge[key].dense() for each in case.result.loaded]
         torch.testing.assert_close(after[key] - before[key], sum(stack), rtol=1e-3, atol=1e-5)
 
 
@@ -127,11 +126,16 @@ def test_merged_is_nearer_to_every_concept_than_stacking(name):
     """In most layers, and in what is sampled in the end."""
     case = merged(name)
     stacked = merging.merge(
-        *(case.model.model, case.model.clip, case.chain, case.result.settings._replace(solver="sum (baseline)")),
+        *(
+            case.model.model,
+            case.model.clip,
+            case.chain,
+            dataclasses.replace(case.result.settings, solver="sum (baseline)"),
+        ),
         lambda phase, done: None,
     )
     for index, (concept, trigger) in enumerate(CONCEPTS.items()):
-        nearer = [layer.merged[index] < layer.sum[index] for layer in case.result.layers]
+        nearer = [layer.merged[index] < layer.sum[index] for layer in case.result.solution.layers]
         assert sum(nearer) > 0.5 * len(nearer)
         alone = comfy.sd.load_lora_for_models(case.model.model, case.model.clip, case.states[concept], 1.0, 1.0)
         wanted, of_merge, of_stack = (

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora.adapters import Effect
 from loraclr.loraclr_core.host.merge import capture
-from loraclr.loraclr_core.host.merge.capture import CaptureSettings, Target
+from loraclr.loraclr_core.host.merge.target import CaptureSettings, Target
 from symmetric import full
 
 CPU = torch.device("cpu")
@@ -38,9 +38,8 @@ def run(demo, model_effect: Effect, clip_effect: Effect, step_done=lambda: None)
         {key: adapters.layer(demo.model, key) for key in [*LAYERS, CONVOLUTION]},
         {TEXT_LAYER: adapters.layer(demo.clip.patcher, TEXT_LAYER)},
     )
-    grams: capture.Grams = {}
-    statistics = capture.capture(target, model_effect, clip_effect, "sks cat", SETTINGS, grams, CPU, step_done)
-    return {key: (full(grams[key].lower()), found) for key, found in statistics.items()}
+    seen = capture.capture(target, model_effect, clip_effect, "sks cat", SETTINGS, {}, CPU, step_done)
+    return {key: (full(seen.grams[key].lower()), found) for key, found in seen.statistics.items()}
 
 
 def effects(demo, tensors: dict) -> tuple[Effect, Effect]:
@@ -150,5 +149,5 @@ def test_stopping_leaves_no_hook_and_no_changed_weight(demo):
 
 def test_a_layer_that_never_runs_has_seen_nothing(demo):
     target = Target(demo.model, demo.clip, {LAYERS[0]: torch.nn.Linear(320, 320)}, {})
-    found = capture.capture(target, Effect(), Effect(), "cat", SETTINGS, {}, CPU, lambda: None)
+    found = capture.capture(target, Effect(), Effect(), "cat", SETTINGS, {}, CPU, lambda: None).statistics
     assert found[LAYERS[0]].seen == 0

@@ -5,8 +5,8 @@ import pytest
 import torch
 from loraclr.loraclr_core.host.merge import distillation, report
 from loraclr.loraclr_core.host.merge import merge as merging
-from loraclr.loraclr_core.host.merge.capture import CaptureSettings
 from loraclr.loraclr_core.host.merge.merge import MergeSettings
+from loraclr.loraclr_core.host.merge.target import CaptureSettings
 from node_tests import test_architectures
 from node_tests.running import merge, weights
 from node_tests.test_architectures import PROMPT, SEED
@@ -17,7 +17,7 @@ UNLIKE_EACH_OTHER = ["SDXL", "Flux", "Wan"]
 
 def settings(latent: tuple[int, ...], steps: int) -> MergeSettings:
     capture = CaptureSettings((PROMPT,), 2, SEED, latent)
-    return MergeSettings("exact", merging.Margin(0.5), 0.1, 0.0, capture, True, distillation_steps=steps)
+    return MergeSettings(capture=capture, distillation_steps=steps)
 
 
 def quietly(phase: str, done: float) -> None:
@@ -39,8 +39,7 @@ def short(demo, concepts):
     with torch.inference_mode():
         before = {key: weight.clone() for key, weight in demo.model.model.state_dict().items()}
         result = merging.merge(
-            *(demo.model, demo.clip, concepts[:2], settings((4, 8, 8), 2)),
-            lambda phase, done: seen.append((phase, done)),
+            demo.model, demo.clip, concepts[:2], settings((4, 8, 8), 2), lambda phase, done: seen.append((phase, done))
         )
     return result, seen, before
 
@@ -81,9 +80,9 @@ def test_every_phase_is_reported_and_the_bar_only_grows(short):
 def test_the_report_says_what_it_did_for_each_concept(short):
     result = short[0]
     section = report.markdown(result).partition("## Distillation, 2 steps")[2].partition("##")[0]
-    for concept, agreement in zip(result.concepts, result.agreements, strict=True):
+    for loaded, agreement in zip(result.loaded, result.agreements, strict=True):
         before, after = (f"{100 * value / agreement.base:.1f} %" for value in agreement[1:])
-        assert f"| {concept.name} | {before} | {after} |" in section
+        assert f"| {loaded.concept.name} | {before} | {after} |" in section
 
 
 def test_the_same_again_gives_the_same_lora(demo, concepts, short):

@@ -8,6 +8,7 @@ import pytest
 import random_models
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
+from loraclr.loraclr_core.host.lora import file
 from loraclr.loraclr_core.host.merge import cache as captures
 from loraclr.loraclr_core.host.merge import merge as merging
 from node_tests.running import load, merge, weights, write_lora
@@ -52,17 +53,19 @@ def test_merged_is_nearer_to_every_concept_than_stacking(demo, concepts, dtype):
     before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
     assert before[f"{K}.weight"].dtype == dtype
     result = merging.merge(
-        *(model, demo.clip, concepts),
+        model,
+        demo.clip,
+        concepts,
         merging.MergeSettings(
-            *("exact", merging.Margin(0.5), 0.01, 0.0),
-            merging.CaptureSettings(("photo of a {trigger}",), 2, 0, (4, 8, 8)),
+            ridge=0.01,
+            capture=merging.CaptureSettings(("photo of a {trigger}",), 2, 0, (4, 8, 8)),
             merge_text_encoder=False,
         ),
         lambda phase, done: None,
     )
     for i in range(len(concepts)):
         stacked, merged_error = (
-            sum(getattr(layer, which)[i] for layer in result.layers) for which in ("sum", "merged")
+            sum(getattr(layer, which)[i] for layer in result.solution.layers) for which in ("sum", "merged")
         )
         assert merged_error < 0.8 * stacked
     for key, weight in model.model.state_dict().items():
@@ -118,7 +121,7 @@ def test_another_order_of_concepts_is_captured_anew_and_gives_the_same_model(dem
 
 def test_same_inputs_give_the_same_lora(demo, concepts):
     first = merge(demo, concepts[:2])[2]
-    captures._known.clear()
+    captures.forget()
     second = merge(demo, concepts[:2])[2]
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -140,7 +143,7 @@ def test_sum_is_plain_stacking(demo, concepts, evaluations):
     model, clip, *_ = merge(demo, concepts, solver="sum (baseline)", merge_text_encoder=True)
     stacked_model, stacked_clip = demo.model, demo.clip
     for concept in concepts:
-        tensors, _ = merging.lora_file.read(concept.path)
+        tensors, _ = file.read(concept.path)
         stacked_model, stacked_clip = comfy.sd.load_lora_for_models(stacked_model, stacked_clip, tensors, 1.0, 1.0)
     assert evaluations == []
     for ours, stock in ((model, stacked_model), (clip.patcher, stacked_clip.patcher)):
@@ -152,7 +155,7 @@ def test_sum_is_plain_stacking(demo, concepts, evaluations):
 
 def test_one_concept_alone_is_exported_as_it_is(demo, concepts, evaluations):
     model, _, _, _, report = merge(demo, concepts[:1], merge_text_encoder=True)
-    tensors, _ = merging.lora_file.read(concepts[0].path)
+    tensors, _ = file.read(concepts[0].path)
     alone, _ = comfy.sd.load_lora_for_models(demo.model, demo.clip, tensors, 1.0, 1.0)
     assert evaluations == []
     expected = weights(alone)
@@ -193,9 +196,9 @@ def test_upstream_patches_are_part_of_the_base(demo, concepts):
 
 
 def test_cancelling_stops_it_and_the_next_run_is_as_ever(demo, concepts):
-    captures._known.clear()
+    captures.forget()
     expected = merge(demo, concepts[:2])[2]
-    captures._known.clear()
+    captures.forget()
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         merge(demo, concepts[:2])
@@ -204,11 +207,11 @@ def test_cancelling_stops_it_and_the_next_run_is_as_ever(demo, concepts):
 
 
 def test_every_phase_is_reported_and_the_bar_only_grows(demo, concepts):
-    captures._known.clear()
+    captures.forget()
     seen = []
     settings = merging.MergeSettings(
-        *("exact", merging.Margin(0.5), 0.01, 0.0),
-        merging.CaptureSettings(("{trigger}",), 2, 0, (4, 8, 8)),
+        ridge=0.01,
+        capture=merging.CaptureSettings(("{trigger}",), 2, 0, (4, 8, 8)),
         merge_text_encoder=False,
     )
     merging.merge(demo.model, demo.clip, concepts[:2], settings, lambda phase, done: seen.append((phase, done)))
@@ -289,7 +292,7 @@ def test_the_same_file_twice_is_warned_of(demo, concepts, caplog):
 
 def test_model_and_clip_carry_the_concept_alone(demo):
     _, model, clip = load("loraclr_random_cat.safetensors", model=demo.model, clip=demo.clip, strength_model=0.5)
-    tensors, _ = merging.lora_file.read(merging.lora_file.Path(load("loraclr_random_cat.safetensors")[0][0].path))
+    tensors, _ = file.read(load("loraclr_random_cat.safetensors")[0][0].path)
     stock_model, stock_clip = comfy.sd.load_lora_for_models(demo.model, demo.clip, tensors, 0.5, 1.0)
     assert all(torch.equal(w, weights(stock_model)[k]) for k, w in list(weights(model).items())[:3])
     assert clip.patcher.patches.keys() == stock_clip.patcher.patches.keys()

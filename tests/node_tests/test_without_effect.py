@@ -117,9 +117,7 @@ def test_the_file_of_a_concept_that_is_off_may_be_any(small, files):
 
 def test_the_node_shows_who_takes_no_part(small, files):
     settings = merging.MergeSettings(
-        *("exact", merging.Margin(0.5), 0.1, 0.0),
-        merging.CaptureSettings(("{trigger}",), 1, 0, (4, 8, 8)),
-        merge_text_encoder=True,
+        capture=merging.CaptureSettings(("{trigger}",), 1, 0, (4, 8, 8)),
     )
     concepts = chain(files, "cat", ("dog", OFF))
     result = merging.merge(small.model, small.clip, concepts, settings, lambda phase, done: None)

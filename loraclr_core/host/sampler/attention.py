@@ -4,9 +4,10 @@ Of a U-Net (SD1.x, SD2.x, SDXL) the probabilities of its cross attention. The pu
 pixels: a quarter of the latent's side. The level whose number of queries comes nearest to that is read, all of its
 cross-attention layers averaged.
 
-Of a transformer that attends to text and image together (Flux, Z-Image) the text's part of the joint softmax, in the four
-blocks that end a third of the way down: of Flux its last ones with two streams, where attention lies best on what a word
-names (ConceptAttention, arXiv 2502.04320). They cost a gradient a third of a pass. Each map has one place per image token.
+Of a transformer that attends to text and image together (Flux, Z-Image and their kin) the text's part of the joint softmax,
+in the four blocks that end a third of the way down: of Flux its last ones with two streams, where attention lies best on
+what a word names (ConceptAttention, arXiv 2502.04320). They cost a gradient a third of a pass. Each map has one place per
+image token.
 """
 
 import math
@@ -33,11 +34,14 @@ class Enough(BaseException):
 
 
 class Read(NamedTuple):
-    """One chunk of a batch whose attention is read: its rows, its branch, and how many tokens its conditioning has."""
+    """One chunk of a batch whose attention is read: its rows, its branch, how many text tokens the model gets for them, and
+    which is the first of the conditioning's own.
+    """
 
     rows: range
     branch: int
     tokens: int
+    first: int = 0
 
 
 class CrossLayers(NamedTuple):
@@ -83,8 +87,8 @@ def read_layers(model: nn.Module, height: int, width: int) -> Layers:
         return JointLayers(range(max(0, last - JOINT_BLOCKS), last), size, padding)
     if not isinstance(model, UNetModel):
         raise ValueError(
-            f"CLoRA reads the attention of SD1.x, SD2.x, SDXL, Flux and Z-Image; {type(model).__name__} is none of them. Use"
-            " LoRACLR Merge with this model."
+            "CLoRA reads the attention of SD1.x, SD2.x, SDXL, Flux, Flux.2, LongCat-Image, Ovis-Image, Lumina 2, NewBie and"
+            f" Z-Image; {type(model).__name__} is none of them. Use LoRACLR Merge with this model."
         )
     levels: dict[int, list[Block]] = {}
     level = 0
@@ -159,11 +163,11 @@ class Recorder:
             # The host repeats the shorter of two conditionings to a common length; attention is shared among the copies.
             copies = chunk.shape[-1] // read.tokens
             chunk = chunk[..., : copies * read.tokens].unflatten(-1, (copies, read.tokens)).sum(dim=-2)
-            self.found.setdefault(read.branch, []).append(chunk.unflatten(1, size))
+            self.found.setdefault(read.branch, []).append(chunk[..., read.first :].unflatten(1, size))
         self.current.begin([], 0)
 
     def maps(self) -> dict[int, Tensor]:
-        """For each branch (batch, height, width, tokens), float32; several conditionings of one branch averaged."""
+        """For each branch (batch, height, width, tokens of its conditioning), float32; several of one branch averaged."""
         device = next((chunk.device for found in self.found.values() for chunk in found), None)
         return {
             branch: torch.stack([chunk.to(device) for chunk in found]).mean(dim=0)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ...lowrank import LowRank
-from ..lora.adapters import AdapterError, Effect, layer
+from ..lora.adapters import AdapterError, layer
+from ..lora.load import Loaded
 
 Rows = tuple[int, ...]  # the branch of each row of a batch
 
@@ -29,18 +30,17 @@ class BranchAdapters:
     Raises AdapterError for a difference in a layer whose rows cannot be told apart.
     """
 
-    def __init__(self, patcher: ModelPatcher, effects: Sequence[tuple[str, Effect]]):
-        """effects: for each concept the name of its LoRA file and what it does to the model."""
+    def __init__(self, patcher: ModelPatcher, loaded: Sequence[Loaded]):
         self.layers: dict[str, _Layer] = {}
-        self.running = threading.local()  # the host runs batches of several devices in threads
+        self.running = threading.local()  # ComfyUI runs batches of several devices in threads
         self.waiting: set[str] = set()
-        for branch, (lora_name, effect) in enumerate(effects, start=1):
-            for key, difference in (effect.merge | effect.add).items():
+        for branch, concept in enumerate(loaded, start=1):
+            for key, difference in (concept.model.merge | concept.model.add).items():
                 path, _, parameter = key.rpartition(".")
                 module = layer(patcher, key)
                 if not isinstance(module, SUPPORTED) or parameter not in ("weight", "bias"):
                     raise AdapterError(
-                        f"LoRA {lora_name} changes {key} of a {type(module).__name__}, which cannot be changed for some rows"
+                        f"LoRA {concept.lora.name} changes {key} of a {type(module).__name__}, which cannot be changed for some rows"
                         " of a batch only. Use LoRACLR Merge for this LoRA, or one that leaves the layer alone."
                     )
                 self.layers.setdefault(path, _Layer(path)).put(branch, parameter, difference)

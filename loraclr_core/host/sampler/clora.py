@@ -17,7 +17,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
-from .attention import read_layers
 from .composed import ComposedTake
 from .evaluation import KEY
 from .live import LiveView
@@ -30,19 +29,20 @@ from .take import Composition, Start, Take, set_wrapper
 class CLoRA:
     """The method for one composition. records: what finished runs looked at."""
 
-    def __init__(self, composition: Composition, view: LiveView | None = None):
+    def __init__(self, composition: Composition, view: LiveView | None, warn: Callable[[str], None]):
+        """view: shows a run while it lasts. warn: tells the user what is not as asked."""
         self.composition = composition
         self.view = view
+        self.warn = warn
         self.records = Records()
 
     def patch(self, model: ModelPatcher) -> ModelPatcher:
-        """Return a clone of `model` that samples by this method. Raises ValueError for one that cannot, or does already."""
+        """Return a clone of `model` that samples by this method. Raises ValueError for one that does already."""
         if model.get_attachment(KEY) is not None:
             raise ValueError(
                 "This model comes from a CLoRA Attention Contrast Sampler already. Connect the model from before it, and"
                 " chain all concepts into one sampler."
             )
-        read_layers(model.get_model_object("diffusion_model"), 64, 64)  # raises where there is nothing to read
         # Not ComfyUI's streamed weights, which come and go between operations: a backward pass needs them to stay.
         patched = model.clone(disable_dynamic=True)
         patched.set_attachments(KEY, self)

@@ -1,15 +1,19 @@
-"""From concepts and one prompt to what CLoRA samples with: conditioning for every branch, adapters, token positions."""
+"""From concepts and one prompt to what CLoRA samples with: adapters, and conditioning for every branch."""
+
+import logging
+from collections.abc import Callable
 
 import comfy.model_management
+import comfy.sd
 from comfy.model_patcher import ModelPatcher
 
 from ...concept import Concept
 from ...sampler import prompt as branch_prompt
 from ...sampler.separation import Branch
 from ..lora import adapters
-from ..lora import file as lora_file
-from ..lora.adapters import MatchedLoRA
+from ..lora.load import load
 from . import tokens
+from .attention import read_layers
 from .branches import BranchAdapters
 from .clora import CLoRA
 from .evaluation import Role
@@ -18,55 +22,63 @@ from .settings import Settings
 from .tags import Tags
 from .take import Composition
 
+log = logging.getLogger("loraclr")
+
 
 def compose(
     model: ModelPatcher,
-    clip,
+    clip: comfy.sd.CLIP,
     concepts: list[Concept],
     prompt: str,
     negative: str,
     settings: Settings,
     view: LiveView | None = None,
+    warn: Callable[[str], None] = log.warning,
 ) -> tuple[ModelPatcher, list, list]:
-    """The patched model and its positive and negative conditioning, one tagged entry per branch in each.
+    """Return the patched model and its positive and negative conditioning, with a tagged entry per branch in each.
 
-    Raises ValueError, with what to do, where a prompt, a LoRA or the model does not fit.
+    warn: tells the user what is not as asked. Raises ValueError, with what to do, where a prompt, a LoRA or the model does not
+    fit.
     """
     if not concepts:
         raise ValueError("No concepts to compose: connect at least one Load Concept LoRA.")
+    read_layers(model.get_model_object("diffusion_model"), 64, 64)  # raises where there is nothing to read
     prompts = branch_prompt.branches(prompt, concepts)
-    positions = [tokens.positions(clip, branch) for branch in prompts]
+    device, names = comfy.model_management.get_torch_device(), adapters.key_names(model, clip)
+    loaded = [load(concept, model, clip, names, device, with_clip=False) for concept in concepts]
+    branch_adapters = BranchAdapters(model, loaded)
 
-    device = comfy.model_management.get_torch_device()
-    key_map = adapters.key_names(model, clip)
-    matches = [adapters.match(c.lora_name, lora_file.read(c.path)[0], key_map) for c in concepts]
-    effects = [
-        (concept.lora_name, adapters.effect(match, model, concept.strength_model, device))
-        for concept, match in zip(concepts, matches, strict=True)
-    ]
-    branches = [Branch(number - 1 if number else None, found) for number, found in enumerate(positions)]
+    # Each branch's own text encoder; a LoRA without a part for it leaves it as it is.
+    clips = [clip, *(_with_lora(clip, each.lora, each.concept.strength_clip) for each in loaded)]
+    positives, negatives, branches = [], [], []
+    for number, (own_clip, text) in enumerate(zip(clips, prompts, strict=True)):
+        entries, places = tokens.encode(own_clip, text)
+        positives.append(entries)
+        branches.append(Branch(None if number == 0 else number - 1, places))
+        is_same = number > 0 and own_clip is clip
+        negatives.append(
+            negatives[0] if is_same else own_clip.encode_from_tokens_scheduled(own_clip.tokenize(negative))
+        )
+
     tags = Tags(len(branches))
-    patched = CLoRA(Composition(concepts, branches, BranchAdapters(model, effects), tags, settings), view).patch(model)
-
-    clips = [clip, *(_with_lora(clip, m, c.strength_clip) for m, c in zip(matches, concepts, strict=True))]
-    texts: dict[Role, list[str]] = {
-        "positive": [branch.text for branch in prompts],
-        "negative": [negative] * len(prompts),
-    }
-    conditioning: dict[Role, list] = {"positive": [], "negative": []}
-    for branch, own_clip in enumerate(clips):  # role by role within, so that each LoRA is patched in once
-        for role, entries in conditioning.items():
-            tokenized = own_clip.tokenize(texts[role][branch])
-            entries += own_clip.encode_from_tokens_scheduled(tokenized, add_dict=tags.of(role, branch))
-    return patched, conditioning["positive"], conditioning["negative"]
+    composition = Composition(concepts, branches, branch_adapters, tags, settings)
+    patched = CLoRA(composition, view, warn).patch(model)
+    return patched, _tagged(tags, "positive", positives), _tagged(tags, "negative", negatives)
 
 
-def _with_lora(clip, match: MatchedLoRA, strength: float):
+def _tagged(tags: Tags, role: Role, conditioning: list[list]) -> list:
+    """Return all branches' entries, each with its branch's tag."""
+    return [
+        [text, extra | tags.of(role, branch)] for branch, entries in enumerate(conditioning) for text, extra in entries
+    ]
+
+
+def _with_lora(clip: comfy.sd.CLIP, lora: adapters.MatchedLoRA, strength: float) -> comfy.sd.CLIP:
     """The text encoder with the LoRA's part for it, as the stock loader patches it."""
     weights = clip.patcher.model_state_dict()
     patches = {
         (key, offset, function): patch
-        for key, found in match.patches.items()
+        for key, found in lora.patches.items()
         if key in weights
         for patch, offset, function in found
     }

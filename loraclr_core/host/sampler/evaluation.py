@@ -13,6 +13,7 @@ from comfy.model_base import BaseModel
 from torch import Tensor
 
 from .. import differentiable
+from . import tokens
 from .attention import Enough, Read, Recorder
 from .branches import BranchAdapters
 
@@ -152,6 +153,20 @@ class Evaluation:
         for i, ((call, branch), uuid) in enumerate(zip(chunks, uuids, strict=True)):
             if call == self.main:
                 entry = next(entry for entry in self.calls[call].branches[branch] or [] if entry["uuid"] == uuid)
-                tokens = entry["model_conds"]["c_crossattn"].cond.shape[1]
-                reads.append(Read(range(i * per_chunk, (i + 1) * per_chunk), branch, tokens))
+                text = entry["model_conds"]["c_crossattn"].cond[0]
+                first = self._first(entry["cross_attn"][0], text)
+                reads.append(Read(range(i * per_chunk, (i + 1) * per_chunk), branch, len(text), first))
         return reads
+
+    def _first(self, given: Tensor, seen: Tensor) -> int:
+        """Where the conditioning that the sampler was given begins in the text that the model gets."""
+        if len(given) == len(seen):
+            return 0
+        first = tokens.first_row(given.to(seen), seen)
+        if first is None:
+            raise ValueError(
+                f"The conditioning has {len(given)} text tokens, of which the model ({type(self.model).__name__}) gets"
+                f" {len(seen)}, and nothing shows which are which, so CLoRA cannot find the concepts' words. Use LoRACLR Merge"
+                " with this model."
+            )
+        return first
