@@ -6,7 +6,6 @@ from comfy.model_patcher import ModelPatcher
 from .. import prompt as branch_prompt
 from ..concept import Concept
 from . import adapters, lora_file, tokens
-from .adapters import MatchedLoRA
 from .branches import BranchAdapters
 from .clora import CLoRA, Settings
 from .evaluation import Role
@@ -41,7 +40,7 @@ def compose(
     clora = CLoRA(concepts, positions, BranchAdapters(model, effects), settings, view)
     patched = clora.patch(model)
 
-    clips = [clip, *(_with_lora(clip, m, c.strength_clip) for m, c in zip(matches, concepts, strict=True))]
+    clips = [clip, *(adapters.patched(clip, m, c.strength_clip) for m, c in zip(matches, concepts, strict=True))]
     texts: dict[Role, list[str]] = {
         "positive": [branch.text for branch in prompts],
         "negative": [negative] * len(prompts),
@@ -52,19 +51,3 @@ def compose(
             tokenized = own_clip.tokenize(texts[role][branch])
             entries += own_clip.encode_from_tokens_scheduled(tokenized, add_dict=clora.tags.of(role, branch))
     return patched, conditioning["positive"], conditioning["negative"]
-
-
-def _with_lora(clip, match: MatchedLoRA, strength: float):
-    """The text encoder with the LoRA's part for it, as the stock loader patches it."""
-    weights = clip.patcher.model_state_dict()
-    patches = {
-        (key, offset, function): patch
-        for key, found in match.patches.items()
-        if key in weights
-        for patch, offset, function in found
-    }
-    if not patches or strength == 0:
-        return clip
-    patched = clip.clone()
-    patched.add_patches(patches, strength)
-    return patched

@@ -166,6 +166,11 @@ def _notes(result: MergeResult) -> str:
             notes.append(
                 f"{concept.name}: {len(match.unmatched)} tensors match nothing in this model: {_list(match.unmatched)}"
             )
+        if match.repeated:
+            notes.append(
+                f"{concept.name}: {len(match.repeated)} tensors repeat others of the same weights and count once:"
+                f" {_list(match.repeated)}"
+            )
         if match.embeddings:
             notes.append(f"{concept.name}: bundled embeddings are not merged: {_list(match.embeddings)}")
         if concept.strength_model == 0 and concept.strength_clip == 0:
@@ -180,7 +185,10 @@ def _notes(result: MergeResult) -> str:
             if idle:
                 notes.append(f"{concept.name}: the adapter changes nothing at {len(idle)} weights: {_list(idle)}")
         if summed := [key for side in sides for key in side.add]:
-            notes.append(f"{concept.name}: summed, not merged (bias, norm, or convolution too wide): {_list(summed)}")
+            notes.append(
+                f"{concept.name}: summed, not merged (bias, norm, convolution too wide, or input widened by a"
+                f" control LoRA): {_list(summed)}"
+            )
     if result.unseen:
         notes.append(f"Summed, not merged, because they did not run in the captures: {_list(result.unseen)}")
     if result.kept:
