@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import comfy.lora
 import comfy.lora_convert
-import comfy.sd
 import comfy.weight_adapter as weight_adapter
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ... import lowrank
 from ...lowrank import LowRank
+from .. import accounts
 
 log = logging.getLogger("loraclr")
 
@@ -37,13 +37,17 @@ class AdapterError(ValueError):
 
 @dataclass
 class MatchedLoRA:
-    """A LoRA file matched to a model: the host's patches by weight key, and what was left over."""
+    """A LoRA file matched to a model: the host's patches by weight key, and what was left over.
+
+    repeated: those of `matched` that say of a weight what others say already, and count once.
+    """
 
     name: str
     patches: dict[str, list[tuple[object, tuple | None, object]]] = field(default_factory=dict)
     matched: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     embeddings: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -95,13 +99,16 @@ def match(name: str, tensors: dict[str, Tensor], key_map: dict) -> MatchedLoRA:
                 f"LoRA {name}: {key} is {state[key].dtype} of shape {tuple(state[key].shape)}, which is no weight of an"
                 " adapter. The file is damaged: download it again, or choose another LoRA."
             )
+    try:
+        account = accounts.account(state, key_map, patches)
+    except accounts.UnreadError as error:
+        raise AdapterError(f"LoRA {name}: {error}") from error
     for target, patch in patches.items():
         # A target is a weight's key, or (key, slice of it[, function]) where a LoRA addresses part of a fused weight.
         key, offset, function, *_ = (*target, None) if isinstance(target, tuple) else (target, None, None)
         result.patches.setdefault(key, []).append((patch, offset, function))
-    # A bias has no slices in the host, which reads such a difference and has no weight for it.
-    without_place = {f"{layer}.diff_b" for layer, target in key_map.items() if isinstance(target, tuple)}
-    result.matched = sorted(state.read - without_place)
+    result.matched = sorted(account.used | account.repeated)
+    result.repeated = sorted(account.repeated)
     result.unmatched = sorted(set(state) - set(result.matched))
     if len(result.matched) < LEAST_MATCHED_SHARE * len(state) or not result.patches:
         raise AdapterError(
@@ -124,15 +131,36 @@ def match(name: str, tensors: dict[str, Tensor], key_map: dict) -> MatchedLoRA:
 
 
 def load_alone(name: str, tensors: dict[str, Tensor], model, clip, strength_model: float, strength_clip: float):
-    """(model, clip) with this LoRA alone, by the stock loader; either may be None.
+    """Return (model, clip) with this LoRA alone; either may be None, and then its part of the file is left out.
 
-    Raises AdapterError, naming file and key, where the stock loader cannot read the tensors.
+    Raises AdapterError, naming file and key, where the LoRA is for another model.
     """
-    state = _ReadKeys(tensors)
-    try:
-        return comfy.sd.load_lora_for_models(model, clip, state, strength_model, strength_clip)
-    except Exception as error:
-        raise AdapterError(_damaged(name, state, error)) from error
+    tensors = {key: tensor for key, tensor in tensors.items() if (clip if _of_text(key) else model) is not None}
+    lora = match(name, tensors, key_names(model, clip)) if tensors else MatchedLoRA(name)
+    strengths = [(model, strength_model), (clip, strength_clip)]
+    for target, _ in strengths:
+        if target is not None:
+            check(lora, getattr(target, "patcher", target))
+    return tuple(None if target is None else patched(target, lora, strength) for target, strength in strengths)
+
+
+def _of_text(key: str) -> bool:
+    """Whether a file's key names a layer of a text encoder, in any naming that the host reads."""
+    return key.startswith(("lora_te", "lora_prior_te", "text_encoder"))
+
+
+def patched(target, lora: MatchedLoRA, strength: float):
+    """Return the model or text encoder with the LoRA's part for it, as the stock loader patches it."""
+    patches = {
+        (key, offset, function): patch
+        for key, found in _patches_of(lora, getattr(target, "patcher", target)).items()
+        for patch, offset, function in found
+    }
+    if not patches or strength == 0:
+        return target
+    result = target.clone()
+    result.add_patches(patches, strength)
+    return result
 
 
 def _damaged(name: str, state: _ReadKeys, error: Exception) -> str:
@@ -141,20 +169,22 @@ def _damaged(name: str, state: _ReadKeys, error: Exception) -> str:
     return f"LoRA {name}: {fault}. The file is damaged: download it again, or choose another LoRA."
 
 
-def key_names(model: ModelPatcher, clip) -> dict:
+def key_names(model: ModelPatcher | None, clip) -> dict:
     """Every name under which a LoRA file may address a weight -> the weight's key, as the stock loader maps them.
 
-    The host also has names for weights that a variant of an architecture lacks; here those match nothing.
+    The host also has names for weights that a variant of an architecture lacks; here those match nothing. Each bias has
+    its own key as a name, by which it is known to be there.
     """
-    names = comfy.lora.model_lora_keys_unet(model.model, {})
-    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
-    weights = model.model_state_dict().keys() | clip.patcher.model_state_dict().keys()
-    return {name: target for name, target in names.items() if _key(target) in weights}
-
-
-def _key(target: str | tuple) -> str:
-    """The weight of a target: its key, or (key, slice of it[, function]) where it is part of a fused weight."""
-    return target[0] if isinstance(target, tuple) else target
+    names: dict = {}
+    weights: set[str] = set()
+    if model is not None:
+        names = comfy.lora.model_lora_keys_unet(model.model, names)
+        weights |= model.model_state_dict().keys()
+    if clip is not None:
+        names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
+        weights |= clip.patcher.model_state_dict().keys()
+    names = {name: target for name, target in names.items() if accounts.weight_of(target) in weights}
+    return {key: key for key in weights if key.endswith(".bias")} | names
 
 
 def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: torch.device) -> Effect:
@@ -164,11 +194,10 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
     a base weight is needed and cannot be had.
     """
     result = Effect()
-    known = shapes(patcher)
-    for key, patches in lora.patches.items():
-        if key not in known:
-            continue
-        width = _merge_width(patcher, key)
+    own, known = _own_shapes(patcher), shapes(patcher)
+    for key, patches in _patches_of(lora, patcher).items():
+        # What a widened layer takes in is not what its module says.
+        width = _merge_width(patcher, key) if known[key] == own[key] else None
         difference = _difference(lora.name, key, known[key], patches, strength, patcher, device)
         size = difference.norm()
         if not torch.isfinite(size):
@@ -186,7 +215,49 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
     return result
 
 
+def _patches_of(lora: MatchedLoRA, patcher: ModelPatcher) -> dict[str, list]:
+    """Return the LoRA's patches of the patcher's weights, made wider where upstream patches have widened the weight."""
+    own, widened = _own_shapes(patcher), shapes(patcher)
+    return {
+        key: [(_filled(patch, own[key], widened[key]), *where) for patch, *where in patches]
+        for key, patches in lora.patches.items()
+        if key in own
+    }
+
+
+def _filled(patch, own: torch.Size, shape: torch.Size):
+    """Return a plain LoRA for a weight of `own` width with zeros for the columns that upstream patches added to it."""
+    if own == shape or len(own) != 2 or not _plain(patch, None) or patch.weights[1].shape[1:] != own[1:]:
+        return patch
+    up, down, *others = patch.weights
+    return weight_adapter.LoRAAdapter(patch.loaded_keys, (up, F.pad(down, (0, shape[1] - own[1])), *others))
+
+
+def check(lora: MatchedLoRA, patcher: ModelPatcher) -> None:
+    """Raise AdapterError, naming file and key, where the shapes of a patch do not fit or the host cannot apply it.
+
+    Nothing of the size of a weight is computed.
+    """
+    known = shapes(patcher)
+    for key, patches in _patches_of(lora, patcher).items():
+        for patch, offset, function in patches:
+            if _plain(patch, function):
+                _factors(lora.name, key, known[key], patch, offset, 1.0)
+            else:
+                _rehearse(lora.name, key, known[key], patch, offset)
+
+
 def shapes(patcher: ModelPatcher) -> dict[str, torch.Size]:
+    """Return the shape of every weight as upstream patches leave it: a control LoRA may widen one."""
+    result = _own_shapes(patcher)
+    for key, patches in patcher.patches.items():
+        if key in result:
+            before = torch.empty(result[key], device="meta")
+            result[key] = torch.Size(comfy.lora.calculate_shape(patches, before, key))
+    return result
+
+
+def _own_shapes(patcher: ModelPatcher) -> dict[str, torch.Size]:
     """The shape of every weight; a quantised one may be stored packed, so a linear layer's own word counts."""
     result = {}
     for key, tensor in patcher.model_state_dict().items():
@@ -296,13 +367,41 @@ def _apply(name, key, weight, patch, offset, function, strength) -> Tensor:
 
 
 def _rehearse(name, key, shape, patch, offset) -> None:
-    """Applies a patch to a weight without data, so that factors that do not fit fail before they fill the memory.
+    """Apply a patch to a weight without data, so that factors that do not fit fail before they fill the memory.
 
-    The product of two small factors can be of any size. Those of OFT and BOFT are of the weight's own.
+    The product of two small factors can be of any size. Those of OFT and BOFT are of the weight's own and act on its rows,
+    so one column tells.
     """
+    _refuse_other_models(name, key, shape, patch)
     if isinstance(patch, weight_adapter.OFTAdapter | weight_adapter.BOFTAdapter):
+        _refuse_ignored_rescale(name, key, patch)
+        one_column = patch.weights[3] is None and offset is None
+        weight = torch.zeros(shape[0], *(1 for _ in shape[1:])) if one_column else torch.zeros(shape)
+    else:
+        weight = torch.empty(shape, device="meta")
+    _apply(name, key, weight, patch, offset, None, 1.0)
+
+
+def _refuse_other_models(name, key, shape, patch) -> None:
+    """Raise AdapterError where the patch gives the weight another shape."""
+    reshape = patch.weights[5] if isinstance(patch, weight_adapter.LoRAAdapter) else None
+    if reshape is None or tuple(reshape) == tuple(shape):
         return
-    _apply(name, key, torch.empty(shape, device="meta"), patch, offset, None, 1.0)
+    raise AdapterError(
+        f"LoRA {name} is no concept: it changes the shape of {key} from {tuple(shape)} to {tuple(reshape)}, as control LoRAs"
+        " such as Flux Canny and Depth do, to read a second picture beside the latent. Load it with the stock Load LoRA"
+        " before this node, as part of the model; InstructPixToPixConditioning gives the model its picture."
+    )
+
+
+def _refuse_ignored_rescale(name, key, patch) -> None:
+    """Raise AdapterError where an OFT scales its rows: ComfyUI reads that and leaves it out."""
+    rescale = patch.weights[1]
+    if isinstance(patch, weight_adapter.OFTAdapter) and rescale is not None and not bool((rescale == 1).all()):
+        raise AdapterError(
+            f"LoRA {name}: its OFT on {key} has a rescale, which ComfyUI leaves out; without it the LoRA is another. Train it"
+            " without rescaling, or choose another LoRA."
+        )
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------

@@ -11,13 +11,42 @@ from torch import Tensor
 from ... import lowrank
 from ...lowrank import LowRank
 from ..lora import file as lora_file
+from ..lora.accounts import ALPHA, FACTORS, ROLES
 from .merge import MergeResult
 
-UP, DOWN, ALPHA, DIFFERENCE = ".lora_up.weight", ".lora_down.weight", ".alpha", ".diff"
+UP, DOWN, DIFFERENCE, BIAS = ".lora_up.weight", ".lora_down.weight", ".diff", ".diff_b"
+LISTED = 3  # names in a line of the report
 # kohya's names for base models, by the host's configuration class
 KOHYA_BASE = {"SD15": "sd_v1", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0"}
 MODELSPEC_ARCHITECTURE = {"SD15": "stable-diffusion-v1/lora", "SD20": "stable-diffusion-v2-768-v/lora"}
 MODELSPEC_ARCHITECTURE |= {"SDXL": "stable-diffusion-xl-v1-base/lora", "Flux": "flux-1-dev/lora"}
+
+
+class Term(NamedTuple):
+    """A plain LoRA or a full difference in a file: the keys of its up and down matrix, or of the difference."""
+
+    layer: str
+    matrices: tuple[str, ...]
+    alpha: str | None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.matrices, self.alpha) if self.alpha else self.matrices
+
+
+class Prepared(NamedTuple):
+    """What is to be written, and what that loses.
+
+    errors: each term's relative error of the weight difference, Frobenius norm, rank and rounding together; exact ones are
+    left out. whole: layers that max_rank does not apply to. unmeasured: layers whose tensors are rounded, without a measure
+    of what that does to the weight. exact: scales that keep a value which the precision does not have.
+    """
+
+    tensors: dict[str, Tensor]
+    errors: dict[str, float]
+    whole: list[str]
+    unmeasured: list[str]
+    exact: list[str]
 
 
 class MergeInfo(NamedTuple):
@@ -43,7 +72,8 @@ def info(result: MergeResult) -> MergeInfo:
 
 def metadata(tensors: dict[str, Tensor], merge_info: MergeInfo, title: str) -> dict[str, str]:
     """Metadata for the file's header: all of `merge_info`, and what kohya's tools and model managers look for."""
-    ranks = [tensor.shape[0] for key, tensor in tensors.items() if key.endswith(DOWN)]
+    ranks = [tensor.shape[0] for key, tensor in tensors.items() if key.endswith(tuple(FACTORS.values()))]
+    alphas = [float(tensor) for key, tensor in tensors.items() if key.endswith(ALPHA) and tensor.numel() == 1]
     triggers = ", ".join(concept["trigger"] for concept in merge_info.concepts)
     family = merge_info.base_model
     values = {
@@ -58,46 +88,38 @@ def metadata(tensors: dict[str, Tensor], merge_info: MergeInfo, title: str) -> d
         "ss_output_name": title,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(max(ranks, default=0)),
-        "ss_network_alpha": str(max(ranks, default=0)),
+        "ss_network_alpha": f"{max(alphas or ranks, default=0):g}",
     }
     if family in KOHYA_BASE:
         values["ss_base_model_version"] = KOHYA_BASE[family]
     return values
 
 
-def prepare(lora: dict[str, Tensor], dtype: torch.dtype, max_rank: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The tensors to write, in `dtype` and of at most `max_rank` (0: as they are), and each layer's relative error.
+def prepare(lora: dict[str, Tensor], dtype: torch.dtype, max_rank: int) -> Prepared:
+    """Return the tensors to write, in `dtype` and of at most `max_rank` (0: as they are).
 
-    The error is that of the weight difference, Frobenius norm, rank and rounding together; exact layers are left out.
-    Raises ValueError where a value does not fit `dtype`.
+    Only plain LoRAs and full differences are cut to a rank. Every other key is kept, whatever adapter it is of; scales keep
+    their value in any precision. Raises ValueError where a value does not fit `dtype`.
     """
-    tensors, errors = {}, {}
-    for key, tensor in lora.items():
-        if key.endswith((DOWN, ALPHA)):
-            continue
-        name = key.removesuffix(UP).removesuffix(DIFFERENCE)
-        if key.endswith(UP):
-            down = lora[name + DOWN]
-            rank = down.shape[0]
-            # Without alpha the scale is 1; with it, alpha / rank.
-            scale = float(lora[name + ALPHA]) / rank if name + ALPHA in lora else 1.0
-            whole = LowRank(tensor.flatten(1).float() * scale, down.flatten(1).float())
-            kernel = down.shape[1:]
-        elif key.endswith(DIFFERENCE) and tensor.ndim >= 2:
-            whole = lowrank.from_dense(tensor.flatten(1).float())
-            kernel = tensor.shape[1:]
-        else:  # a bias or norm difference
-            tensors[key] = _rounded(key, tensor, dtype)
-            continue
-        if max_rank == 0 or whole.rank <= max_rank:
-            stored = {key: tensor} if key.endswith(DIFFERENCE) else _factors(name, whole, kernel)
-        else:
-            stored = _factors(name, lowrank.truncate(whole, rank=max_rank)[0], kernel)
-        stored = {k: t if k.endswith(ALPHA) else _rounded(k, t, dtype) for k, t in stored.items()}
+    terms = _terms(lora)
+    of_terms = {key for term in terms for key in term.keys}
+    others = {key: tensor for key, tensor in lora.items() if key not in of_terms}
+    tensors = {key: _rounded(key, tensor, dtype) for key, tensor in others.items()}
+    errors = {}
+    for term in terms:
+        stored = {key: _rounded(key, tensor, dtype) for key, tensor in _cut(lora, term, max_rank).items()}
         tensors |= stored
         if max_rank or dtype != torch.float32:
-            errors[name] = _error(whole, name, stored)
-    return tensors, {name: error for name, error in errors.items() if error > 0}
+            errors[term.layer] = _error(_matrix(lora, term), stored, term)
+    matrices = [key for key, tensor in others.items() if tensor.ndim > 1]
+    changed = [key for key in matrices if not _same(lora[key], tensors[key])]
+    return Prepared(
+        tensors=tensors,
+        errors={layer: error for layer, error in errors.items() if error > 0},
+        whole=_layers(matrices) if max_rank else [],
+        unmeasured=_layers(changed),
+        exact=[key for key, tensor in lora.items() if _is_scale(key, tensor) and not _same(tensor, tensor.to(dtype))],
+    )
 
 
 def path_within(root: Path, filename: str) -> Path:
@@ -138,26 +160,108 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, str], if_exis
             number += 1
 
 
-def describe(path: Path, errors: dict[str, float]) -> str:
-    """What was saved and what was lost, in a line or two."""
-    text = f"Saved {path} ({path.stat().st_size / 2**20:.1f} MiB)."
-    if errors:
+def describe(path: Path, prepared: Prepared) -> str:
+    """What was saved and what was lost, in a few lines."""
+    lines = [f"Saved {path} ({path.stat().st_size / 2**20:.1f} MiB)."]
+    if errors := prepared.errors:
         worst = max(errors, key=lambda name: errors[name])
         mean = sum(errors.values()) / len(errors)
-        text += f"\nRelative error of the weight differences: {mean:.2%} on average, {errors[worst]:.2%} at worst ({worst})."
-    return text
+        lines.append(
+            f"Relative error of the weight differences: {mean:.2%} on average, {errors[worst]:.2%} at worst ({worst})."
+        )
+    if prepared.whole:
+        lines.append(
+            f"max_rank does not apply to {len(prepared.whole)} layers, whose adapters are no plain LoRAs; they are saved"
+            f" whole: {_list(prepared.whole)}."
+        )
+    if prepared.unmeasured:
+        lines.append(
+            f"{len(prepared.unmeasured)} layers with adapters other than plain LoRAs are rounded, and what that changes is not measured:"
+            f" {_list(prepared.unmeasured)}."
+        )
+    if prepared.exact:
+        lines.append(f"{len(prepared.exact)} scales are not rounded: {_list(prepared.exact)}.")
+    return "\n".join(lines)
 
 
-def _factors(name: str, term: LowRank, kernel: torch.Size) -> dict[str, Tensor]:
-    return {
-        name + UP: term.up.reshape(*term.up.shape, *(1 for _ in kernel[1:])).contiguous(),
-        name + DOWN: term.down.reshape(term.rank, *kernel).contiguous(),
-        name + ALPHA: torch.tensor(float(term.rank)),
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
+
+
+def _terms(lora: dict[str, Tensor]) -> list[Term]:
+    """Return what can be cut to a rank: factors and full differences that nothing else of their layer depends on."""
+    within = _keys_within(lora)
+    possible = [term for key in lora for term in _possible_terms(key, lora)]
+    return [term for term in possible if within.get(term.layer, set()) <= {*term.keys, term.layer + BIAS}]
+
+
+def _possible_terms(key: str, lora: dict[str, Tensor]) -> list[Term]:
+    """Return the terms whose first key this is."""
+    found = [
+        (key.removesuffix(up), (key, key.removesuffix(up) + down)) for up, down in FACTORS.items() if key.endswith(up)
+    ]
+    if key.endswith(DIFFERENCE):
+        found = [(key.removesuffix(DIFFERENCE), (key,))]
+    terms = [Term(layer, keys, layer + ALPHA if layer + ALPHA in lora else None) for layer, keys in found]
+    return [term for term in terms if _is_sound(term, lora)]
+
+
+def _is_sound(term: Term, lora: dict[str, Tensor]) -> bool:
+    """Whether all tensors are there, are matrices, and fit."""
+    if not all(key in lora and lora[key].ndim > 1 for key in term.matrices):
+        return False
+    first, last = lora[term.matrices[0]], lora[term.matrices[-1]]
+    fits = len(term.matrices) == 1 or first.shape[1:].numel() == last.shape[0]
+    return fits and (term.alpha is None or lora[term.alpha].numel() == 1)
+
+
+def _keys_within(lora: dict[str, Tensor]) -> dict[str, set[str]]:
+    """Return the keys below every dotted beginning of a key."""
+    result: dict[str, set[str]] = {}
+    for key in lora:
+        stem = key.rpartition(".")[0]
+        while stem:
+            result.setdefault(stem, set()).add(key)
+            stem = stem.rpartition(".")[0]
+    return result
+
+
+def _matrix(tensors: dict[str, Tensor], term: Term) -> LowRank:
+    """Return the weight difference of a term."""
+    first, last = (tensors[term.matrices[index]].flatten(1).float() for index in (0, -1))
+    if len(term.matrices) == 1:
+        return lowrank.from_dense(first)
+    scale = float(tensors[term.alpha]) / last.shape[0] if term.alpha else 1.0  # without alpha the scale is 1
+    return LowRank(first * scale, last)
+
+
+def _cut(lora: dict[str, Tensor], term: Term, max_rank: int) -> dict[str, Tensor]:
+    """Return the tensors of a term, of at most `max_rank` (0: as they are)."""
+    unchanged = {key: lora[key] for key in term.keys}
+    whole = _matrix(lora, term) if max_rank else None
+    if whole is None or whole.rank <= max_rank:
+        return unchanged
+    kept, _ = lowrank.truncate(whole, rank=max_rank)
+    kernel = lora[term.matrices[-1]].shape[1:]
+    up, down = term.matrices if len(term.matrices) == 2 else (term.layer + UP, term.layer + DOWN)
+    stored = {
+        up: kept.up.reshape(*kept.up.shape, *(1 for _ in kernel[1:])).contiguous(),
+        down: kept.down.reshape(kept.rank, *kernel).contiguous(),
     }
+    scaled = term.alpha or up.endswith(UP)  # kohya's tools want an alpha
+    return stored | {term.layer + ALPHA: torch.tensor(float(kept.rank))} if scaled else stored
+
+
+def _error(whole: LowRank, stored: dict[str, Tensor], term: Term) -> float:
+    cut = term._replace(matrices=tuple(key for key in stored if key != term.layer + ALPHA))
+    if term.layer + ALPHA in stored:
+        cut = cut._replace(alpha=term.layer + ALPHA)
+    size = whole.norm()
+    return float(lowrank.add([whole, _matrix(stored, cut).scaled(-1.0)]).norm() / size) if size else 0.0
 
 
 def _rounded(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    rounded = tensor.to(dtype).contiguous().clone()
+    rounded = (tensor if _is_scale(key, tensor) else tensor.to(dtype)).contiguous().clone()
     if not torch.isfinite(rounded).all():
         raise ValueError(
             f"{key} does not fit {str(dtype).removeprefix('torch.')}; save with precision bfloat16 or float32."
@@ -165,10 +269,20 @@ def _rounded(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded
 
 
-def _error(whole: LowRank, name: str, stored: dict[str, Tensor]) -> float:
-    if name + DIFFERENCE in stored:
-        kept = lowrank.from_dense(stored[name + DIFFERENCE].flatten(1).float())
-    else:
-        kept = LowRank(*(stored[name + part].flatten(1).float() for part in (UP, DOWN)))
-    size = whole.norm()
-    return float(lowrank.add([whole, kept.scaled(-1.0)]).norm() / size) if size else 0.0
+def _is_scale(key: str, tensor: Tensor) -> bool:
+    """Whether it is one number that scales others, or whole numbers such as a shape."""
+    return key.endswith(ALPHA) or tensor.ndim == 0 or not tensor.is_floating_point()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.double(), other.double())
+
+
+def _layers(keys: list[str]) -> list[str]:
+    """Return the names of the layers that keys of any adapter belong to."""
+    return sorted({_layer(key) for key in keys})
+
+
+def _layer(key: str) -> str:
+    ending = next((ending for ending in ROLES if key.endswith(ending)), None)
+    return key.removesuffix(ending) if ending else key.removesuffix(".weight").rpartition(".")[0]

@@ -207,6 +207,10 @@ def _notes_of(loaded: Loaded) -> list[str]:
     lora, notes = loaded.lora, []
     if lora.unmatched:
         notes.append(f"{len(lora.unmatched)} tensors match nothing in this model: {_list(lora.unmatched)}")
+    if lora.repeated:
+        notes.append(
+            f"{len(lora.repeated)} tensors repeat others of the same weights and count once: {_list(lora.repeated)}"
+        )
     if lora.embeddings:
         notes.append(f"bundled embeddings are not merged: {_list(lora.embeddings)}")
     strengths = (loaded.concept.strength_model, loaded.concept.strength_clip)
@@ -214,7 +218,8 @@ def _notes_of(loaded: Loaded) -> list[str]:
     if idle := [key for side, strength in sides if strength for key in side.idle]:
         notes.append(f"the adapter changes nothing at {len(idle)} weights: {_list(idle)}")
     if loaded.summed():
-        notes.append(f"summed, not merged (bias, norm, or convolution too wide): {_list(loaded.summed())}")
+        why = "bias, norm, convolution too wide, or input widened by a control LoRA"
+        notes.append(f"summed, not merged ({why}): {_list(loaded.summed())}")
     return [f"{loaded.concept.name}: {note}" for note in notes]
 
 

@@ -49,7 +49,7 @@ def compose(
     branch_adapters = BranchAdapters(model, loaded)
 
     # Each branch's own text encoder; a LoRA without a part for it leaves it as it is.
-    clips = [clip, *(_with_lora(clip, each.lora, each.concept.strength_clip) for each in loaded)]
+    clips = [clip, *(adapters.patched(clip, each.lora, each.concept.strength_clip) for each in loaded)]
     positives, negatives, branches = [], [], []
     for number, (own_clip, text) in enumerate(zip(clips, prompts, strict=True)):
         entries, places = tokens.encode(own_clip, text)
@@ -71,19 +71,3 @@ def _tagged(tags: Tags, role: Role, conditioning: list[list]) -> list:
     return [
         [text, extra | tags.of(role, branch)] for branch, entries in enumerate(conditioning) for text, extra in entries
     ]
-
-
-def _with_lora(clip: comfy.sd.CLIP, lora: adapters.MatchedLoRA, strength: float) -> comfy.sd.CLIP:
-    """The text encoder with the LoRA's part for it, as the stock loader patches it."""
-    weights = clip.patcher.model_state_dict()
-    patches = {
-        (key, offset, function): patch
-        for key, found in lora.patches.items()
-        if key in weights
-        for patch, offset, function in found
-    }
-    if not patches or strength == 0:
-        return clip
-    patched = clip.clone()
-    patched.add_patches(patches, strength)
-    return patched
