@@ -3,12 +3,12 @@
 import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..loraclr_core.host import merged_file, merging, report
 from ..loraclr_core.host.capture import CaptureSettings
 from ..loraclr_core.host.merging import MergeSettings
 from ..loraclr_core.objective import Margin, MarginMode
+from . import page
 from .types import CATEGORY, Concepts, MergeInfo
 
 MARGIN_MODES: dict[str, MarginMode] = {"absolute (paper)": "absolute", "relative": "relative"}
@@ -209,12 +209,10 @@ def _prompts(text: str) -> tuple[str, ...]:
 def _progress(node_id: str):
     """One bar from 0 to 1 and the phase in words under the node; stops the merge when the user cancels."""
     bar = comfy.utils.ProgressBar(PROGRESS_UNITS, node_id=node_id)
-    server = getattr(PromptServer, "instance", None)  # there is none outside of a running server
 
     def report_progress(phase: str, done: float) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(round(done * PROGRESS_UNITS))
-        if server is not None:
-            server.send_progress_text(phase, node_id)
+        page.show_text(phase, node_id)
 
     return report_progress
