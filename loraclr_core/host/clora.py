@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -157,8 +158,11 @@ class CLoRA:
         adapters: BranchAdapters,
         settings: Settings,
         view: LiveView | None = None,
+        warn: Callable[[str], None] = logging.warning,
     ):
-        """positions: for each branch and concept, where its tokens stand in that branch's conditioning."""
+        """positions: for each branch and concept, where its tokens stand in that branch's conditioning. warn: tells the user
+        what is not as asked.
+        """
         self.tags = Tags(len(positions))
         self.concepts = concepts
         self.positions = positions
@@ -166,6 +170,7 @@ class CLoRA:
         self.adapters = adapters
         self.settings = settings
         self.view = view
+        self.warn = warn
         self.records: OrderedDict[str, Record] = OrderedDict()
         self.plain: PlainPicture | None = None
         self.run: _Run | None = None
@@ -394,6 +399,11 @@ class CLoRA:
         placed = x.new_zeros(x.shape[0], len(given), *size)
         for index, concept in enumerate(self.concepts):
             if concept.mask is not None:
+                if 1 < len(concept.mask) != x.shape[0]:
+                    self.warn(
+                        f"Concept “{concept.name}” has {len(concept.mask)} masks for {x.shape[0]} pictures: they are taken in"
+                        " order, from the first again where they are too few."
+                    )
                 mask = masks.resize(concept.mask[:, None].to(x), size, "area")
                 placed[:, index] = comfy.utils.repeat_to_batch_size(mask, x.shape[0])[:, 0]
         others = [index for index, is_given in enumerate(given) if not is_given]

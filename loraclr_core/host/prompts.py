@@ -1,5 +1,8 @@
 """From concepts and one prompt to what CLoRA samples with: conditioning for every branch, adapters, token positions."""
 
+import logging
+from collections.abc import Callable
+
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
@@ -21,8 +24,11 @@ def compose(
     negative: str,
     settings: Settings,
     view: LiveView | None = None,
+    warn: Callable[[str], None] = logging.warning,
 ) -> tuple[ModelPatcher, list, list]:
     """The patched model and its positive and negative conditioning, one tagged entry per branch in each.
+
+    warn: tells the user, while it samples, what is not as asked.
 
     Raises ValueError, with what to do, where a prompt, a LoRA or the model does not fit.
     """
@@ -38,7 +44,7 @@ def compose(
         (concept.lora_name, adapters.effect(match, model, concept.strength_model, device))
         for concept, match in zip(concepts, matches, strict=True)
     ]
-    clora = CLoRA(concepts, positions, BranchAdapters(model, effects), settings, view)
+    clora = CLoRA(concepts, positions, BranchAdapters(model, effects), settings, view, warn)
     patched = clora.patch(model)
 
     clips = [clip, *(_with_lora(clip, m, c.strength_clip) for m, c in zip(matches, concepts, strict=True))]
