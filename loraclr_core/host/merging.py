@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .. import adamw, exact, lowrank
-from ..concept import Concept
+from ..concept import Concept, require_class_words
 from ..lowrank import LowRank
 from ..moments import ConceptStatistics
 from ..objective import Margin, held_out_error, negative_distances
@@ -94,6 +94,7 @@ def merge(
     """
     if not concepts:
         raise ValueError("No concepts to merge: connect at least one Load Concept LoRA.")
+    _check_class_words(settings, concepts)
     device = comfy.model_management.get_torch_device()
     seconds: dict[str, float] = {}
     if settings.captures == "clear the disk":
@@ -125,7 +126,7 @@ def merge(
     # One concept alone is already what every solver looks for.
     steps = settings.distillation_steps if len(concepts) > 1 else 0
     solving = 1 - DISTILLATION_SHARE if steps else 1.0
-    if settings.solver == "sum (baseline)" or len(concepts) == 1:
+    if not _is_solved(settings, concepts):
         deltas = {key: lowrank.squeeze(_sum(effects, key)) for key in target.layers()}
     else:
         deltas = _solve_all(target, result, device, lambda phase, done: progress(phase, solving * done), seconds)
@@ -145,6 +146,18 @@ def merge(
     seconds["patching"] = time.perf_counter() - start
     result.seconds = seconds
     return result
+
+
+def _is_solved(settings: MergeSettings, concepts: list[Concept]) -> bool:
+    """Whether the sum is not the answer already, as it is of one concept alone."""
+    return settings.solver != "sum (baseline)" and len(concepts) > 1
+
+
+def _check_class_words(settings: MergeSettings, concepts: list[Concept]) -> None:
+    if settings.anchor_weight != 0 and _is_solved(settings, concepts):
+        require_class_words(concepts, "anchor_weight above 0 keeps the plain model in place on the class words")
+    if settings.distillation_steps and len(concepts) > 1:
+        require_class_words(concepts, "distillation_steps above 0 keeps the plain model as it is on the class words")
 
 
 def _solve_all(target: Target, result: MergeResult, device, progress, seconds: dict[str, float]) -> dict[str, LowRank]:
