@@ -1,5 +1,8 @@
 """CLoRA: several concept LoRAs in one picture, kept apart while sampling; and what it looked at."""
 
+import logging
+from collections.abc import Callable
+
 from comfy_api.latest import io
 
 from ..loraclr_core.concept import Concept
@@ -13,6 +16,8 @@ from ..loraclr_core.sampler.masks import MORPHOLOGY, OVERLAPS, Overlap
 from ..loraclr_core.sampler.separation import UPDATE_UNITS
 from . import page
 from .types import CATEGORY, Concepts
+
+log = logging.getLogger("loraclr")
 
 
 class CLoRASampler(io.ComfyNode):
@@ -221,7 +226,8 @@ class CLoRASampler(io.ComfyNode):
         )
         settings = Settings(updates=updates, areas=areas, surroundings=surroundings)
         view = _view(cls.hidden.unique_id, concepts) if live_view else None
-        return io.NodeOutput(*compose(model, clip, concepts, prompt, negative, settings, view))
+        warn = _warning(cls.hidden.unique_id)
+        return io.NodeOutput(*compose(model, clip, concepts, prompt, negative, settings, view, warn))
 
 
 def _view(node_id: str, concepts: list[Concept]) -> LiveView:
@@ -231,6 +237,16 @@ def _view(node_id: str, concepts: list[Concept]) -> LiveView:
         lambda frame: page.send("loraclr.clora", {"node": node_id, **frame}),
         page.is_open,
     )
+
+
+def _warning(node_id: str) -> Callable[[str], None]:
+    """Warnings for this node on the page, and for the log."""
+
+    def warn(text: str) -> None:
+        log.warning(text)
+        page.show_text(text, node_id)
+
+    return warn
 
 
 def _steps(text: str) -> tuple[int, ...]:

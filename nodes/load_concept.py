@@ -8,9 +8,13 @@ import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..loraclr_core import words
 from ..loraclr_core.concept import Concept
 from ..loraclr_core.host.lora import adapters
 from ..loraclr_core.host.lora import file as lora_file
+from ..loraclr_core.sampler import masks
+from ..loraclr_core.trained_words import TrainedWords, trained_words
+from . import page
 from .types import CATEGORY, Concepts
 
 log = logging.getLogger("loraclr")
@@ -37,7 +41,7 @@ class LoadConceptLoRA(io.ComfyNode):
                     dynamic_prompts=False,
                     placeholder="sks cat",
                     tooltip="The phrase the LoRA was trained on, as you would prompt it. Empty: taken from the file's"
-                    " own metadata, where it has any.",
+                    " own metadata, where it says so, and shown on the node.",
                 ),
                 io.String.Input(
                     "class_word",
@@ -45,7 +49,7 @@ class LoadConceptLoRA(io.ComfyNode):
                     dynamic_prompts=False,
                     placeholder="cat",
                     tooltip="Plain words for the same thing, which the base model knows. Empty: the last word of the"
-                    " trigger.",
+                    " trigger, where it has several. The sampler needs it.",
                 ),
                 io.String.Input(
                     "name",
@@ -53,7 +57,7 @@ class LoadConceptLoRA(io.ComfyNode):
                     dynamic_prompts=False,
                     placeholder="cat",
                     tooltip="Short name of the concept in reports and prompts; unique among the chained concepts."
-                    " Empty: the class word.",
+                    " Empty: the class word, else the trigger.",
                 ),
                 io.Float.Input(
                     "strength_model",
@@ -77,7 +81,10 @@ class LoadConceptLoRA(io.ComfyNode):
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="Only to try this concept alone: gives the CLIP output."),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="Where the concept belongs in the picture. The merge ignores it."
+                    "mask",
+                    optional=True,
+                    tooltip="Where the concept belongs in the picture: 1 there, 0 elsewhere; one for all pictures of a"
+                    " batch, or one each. The merge ignores it.",
                 ),
             ],
             outputs=[
@@ -87,6 +94,7 @@ class LoadConceptLoRA(io.ComfyNode):
                 io.Model.Output(tooltip="The model with this concept alone, to try it by itself."),
                 io.Clip.Output(tooltip="The text encoder with this concept alone, to try it by itself."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -110,14 +118,10 @@ class LoadConceptLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         # The tensors are read where they are used: here only where a model is, to try the concept alone.
-        trigger = trigger.strip() or lora_file.trigger_from_metadata(lora_file.read_metadata(path))
-        if not trigger:
-            raise ValueError(
-                f"{lora_name} does not say what it was trained on: write its trigger phrase (such as “sks cat”) into"
-                " the trigger field of Load Concept LoRA."
-            )
-        class_word = class_word.strip() or trigger.split()[-1]
-        name = name.strip() or class_word
+        taken = None if trigger.strip() else _from_file(lora_name, path)
+        trigger = trigger.strip() if taken is None else taken.trigger
+        class_word = class_word.strip() or words.class_word(trigger)
+        name = name.strip() or words.concept_name(trigger, class_word)
         earlier = concepts or []
         if name in [concept.name for concept in earlier]:
             raise ValueError(
@@ -127,11 +131,49 @@ class LoadConceptLoRA(io.ComfyNode):
         digest = lora_file.sha256(path)
         if digest in [concept.sha256 for concept in earlier]:
             log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
+        mask = None if mask is None else masks.given(mask, name)
         concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
+        _tell(concept, taken, cls.hidden.unique_id)
         if model is not None or clip is not None:
             tensors, _ = lora_file.read(path)
             model, clip = adapters.load_alone(lora_name, tensors, model, clip, strength_model, strength_clip)
         return io.NodeOutput([*earlier, concept], _or_blocked(model, "model"), _or_blocked(clip, "clip"))
+
+
+def _from_file(lora_name: str, path: Path) -> TrainedWords:
+    """Return the trigger that the file's metadata give. Raises ValueError where they give none."""
+    found = trained_words(lora_file.read_metadata(path))
+    if not found.trigger:
+        hint = f" What it does say: {_quoted(found.others)}." if found.others else ""
+        raise ValueError(
+            f"{lora_name} does not say what it was trained on: write its trigger phrase (such as “sks cat”) into"
+            f" the trigger field of Load Concept LoRA.{hint}"
+        )
+    return found
+
+
+def _tell(concept: Concept, taken: TrainedWords | None, node_id: str) -> None:
+    """Say under the node, and in the log, which words were taken and what of them is not read as meant."""
+    lines = []
+    if taken is not None:
+        others = f" The file also names {_quoted(taken.others)}." if taken.others else ""
+        lines.append(f"Trigger “{concept.trigger}”, from {taken.source}.{others}")
+    class_word = (
+        f"Class word “{concept.class_word}”" if concept.class_word else "No class word, which the sampler needs"
+    )
+    lines.append(f"{class_word}. Prompts name it {{{concept.name}}}.")
+    faults = [*words.remarks("trigger", concept.trigger), *words.remarks("class_word", concept.class_word)]
+    if concept.mask is not None and not concept.mask.any():
+        faults.append("The mask is empty: the sampler draws this concept nowhere.")
+    for line in lines:
+        log.info("%s: %s", concept.lora_name, line)
+    for fault in faults:
+        log.warning("%s: %s", concept.lora_name, fault)
+    page.show_text("\n".join([*lines, *faults]), node_id)
+
+
+def _quoted(phrases: list[str]) -> str:
+    return ", ".join(f"“{phrase}”" for phrase in phrases)
 
 
 def _or_blocked(output, socket: str):

@@ -3,12 +3,12 @@
 import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..loraclr_core.host.merge import export, report
 from ..loraclr_core.host.merge.merge import KEEPINGS, SOLVERS, Keeping, MergeSettings, merge
 from ..loraclr_core.host.merge.target import CaptureSettings, latent_shape
 from ..loraclr_core.merge.objective import Margin, MarginMode
+from . import page
 from .types import CATEGORY, Concepts, MergeInfo
 
 MARGIN_MODES: dict[str, MarginMode] = {"absolute (paper)": "absolute", "relative": "relative"}
@@ -211,12 +211,10 @@ def _prompts(text: str) -> tuple[str, ...]:
 def _progress(node_id: str):
     """One bar from 0 to 1 and the phase in words under the node; stops the merge when the user cancels."""
     bar = comfy.utils.ProgressBar(PROGRESS_UNITS, node_id=node_id)
-    server = getattr(PromptServer, "instance", None)  # there is none outside of a running server
 
     def report_progress(phase: str, done: float) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(round(done * PROGRESS_UNITS))
-        if server is not None:
-            server.send_progress_text(phase, node_id)
+        page.show_text(phase, node_id)
 
     return report_progress

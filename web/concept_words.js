@@ -2,7 +2,8 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { CONCEPT, widgetOf } from "./lib/graph.js";
-import { triggerFromMetadata } from "./lib/prompt.js";
+import { trainedWords } from "./lib/trained_words.js";
+import { classWord } from "./lib/words.js";
 
 /** The metadata of a LoRA file, from the host; empty where it has none. */
 async function metadataOf(file) {
@@ -24,10 +25,10 @@ app.registerExtension({
     const chosen = file.callback;
     file.callback = async function (value) {
       chosen?.apply(this, arguments);
-      const trigger = triggerFromMetadata(await metadataOf(value)) ?? "";
+      const trigger = trainedWords(await metadataOf(value));
       if (file.value !== value) return; // another file was chosen meanwhile
       fill("trigger", trigger);
-      fill("class_word", trigger.split(/\s+/).at(-1));
+      fill("class_word", classWord(trigger));
       node.setDirtyCanvas?.(true, true);
     };
   },

@@ -7,7 +7,7 @@ their class words.
 import re
 from typing import NamedTuple
 
-from ..concept import Concept
+from ..concept import Concept, require_class_words
 
 Span = tuple[int, int]
 
@@ -28,8 +28,16 @@ class BranchPrompt(NamedTuple):
 def branches(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
     """The prompts of branch 0 (base) and of branches 1…K, one per concept.
 
-    Raises PromptError for a `{name}` that no concept has, a concept the prompt never names, or a stray brace.
+    Raises PromptError for a `{name}` that no concept has, a concept the prompt never names or cannot name, or a stray brace;
+    ValueError for a concept without a class word.
     """
+    require_class_words(concepts, "the sampler's plain picture shows each concept by its class word")
+    for concept in concepts:
+        if "{" in concept.name or "}" in concept.name:
+            raise PromptError(
+                f"No prompt can name concept “{concept.name}” ({concept.lora_name}), since its name has braces: write"
+                " another into name of its Load Concept LoRA."
+            )
     index = {concept.name: i for i, concept in enumerate(concepts)}
     plain, named = [], []
     end = 0

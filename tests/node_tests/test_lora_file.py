@@ -71,21 +71,6 @@ def test_a_pickle_of_weights_alone_is_read(tmp_path):
     assert metadata == lora_file.read_metadata(tmp_path / "weights.pt") == {}
 
 
-@pytest.mark.parametrize(
-    ("metadata", "trigger"),
-    [
-        ({}, None),
-        ({"modelspec.trigger_phrase": " sks cat "}, "sks cat"),
-        ({"ss_tag_frequency": json.dumps({"5_x": {"sks dog": 9, "grass": 4}, "2_y": {"grass": 4}})}, "sks dog"),
-        ({"ss_dataset_dirs": json.dumps({"10_sks bird": {"n_repeats": 10}})}, "sks bird"),
-        ({"ss_tag_frequency": "not json"}, None),
-        ({"ss_tag_frequency": "{}", "ss_dataset_dirs": json.dumps({"images": {}})}, None),
-    ],
-)
-def test_triggers_come_from_the_metadata_trainers_write(metadata, trigger):
-    assert lora_file.trigger_from_metadata(metadata) == trigger
-
-
 def test_written_files_read_back(tmp_path):
     path = tmp_path / "new" / "a.safetensors"
     lora_file.write(path, STATE, {"k": "v"}, overwrite=False)

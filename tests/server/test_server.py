@@ -99,6 +99,20 @@ def test_progress_is_told_in_words(server, infos):
     assert texts[-1].startswith("merged in ")
 
 
+def test_the_words_taken_from_a_file_are_shown_under_its_node(server, infos):
+    """With a strength of its own, so that the node runs, whatever ran before."""
+    prompt = merge_prompt(infos, capture_steps=1)
+    (node_id, *_) = (key for key, node in prompt.items() if node["class_type"] == "LoRACLR_LoadConceptLoRA")
+    prompt[node_id]["inputs"].update({"trigger": "", "class_word": "", "strength_model": 0.97})
+    messages: list[dict] = []
+    server.wait(server.queue(prompt), messages.append)
+    (text,) = (
+        each["data"]["text"] for each in messages if each["type"] == "progress_text" and each["data"]["node"] == node_id
+    )
+    assert text.startswith("Trigger “sks ball”, from ")
+    assert "Class word “ball”. Prompts name it {ball}." in text
+
+
 def test_saved_merge_reloads_to_the_same_picture(server, infos, first_run):
     pixels, _ = run(server, demo_prompt(infos, "loraclr_reload"))
     assert np.abs(pixels - first_run[0]).max() == 0

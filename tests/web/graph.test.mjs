@@ -9,10 +9,12 @@ function node(values, from = null, type = CONCEPT) {
   return { type, comfyClass: type, widgets, inputs, getInputNode: () => from };
 }
 
-test("a concept is called by its name, its class word, or its trigger's last word", () => {
+test("a concept is called by its name, its class word, or its trigger", () => {
   assert.equal(conceptName(node({ name: "tom", class_word: "cat", trigger: "sks cat" })), "tom");
   assert.equal(conceptName(node({ name: "", class_word: "cat", trigger: "sks kitten" })), "cat");
   assert.equal(conceptName(node({ name: "", class_word: "", trigger: "sks cat" })), "cat");
+  assert.equal(conceptName(node({ name: "", class_word: "", trigger: "sks" })), "sks");
+  assert.equal(conceptName(node({ name: "", class_word: "", trigger: "" })), "");
 });
 
 test("the chain is followed to its start, through reroutes, in its order", () => {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { completed, offers, problems, triggerFromMetadata, typing } from "../../web/lib/prompt.js";
+import { completed, offers, problems, typing } from "../../web/lib/prompt.js";
 
 test("a prompt that names every concept has no problems", () => {
   assert.deepEqual(problems("a photo of {cat} and { dog }", ["cat", "dog"]), []);
@@ -28,11 +28,4 @@ test("completing closes the brace once and leaves the rest", () => {
   assert.deepEqual(completed("a {c in snow", 4, "cat"), { text: "a {cat} in snow", caret: 7 });
   assert.deepEqual(completed("a {c} in snow", 4, "cat"), { text: "a {cat} in snow", caret: 7 });
   assert.deepEqual(completed("a {do and {cat}", 5, "dog"), { text: "a {dog} and {cat}", caret: 7 });
-});
-
-test("triggers come from the metadata that trainers write", () => {
-  assert.equal(triggerFromMetadata({ "modelspec.trigger_phrase": " sks cat " }), "sks cat");
-  assert.equal(triggerFromMetadata({ ss_tag_frequency: '{"10_a": {"sks cat": 8, "sofa": 3}}' }), "sks cat");
-  assert.equal(triggerFromMetadata({ ss_dataset_dirs: '{"10_sks cat": {}}' }), "sks cat");
-  assert.equal(triggerFromMetadata({ ss_tag_frequency: "broken" }), null);
 });

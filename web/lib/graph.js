@@ -1,4 +1,5 @@
 /** Finding things in the page's graph. */
+import { classWord, nameOf } from "./words.js";
 
 export const CLORA = "LoRACLR_CLoRASampler";
 export const CONCEPT = "LoRACLR_LoadConceptLoRA";
@@ -26,9 +27,10 @@ export function conceptNames(node) {
   return names.filter(Boolean);
 }
 
-/** As the node names it: its name, else its class word, else the last word of its trigger. */
+/** As the node names it: its name, else after its class word, else after its trigger. */
 export function conceptName(node) {
-  return valueOf(node, "name") || valueOf(node, "class_word") || valueOf(node, "trigger").split(/\s+/).at(-1);
+  const trigger = valueOf(node, "trigger");
+  return valueOf(node, "name") || nameOf(trigger, valueOf(node, "class_word") || classWord(trigger));
 }
 
 function upstream(node) {

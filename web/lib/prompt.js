@@ -35,29 +35,3 @@ export function completed(text, caret, name) {
   const rest = text.slice(caret).replace(/^[^{}\s,.;:]*\}?/, "");
   return { text: `${text.slice(0, start)}${name}}${rest}`, caret: start + name.length + 1 };
 }
-
-/** The phrase a LoRA was trained on, where its metadata say so; as `lora_file.trigger_from_metadata`. */
-export function triggerFromMetadata(metadata) {
-  const phrase = metadata["modelspec.trigger_phrase"]?.trim();
-  if (phrase) return phrase;
-  const counts = new Map();
-  for (const tags of Object.values(parsed(metadata.ss_tag_frequency))) {
-    for (const [tag, count] of Object.entries(tags)) {
-      if (tag.trim()) counts.set(tag.trim(), (counts.get(tag.trim()) ?? 0) + Number(count));
-    }
-  }
-  if (counts.size) return [...counts].reduce((best, each) => (each[1] > best[1] ? each : best))[0];
-  for (const folder of Object.keys(parsed(metadata.ss_dataset_dirs))) {
-    const [, name] = /^\d+_(.*)$/.exec(folder) ?? [];
-    if (name?.trim()) return name.trim();
-  }
-  return null;
-}
-
-function parsed(json) {
-  try {
-    return JSON.parse(json) ?? {};
-  } catch {
-    return {};
-  }
-}

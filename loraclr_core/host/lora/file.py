@@ -1,7 +1,6 @@
 """LoRA files: read with every fault named, and written whole or not at all."""
 
 import hashlib
-import json
 import os
 import pickletools
 import shutil
@@ -95,28 +94,6 @@ def sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def trigger_from_metadata(metadata: dict[str, str]) -> str | None:
-    """The phrase a LoRA was trained on, where its file says so.
-
-    Looks at modelspec.trigger_phrase, then at kohya's ss_tag_frequency (the tag that most captions have) and
-    ss_dataset_dirs ("10_sks cat": ten repeats of "sks cat").
-    """
-    if phrase := metadata.get("modelspec.trigger_phrase", "").strip():
-        return phrase
-    counts: dict[str, int] = {}
-    for tags in _json_object(metadata.get("ss_tag_frequency")).values():
-        for tag, count in tags.items() if isinstance(tags, dict) else ():
-            if isinstance(count, int):
-                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
-    if counts.pop("", None) is not None or counts:
-        return max(counts, key=lambda tag: counts[tag], default=None)
-    for folder in _json_object(metadata.get("ss_dataset_dirs")):
-        repeats, _, phrase = folder.partition("_")
-        if repeats.isdigit() and phrase.strip():
-            return phrase.strip()
-    return None
-
-
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], overwrite: bool) -> None:
     """Writes a safetensors file in a scratch folder beside `path` and moves it: whole or not at all.
 
@@ -205,14 +182,6 @@ def _plain(tensor: Tensor) -> bool:
 def _finite(tensor: Tensor) -> bool:
     # fp8 has no isfinite of its own; complex and integer tensors are not LoRA weights but may stand beside them.
     return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
-
-
-def _json_object(text: str | None) -> dict:
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):  # also a number of thousands of digits, or thousands of brackets
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _first_line(error: Exception) -> str:

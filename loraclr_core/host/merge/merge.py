@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ... import lowrank
-from ...concept import Concept
+from ...concept import Concept, require_class_words
 from ...lowrank import LowRank
 from ...merge import adamw, exact
 from ...merge.moments import ConceptStatistics
@@ -122,17 +122,16 @@ def merge(
     """
     if not concepts:
         raise ValueError("No concepts to merge: connect at least one Load Concept LoRA.")
+    _check_class_words(concepts, settings)
     device, seconds = comfy.model_management.get_torch_device(), {}
     progress = Progress(report)
     with _timed(seconds, "reading"):
         loaded, without_effect = _load_all(model, clip, concepts, settings, device, progress)
         target = _target(model, clip, loaded)
-    # One concept alone is already what every solver looks for.
-    several = len(loaded) > 1
-    steps = settings.distillation_steps if several and target.model_layers else 0
+    steps = settings.distillation_steps if len(loaded) > 1 and target.model_layers else 0
     solving = progress.part(0.0, 1 - DISTILLATION_SHARE if steps else 1.0)
     captured = Captured(Known(), 0, "")
-    if settings.solver == "sum (baseline)" or not several or not target.layers():
+    if not _is_solved(settings, len(loaded)) or not target.layers():
         solution = Solution({key: lowrank.squeeze(_sum(loaded, key)) for key in target.layers()})
     else:
         with _timed(seconds, "capture"):
@@ -163,6 +162,18 @@ def merge(
         agreements=distilled.agreements,
         seconds=seconds,
     )
+
+
+def _is_solved(settings: MergeSettings, concepts: int) -> bool:
+    """Return whether there is anything to solve. One concept alone is already what every solver looks for."""
+    return settings.solver != "sum (baseline)" and concepts > 1
+
+
+def _check_class_words(concepts: list[Concept], settings: MergeSettings) -> None:
+    if settings.anchor_weight != 0 and _is_solved(settings, len(concepts)):
+        require_class_words(concepts, "anchor_weight above 0 keeps the plain model in place on the class words")
+    if settings.distillation_steps and len(concepts) > 1:
+        require_class_words(concepts, "distillation_steps above 0 keeps the plain model as it is on the class words")
 
 
 @contextlib.contextmanager

@@ -64,12 +64,18 @@ class CLoRA:
         return samples
 
     def _check(self, guider: comfy.samplers.CFGGuider, noise: Tensor) -> None:
-        """Raise ValueError for what cannot be sampled."""
+        """Raise ValueError for what cannot be sampled, and warn of what is not sampled as asked."""
         if guider.model_options.get("context_handler") is not None:
             raise ValueError("CLoRA cannot sample in context windows; remove that patch from the model.")
         self.composition.tags.check(guider.conds)
         if noise.ndim != 4:
             raise ValueError(f"CLoRA samples pictures; this latent has the shape {tuple(noise.shape)}.")
+        for concept in self.composition.concepts:
+            if concept.mask is not None and 1 < len(concept.mask) != len(noise):
+                self.warn(
+                    f"Concept “{concept.name}” has {len(concept.mask)} masks for {len(noise)} pictures: they are taken in order,"
+                    " from the first again where they are too few."
+                )
 
     def _surroundings(self, guider: comfy.samplers.CFGGuider, sample: Callable) -> Surroundings:
         """Return what branches see around their areas; the plain picture is sampled here."""

@@ -1,0 +1,243 @@
+"""The phrase that a LoRA was trained on, out of the metadata in its file.
+
+Who writes what: kohya's trainers and those that build on them write folders (`10_ohwx woman`: ten repeats of “ohwx woman”),
+regularisation folders and how many captions have each tag, or `class_tokens` of data sets set up in a file; ai-toolkit its
+trigger word as such a folder; modelspec, model managers and sites a field of its own.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from .words import LEAD_IN, prompt_syntax
+
+# Fields that hold the trigger and nothing else, the surest first; as `_field` makes them of a key.
+FIELDS = [
+    "triggerphrase",
+    "triggerphrases",
+    "triggerwords",
+    "triggerword",
+    "trainedwords",
+    "trainedword",
+    "activationtext",
+    "activationtags",
+    "activationwords",
+    "trigger",
+    "triggers",
+    "instanceprompt",
+    "keywords",
+]
+_PREFIX = re.compile(r"^(modelspec|ss|ssmd|civitai)[._]")
+_NOTHING = {"", "none", "null", "n/a", "-", "false", "true", "no", "yes", "[]", "{}"}
+
+NEARLY_ALL = 0.9  # share of the captions that have the trigger: some are always forgotten
+AHEAD = 0.75  # the next tag has at most this share of the trigger's captions
+FEW_CAPTIONS = 3  # of so few, each tag is in nearly all
+LONGEST_TAG = 4  # words; what is longer is a sentence
+LONGEST_PHRASE = 500  # characters; what is longer is a description
+
+# What taggers write of any picture.
+_ADJECTIVES = (
+    r"((black|white|grey|gray|red|blue|green|brown|blonde|blond|pink|purple|orange|yellow|silver|golden|aqua|dark|light|pale"
+    r"|multicolored|colored|long|short|medium|very|large|small|huge|open|closed|parted|bare|blunt|wavy|curly|straight"
+    r"|upper|lower|full|cowboy|front|side|back|close-?up|simple|gradient|blurry|best|high|good|normal|low|worst|male|female) )*"
+)
+_GENERIC = re.compile(
+    r"(\d+\+? ?|multiple |no )?(girl|boy|other|woman|women|man|men|person|people|human|humans|female|male|child|character)s?"
+    r"|solo( focus)?|looking .+|facing .+|from (above|below|behind|side)|score \d.*|rating.*|.+ (text|username|background)"
+    rf"|{_ADJECTIVES}(hair|eyes?|bangs|breasts|skin|lips|mouth|face|ears|teeth|nose|body|shoulders|legs|arms)"
+    rf"|{_ADJECTIVES}(shirt|dress|skirt|gloves|boots|shoes|jacket|pants|hat|ribbon|bow|collar|sleeves|jewelry|earrings)"
+    rf"|{_ADJECTIVES}(background|focus|quality|view|shot|portrait|close-?up)"
+    r"|ahoge|blush|smil(e|ing)|standing|sitting|lying|holding|navel|cleavage|thighhighs|indoors|outdoors|day|night|sky"
+    r"|safe|sensitive|questionable|explicit|general|masterpiece|highres|absurdres|lowres|newest|recent|realistic"
+    r"|photorealistic|photo( \(medium\))?|3d|anime|monochrome|gr[ae]yscale|comic|sketch|lineart|traditional media|signature"
+    r"|watermark|artist name|simple|photograph|picture|image|illustration|painting|drawing"
+)
+# What people call folders that are named for no one.
+_GENERIC_FOLDER = re.compile(
+    r"(new |my |training |train )?(img|image|pic|picture|photo|data|dataset|train|training|input|instance|subject|lora|concept"
+    r"|character|folder|crop|cropped|resize|resized|raw|all|main|default|close|closeup|fullbody)s?|[\s\d.x×-]*|v[\d.]+"
+)
+
+
+class TrainedWords(NamedTuple):
+    """trigger: in the host's prompt syntax; "" where the file does not say one. source: where in the file it stands.
+    others: what else the file says, for who must choose.
+    """
+
+    trigger: str
+    source: str
+    others: list[str]
+
+
+class Dataset(NamedTuple):
+    """What a LoRA was trained on but for regularisation. folders: folder -> phrase it is called by; captions of each:
+    tags[folder][tag], in how many; images[folder], 0 where it is not said.
+    """
+
+    folders: dict[str, str]
+    tags: dict[str, Counter[str]]
+    images: dict[str, int]
+
+
+def trained_words(metadata: Mapping[str, str]) -> TrainedWords:
+    """Return the phrase a LoRA was trained on, where its file says so.
+
+    A field of its own decides; else the name of the training folder, unless there are captions and they do not say it;
+    else the one tag that nearly all captions have and that says more than what any picture has.
+    """
+    for key, phrases in _fields(metadata):
+        return TrainedWords(phrases[0], key, phrases[1:])
+    dataset = _dataset(metadata)
+    phrases = {_spelled(phrase): folder for folder, phrase in dataset.folders.items() if _trained_on(dataset, folder)}
+    if len(phrases) == 1:
+        (folder,) = phrases.values()
+        return TrainedWords(prompt_syntax(dataset.folders[folder]), f"the training folder “{folder}”", [])
+    common = _common_tags(dataset)
+    if not phrases and (tag := _tag_that_stands_out(dataset, common)):
+        return TrainedWords(prompt_syntax(tag), "nearly all captions", [])
+    others = [
+        *dict.fromkeys(dataset.folders.values()),
+        *(tag for tag, _ in common[:3] if len(tag.split()) <= LONGEST_TAG),
+    ]
+    return TrainedWords("", "", [prompt_syntax(phrase) for phrase in dict.fromkeys(others)])
+
+
+# --- Fields of their own ---------------------------------------------------------------------------------------------
+
+
+def _fields(metadata: Mapping[str, str]) -> Iterable[tuple[str, list[str]]]:
+    """Yield the keys that hold triggers, the surest first, with what they hold."""
+    keys = sorted((key for key in metadata if _field(key) in FIELDS), key=lambda key: FIELDS.index(_field(key)))
+    for key in keys:
+        phrases = _phrases(metadata[key])
+        if _field(key) == "instanceprompt":
+            phrases = [LEAD_IN.sub("", phrase) for phrase in phrases]
+        if phrases:
+            yield key, phrases
+
+
+def _field(key: str) -> str:
+    """Return a key without its writer's prefix and spelling: `ss_trigger_words`, `Trigger Words` → `triggerwords`."""
+    return re.sub(r"[^a-z]", "", _PREFIX.sub("", key.lower()))
+
+
+def _phrases(value: str) -> list[str]:
+    """Return what a field holds: one phrase, or a list of them as JSON."""
+    listed = _json(value)
+    values = listed if isinstance(listed, list) else [listed if isinstance(listed, str) else value]
+    said = [each.strip() for each in values if isinstance(each, str) and len(each) <= LONGEST_PHRASE]
+    phrases = [prompt_syntax(each) for each in said if each.lower() not in _NOTHING]
+    return [phrase for phrase in dict.fromkeys(phrases) if phrase]
+
+
+# --- Folders and captions --------------------------------------------------------------------------------------------
+
+
+def _dataset(metadata: Mapping[str, str]) -> Dataset:
+    """Return the folders and captions, regularisation left out."""
+    folders, counts = _object(metadata.get("ss_dataset_dirs")), _object(metadata.get("ss_tag_frequency"))
+    subsets = {str(each["image_dir"]): each for each in _subsets(metadata.get("ss_datasets")) if each.get("image_dir")}
+    left_out = {
+        *_object(metadata.get("ss_reg_dataset_dirs")),
+        *(name for name, each in subsets.items() if each.get("is_reg")),
+    }
+    # A folder that is given twice is there as “name (2)” too.
+    every = dict.fromkeys([*folders, *counts, *subsets])
+    names = [name for name in every if not left_out & {name, re.sub(r" \(\d+\)$", "", name)}]
+    tags = {name: _tags(counts.get(name)) for name in names}
+    phrases = {name: _as_captions_have_it(_phrase(name, subsets.get(name, {})), tags[name]) for name in names}
+    images = {name: _number(folders.get(name), "img_count") for name in names}
+    return Dataset({name: phrase for name, phrase in phrases.items() if phrase}, tags, images)
+
+
+def _subsets(text: str | None) -> list[dict]:
+    datasets = _json(text or "[]")
+    found = [each.get("subsets") for each in datasets if isinstance(each, dict)] if isinstance(datasets, list) else []
+    return [each for subsets in found if isinstance(subsets, list) for each in subsets if isinstance(each, dict)]
+
+
+def _phrase(folder: str, subset: dict) -> str:
+    """Return what a folder is called by: its class tokens, or its name after the repeats; "" where that says nothing."""
+    repeats, _, name = folder.partition("_")
+    tokens = subset.get("class_tokens")
+    phrase = tokens if isinstance(tokens, str) and tokens.strip() else name if repeats.strip().isdigit() else ""
+    generic = _GENERIC_FOLDER.fullmatch(_spelled(phrase)) or _GENERIC.fullmatch(_spelled(phrase))
+    return "" if generic else phrase.strip()
+
+
+def _as_captions_have_it(phrase: str, tags: Counter[str]) -> str:
+    """Return a folder's phrase with spaces for its underscores, unless captions have them or there are none."""
+    has_it = not tags or any(phrase.lower() in tag.lower() for tag in tags)
+    return phrase if has_it else phrase.replace("_", " ")
+
+
+def _tags(counts: object) -> Counter[str]:
+    """Return in how many captions each tag is, spelled one way."""
+    found: Counter[str] = Counter()
+    for tag, count in counts.items() if isinstance(counts, dict) else ():
+        if type(count) is int and count > 0 and (spelled := LEAD_IN.sub("", " ".join(tag.split()))):
+            found[spelled] += count
+    return found
+
+
+def _trained_on(dataset: Dataset, folder: str) -> bool:
+    """Whether the folder's captions say its phrase; where there are none, its phrase is the caption of each picture."""
+    tags = dataset.tags[folder]
+    needed = NEARLY_ALL * _captions(dataset, folder)
+    return not tags or all(_captions_with(word, tags) >= needed for word in _split(dataset.folders[folder]))
+
+
+def _captions_with(word: str, tags: Counter[str]) -> int:
+    return sum(count for tag, count in tags.items() if word in _split(tag))
+
+
+def _captions(dataset: Dataset, folder: str) -> int:
+    """Return how many captions a folder has: as many as pictures, or at least as its commonest tag."""
+    return dataset.images[folder] or max(dataset.tags[folder].values(), default=0)
+
+
+def _common_tags(dataset: Dataset) -> list[tuple[str, int]]:
+    """Return the tags that are not just any picture's with their captions, the commonest first."""
+    every = sum(dataset.tags.values(), Counter())
+    return [(tag, count) for tag, count in every.most_common() if not _GENERIC.fullmatch(_spelled(tag))]
+
+
+def _tag_that_stands_out(dataset: Dataset, common: list[tuple[str, int]]) -> str | None:
+    captions = sum(_captions(dataset, folder) for folder in dataset.tags)
+    if not common or captions < FEW_CAPTIONS:
+        return None
+    (tag, count), following = common[0], common[1][1] if len(common) > 1 else 0
+    stands_out = count >= NEARLY_ALL * captions and following <= AHEAD * count and len(tag.split()) <= LONGEST_TAG
+    return tag if stands_out else None
+
+
+def _spelled(phrase: str) -> str:
+    """Return a phrase as all trainers would spell it: `Ohwx_Woman` → `ohwx woman`."""
+    return " ".join(phrase.replace("_", " ").replace("\\", "").lower().split())
+
+
+def _split(phrase: str) -> set[str]:
+    return set(re.findall(r"[^\s,.()]+", _spelled(phrase)))
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # also a number of thousands of digits, or thousands of brackets
+        return None
+
+
+def _object(text: str | None) -> dict:
+    value = _json(text or "{}")
+    return value if isinstance(value, dict) else {}
+
+
+def _number(entry: object, key: str) -> int:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if type(value) is int and value > 0 else 0

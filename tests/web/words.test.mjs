@@ -1,0 +1,21 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { trainedWords } from "../../web/lib/trained_words.js";
+import { classWord, nameOf } from "../../web/lib/words.js";
+
+/** The tables that tests/core/test_words.py holds the server to. */
+const table = (name) => JSON.parse(readFileSync(new URL(`../words/${name}.json`, import.meta.url), "utf-8"));
+
+for (const { trigger, class_word, name } of table("triggers")) {
+  test(`the class word and name of ${trigger}`, () => {
+    assert.deepEqual([classWord(trigger), nameOf(trigger, classWord(trigger))], [class_word, name]);
+  });
+}
+
+for (const { says, metadata, trigger } of table("headers")) {
+  test(`the trigger of a file: ${says}`, () => {
+    const text = ([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)];
+    assert.equal(trainedWords(Object.fromEntries(Object.entries(metadata).map(text))), trigger);
+  });
+}
