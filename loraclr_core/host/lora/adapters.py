@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ... import lowrank
 from ...lowrank import LowRank
-from .. import accounts
+from . import accounts
 
 log = logging.getLogger("loraclr")
 
