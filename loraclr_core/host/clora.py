@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -30,7 +31,7 @@ import comfy.utils
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from .. import contrast, masks, objects
@@ -41,6 +42,7 @@ from .attention import JointLayers, Recorder, read_layers
 from .branches import BranchAdapters
 from .evaluation import KEY, Call, Evaluation
 from .live import LiveView
+from .patches import names
 from .plain import SAME_SIGMA, PlainPicture
 from .tags import Tags
 
@@ -181,7 +183,7 @@ class CLoRA:
         # Not the host's streamed weights, which come and go between operations: a backward pass needs them to stay.
         patched = model.clone(disable_dynamic=True)
         patched.set_attachments(KEY, self)
-        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self._outer_sample)
+        _put_outermost(patched, self._outer_sample)
         patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self._sampler_sample)
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, self._predict_noise)
         patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self._calc_cond_batch)
@@ -210,6 +212,7 @@ class CLoRA:
         try:
             self.plain = PlainPicture() if self.settings.surroundings == "plain" else None
             if self.plain is not None:
+                _check_outermost(executor)
                 # A whole run of the host's, so that all that keeps a state along the schedule starts anew in the second.
                 guider.conds = {name: [entry.copy() for entry in entries] for name, entries in conds.items()}
                 with torch.random.fork_rng():  # both pictures get the same noise, at every step
@@ -461,6 +464,23 @@ class CLoRA:
         )
         while len(self.records) > RECORDS:
             self.records.popitem(last=False)
+
+
+def _put_outermost(model: ModelPatcher, outer_sample: Callable) -> None:
+    """Puts a wrapper around those of all other nodes, upstream and behind: what it calls is a whole run to each of them."""
+    wrappers = model.model_options["transformer_options"].setdefault("wrappers", {})  # run before `model.wrappers`
+    wrappers[WrappersMP.OUTER_SAMPLE] = {KEY: [outer_sample], **wrappers.get(WrappersMP.OUTER_SAMPLE, {})}
+
+
+def _check_outermost(executor: WrapperExecutor) -> None:
+    """Raises ValueError where another node's wrapper would see both takes as one run."""
+    outside = executor.wrappers[: executor.idx]
+    if outside:
+        raise ValueError(
+            f"{names(outside)} runs around CLoRA's whole sampling, which samples twice: first the plain picture, then the one"
+            " with the concepts. Put that node before CLoRA Attention Contrast Sampler, or set surroundings to “composed"
+            " (paper)”."
+        )
 
 
 def _fingerprint(latent: Tensor) -> str:
