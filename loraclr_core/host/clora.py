@@ -42,7 +42,7 @@ from .attention import JointLayers, Recorder, read_layers
 from .branches import BranchAdapters
 from .evaluation import KEY, Call, Evaluation
 from .live import LiveView
-from .patches import names
+from .patches import suspects
 from .plain import SAME_SIGMA, PlainPicture
 from .tags import Tags
 
@@ -477,7 +477,7 @@ def _check_outermost(executor: WrapperExecutor) -> None:
     outside = executor.wrappers[: executor.idx]
     if outside:
         raise ValueError(
-            f"{names(outside)} runs around CLoRA's whole sampling, which samples twice: first the plain picture, then the one"
+            f"{suspects(outside)} runs around CLoRA's whole sampling, which samples twice: first the plain picture, then the one"
             " with the concepts. Put that node before CLoRA Attention Contrast Sampler, or set surroundings to “composed"
             " (paper)”."
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import differentiable
 from .attention import Enough, Read, Recorder
 from .branches import BranchAdapters
+from .calls import Calls, wrappers
 
 KEY = "loraclr_clora"  # of conditioning tags, wrappers, the attachment, and the rows' branches in transformer_options
 
@@ -108,9 +109,15 @@ class Evaluation:
                 differentiable.check_weights_stay(self.model, variable.device, "update_strength")
                 if args["c"].get("control") is not None:
                     differentiable.part_from_skips(transformer_options)
+            reading = None
             if recorder is not None:
                 reads = self._reads(chunks, per_chunk, transformer_options["uuids"])
-                recorder.begin(reads, args["c"]["c_crossattn"].shape[1])
+                reading = recorder, reads, args["c"]["c_crossattn"].shape[1]
+                recorder.begin(*reading[1:], batch=len(rows))
+            others, calls = wrappers(inner, transformer_options), None
+            if others:
+                calls = Calls(self.model, args, others, rows, self.adapters, reading, variable is not None)
+                args = calls.watched()
             try:
                 with self.adapters.routed(rows):
                     if inner is not None:
@@ -120,7 +127,9 @@ class Evaluation:
             except Enough:
                 output = torch.zeros_like(args["input"])
             if recorder is not None:
-                recorder.end()
+                recorder.add(recorder.end())
+            if calls is not None:
+                calls.finish()
             return output
 
         options = {**self.options, "model_function_wrapper": apply}

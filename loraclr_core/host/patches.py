@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable
 
 
-def names(patches: Iterable[object]) -> str:
-    """Return these functions and objects by name, each once."""
-    return " and ".join(dict.fromkeys(_name(patch) for patch in patches))
+def suspects(patches: Iterable[object]) -> str:
+    """Return the beginning of a sentence about what one of these functions and objects does, with their names."""
+    names = ", ".join(dict.fromkeys(_name(patch) for patch in patches))
+    return f"A patch of the model ({names})" if names else "A patch of the model"
 
 
 def _name(patch: object) -> str:
