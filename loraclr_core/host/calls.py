@@ -1,8 +1,9 @@
 """How other packs' wrappers call the model: with which rows of the host's batch, and with which parts of the picture.
 
-Tiling packs cut the picture into tiles and run several of them as rows of one batch, in an order of their own. What has a value
-for each place, as an inpainting model's conditioning has, they cut and order as they do the latents. So the numbers of all
-places go along as one more such conditioning, and tell innermost of all what each row is a part of.
+Tiling packs cut the picture into tiles and run several of them as rows of one batch, in an order of their own. The conditioning
+of each row they order alike. So the number of each row goes along as one more conditioning and tells innermost of all what a
+row is a part of; where in the picture it is, its content tells, which is mostly noise and the same nowhere else. (To send the
+numbers of all places along would be simpler, but tiled diffusion fails on conditioning of the latents' own size.)
 """
 
 import math
@@ -19,10 +20,11 @@ from .attention import Read, Recorder, read_layers
 from .branches import BranchAdapters, Rows
 from .patches import suspects
 
-PLACES = "loraclr_places"  # of the numbers among a batch's conditioning, and of the innermost wrapper
+ROWS = "loraclr_rows"  # of the numbers among a batch's conditioning, and of the innermost wrapper
 
 # How far, of the largest value, a tile may be from what is in its place: half precision and its rounding.
 SAME_CONTENT = 0.02
+COMPARED = 8  # pixels of a tile's first line, by which its place is found
 
 
 class Part(NamedTuple):
@@ -57,18 +59,17 @@ class Calls:
         self.adapters = adapters
         self.reading = reading
         self.differentiated = differentiated
-        latents = args["input"]
-        self.numbers = torch.arange(latents[:, 0].numel(), dtype=torch.int, device=latents.device)
-        self.numbers = self.numbers.view_as(latents[:, :1])
+        self.numbers = torch.arange(len(rows), dtype=torch.int, device=args["input"].device)[:, None]
+        self.size = args["input"].shape[-2:]
         self.mosaics: dict[int, Mosaic] = {}
 
     def watched(self) -> dict:
-        """Return the wrappers' arguments with the numbers of all places, and with a wrapper that reads them innermost."""
+        """Return the wrappers' arguments with the numbers of the rows, and with a wrapper that reads them innermost."""
         options = self.args["c"]["transformer_options"]
         kinds = options.get("wrappers", {})
-        innermost = {**kinds.get(WrappersMP.DIFFUSION_MODEL, {}), PLACES: [self._called]}
+        innermost = {**kinds.get(WrappersMP.DIFFUSION_MODEL, {}), ROWS: [self._called]}
         options = {**options, "wrappers": {**kinds, WrappersMP.DIFFUSION_MODEL: innermost}}
-        return {**self.args, "c": {**self.args["c"], PLACES: self.numbers, "transformer_options": options}}
+        return {**self.args, "c": {**self.args["c"], ROWS: self.numbers, "transformer_options": options}}
 
     def finish(self) -> None:
         """Gives the recorder the maps that tiles were put together to. Raises ValueError where a place is missing."""
@@ -83,7 +84,7 @@ class Calls:
         recorder.add([(read, torch.stack([self.mosaics[row].whole() for row in read.rows])) for read in reads])
 
     def _called(self, executor: Callable, x: Tensor, *args, **kwargs) -> Tensor:
-        part = self._part(x, kwargs.pop(PLACES, None))
+        part = self._part(x, kwargs.pop(ROWS, None))
         if part is None:
             return executor(x, *args, **kwargs)
         if self.differentiated:
@@ -101,36 +102,50 @@ class Calls:
             output = executor(x, *args, **kwargs)
             for read, found in recorder.end():
                 for row, maps in zip(read.rows, found, strict=True):
-                    new = Mosaic(self.numbers.shape[-2:], read.tokens, maps.device)
+                    new = Mosaic(self.size, read.tokens, maps.device)
                     self.mosaics.setdefault(part.rows[row], new).put(maps, part.places[row])
             recorder.begin(reads, tokens, len(self.rows))
         return output
 
     def _part(self, x: Tensor, numbers: Tensor | None) -> Part | None:
         """What a call of the model is for; None where it is for the host's batch as it is."""
-        alike = len(x) == len(self.numbers) and x.shape[-2:] == self.numbers.shape[-2:]
+        alike = len(x) == len(self.rows) and x.shape[-2:] == self.size
         if alike and (numbers is None or torch.equal(numbers, self.numbers)):
             return None
-        area = self.numbers[0].numel()
-        if numbers is not None and numbers.shape == (len(x), 1, *x.shape[-2:]):
-            rows = numbers // area
-            part = Part(rows[:, 0, 0, 0].tolist(), (numbers % area)[:, 0])
-            if torch.equal(rows, rows[:, :, :1, :1].expand_as(rows)) and self._is_there(part, x):
+        if numbers is not None and len(numbers) == len(x):
+            part = self._found(x, numbers[:, 0])
+            if part is not None:
                 return part
-        given = self.args["input"].shape
         raise ValueError(
-            f"{self.who} calls the model with {_sizes(x.shape)} where it was given {_sizes(given)}, and its conditioning does"
-            " not say what they are parts of; so CLoRA cannot know which LoRA belongs to them. Remove that node, or use"
-            " LoRACLR Merge with it."
+            f"{self.who} calls the model with {_sizes(x.shape)} where it was given {_sizes(self.args['input'].shape)}, and CLoRA"
+            " cannot know what they are parts of, and so which LoRA belongs to them. Remove that node, or use LoRACLR Merge"
+            " with it."
         )
 
-    def _is_there(self, part: Part, x: Tensor) -> bool:
-        """Whether the rows of a call hold what is in their places."""
-        latents = self.model.model_sampling.calculate_input(self.args["timestep"], self.args["input"]).flatten(2)
-        places = part.places.flatten(1)[:, None].long().expand(-1, latents.shape[1], -1)
-        expected = latents[part.rows].gather(2, places).view(len(x), latents.shape[1], *x.shape[-2:])
-        apart = (x[:, : expected.shape[1]].float() - expected.float()).abs().max()
-        return bool(apart <= SAME_CONTENT * expected.abs().max())
+    def _found(self, x: Tensor, rows: Tensor) -> Part | None:
+        """Where the rows of a call are in the batch's rows of these numbers; None where what is there is something else."""
+        latents = self.model.model_sampling.calculate_input(self.args["timestep"], self.args["input"]).to(x)
+        x, latents = x[:, : latents.shape[1]].float(), latents[rows].float()
+        places = torch.stack([_place(tile, picture) for tile, picture in zip(x, latents, strict=True)])
+        where = places.flatten(1)[:, None].expand(-1, latents.shape[1], -1)
+        apart = (latents.flatten(2).gather(2, where).view_as(x) - x).abs().max()
+        return Part(rows.tolist(), places) if apart <= SAME_CONTENT * latents.abs().max() else None
+
+
+def _place(tile: Tensor, picture: Tensor) -> Tensor:
+    """Return the places of a tile, (h, w), in the picture that it was cut out of, wherever it fits best; both (channels, …).
+
+    A tile may reach over the picture's border and go on at the other side, where a pack shifts the picture around.
+    """
+    apart = torch.zeros_like(picture[0])
+    for column in range(min(COMPARED, tile.shape[-1])):
+        there = (picture.roll(-column, dims=-1) - tile[:, :1, column : column + 1]).abs().amax(dim=0)
+        apart = torch.maximum(apart, there)
+    height, width = apart.shape
+    top, left = divmod(int(apart.argmin()), width)
+    rows = torch.arange(top, top + tile.shape[-2], device=tile.device) % height
+    columns = torch.arange(left, left + tile.shape[-1], device=tile.device) % width
+    return rows[:, None] * width + columns
 
 
 class Mosaic:
@@ -146,7 +161,7 @@ class Mosaic:
     def put(self, maps: Tensor, places: Tensor) -> None:
         """Adds a tile's maps, (h, w, tokens) in the layers' resolution, at its places in the latent, (height, width)."""
         fine = F.interpolate(maps.movedim(-1, 0)[None], size=places.shape, mode="nearest-exact")[0].flatten(1)
-        where = places.flatten().long()
+        where = places.flatten()
         self.sum.index_add_(1, where, fine)
         self.count.index_add_(0, where, torch.ones_like(fine[0]))
         self.scale = round(places.shape[0] / maps.shape[0]), round(places.shape[1] / maps.shape[1])

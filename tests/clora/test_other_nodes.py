@@ -10,6 +10,7 @@ import comfy.samplers
 import comfy.utils
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import comfy_extras.nodes_easycache as easycache
+import comfy_extras.nodes_hypertile as hypertile
 import comfy_extras.nodes_nag as nag
 import comfy_extras.nodes_pag as pag
 import comfy_extras.nodes_perpneg as perpneg
@@ -36,6 +37,10 @@ def _nag(model):
     return nag.NAGuidance.execute(model, 5.0, 0.5, 1.5).args[0]
 
 
+def _hypertile(model):
+    return hypertile.HyperTile.execute(model, 32, 1, 0, False)[0]  # no random tiles
+
+
 def _attn2_patch(model):
     model = model.clone()
     model.set_model_attn2_patch(lambda q, k, v, options: (q, 1.5 * k, v))
@@ -52,7 +57,7 @@ def _attn2_replace(model):
     return model
 
 
-@pytest.mark.parametrize("patch", [_pag, _sag, _nag, _attn2_patch, _attn2_replace])
+@pytest.mark.parametrize("patch", [_pag, _sag, _nag, _hypertile, _attn2_patch, _attn2_replace])
 def test_other_patches_compose(demo, idle, concepts, latent, patch):
     """With idle concepts exactly as without CLoRA, whichever was patched first; and with updates it runs."""
     expected = sample(

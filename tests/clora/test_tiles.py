@@ -1,55 +1,18 @@
 """CLoRA under wrappers of other packs that call the model with rows and sizes of their own, as tiled diffusion does."""
 
+from typing import NamedTuple
+
 import comfy.patcher_extension
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import pytest
 import torch
 from clora.sampling import PLAIN, assert_same, clora, encode, plain, sample
+from clora.tiles import record, tiled
+from loraclr.loraclr_core.host.attention import Recorder
 from loraclr.loraclr_core.host.calls import Mosaic
-from loraclr.loraclr_core.host.evaluation import KEY
 
 WIDE = {"samples": torch.zeros(2, 4, 4, 12)}
-
-
-class Tiles:
-    """A wrapper that runs columns of the picture `at_once` as one batch, all rows of the first before those of the next."""
-
-    def __init__(self, *starts: int, width: int, at_once: int, conditioning: bool = True):
-        """conditioning: whether it is cut as the latents are."""
-        self.boxes = [slice(start, start + width) for start in starts]
-        self.at_once = at_once
-        self.conditioning = conditioning
-
-    def __call__(self, apply_model, args):
-        x, c = args["input"], args["c"]
-        total, count = torch.zeros_like(x), torch.zeros_like(x)
-        for first in range(0, len(self.boxes), self.at_once):
-            boxes = self.boxes[first : first + self.at_once]
-
-            def cut(value, boxes=boxes):
-                if not isinstance(value, torch.Tensor):
-                    return value
-                if value.ndim == 4 and self.conditioning:
-                    return torch.cat([value[..., box] for box in boxes])
-                return torch.cat([value] * len(boxes))
-
-            tiles = torch.cat([x[..., box] for box in boxes])
-            found = apply_model(tiles, cut(args["timestep"]), **{key: cut(value) for key, value in c.items()})
-            for box, tile in zip(boxes, found.chunk(len(boxes)), strict=True):
-                total[..., box] += tile
-                count[..., box] += 1
-        return total / count
-
-
-def tiled(model, *starts: int, **how):
-    model = model.clone()
-    model.set_model_unet_function_wrapper(Tiles(*starts, **how))
-    return model
-
-
-def record(model, found):
-    return model.get_attachment(KEY).record_of(found["samples"])
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
@@ -74,37 +37,40 @@ def test_tiles_in_one_batch_are_tiles_one_by_one(demo, concepts):
     assert 0 < record(model, expected).masks.mean() < 1
 
 
-class Twice:
-    """Noise whose two halves are the same."""
+class Given(NamedTuple):
+    """Noise that is known."""
 
-    seed = 3
+    noise: torch.Tensor
+    seed: int = 3
 
     def generate_noise(self, latent):
-        half = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(3))
-        return torch.cat([half] * (latent["samples"].shape[-1] // 6), dim=-1)
+        return self.noise
 
 
-def _twice(model, positive, negative, width):
+def _attention(model, positive, negative, noise, monkeypatch):
+    """The picture of this noise, and its first map of each branch."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(5.0)
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 2)
-    sampler, latent = comfy.samplers.sampler_object("euler"), {"samples": torch.zeros(1, 4, 6, width)}
-    return custom_sampler.SamplerCustomAdvanced.execute(Twice(), guider, sampler, sigmas, latent).args[0]
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 1)
+    sampler, latent = comfy.samplers.sampler_object("euler"), {"samples": torch.zeros_like(noise)}
+    seen, maps_of = [], Recorder.maps
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "maps", lambda recorder: seen.append(maps_of(recorder)) or seen[-1])
+        found, _ = custom_sampler.SamplerCustomAdvanced.execute(Given(noise), guider, sampler, sigmas, latent).args
+    return found, seen[0]
 
 
-def test_the_attention_of_a_tile_is_at_its_place(demo, concepts):
-    """Two tiles that are the same picture are drawn as that picture alone, with its masks and its heat maps at both places."""
-    settings = {"update_strength": 0.0, "surroundings": "composed (paper)", "mask_overlap": "average (paper)"}
-    settings |= {"mask_threshold": 0.8, "mask_morphology": "none"}  # nothing that grows over the border
-    model, positive, negative = clora(demo, concepts, **settings)
-    alone = _twice(model, positive, negative, 6)
-    found = _twice(tiled(model, 0, 6, width=6, at_once=2), positive, negative, 12)
-    assert_same(found, {"samples": torch.cat([alone["samples"]] * 2, dim=-1)}, 1e-4)
-    one, both = record(model, alone), record(model, found)
-    assert torch.equal(both.masks, torch.cat([one.masks] * 2, dim=-1))
-    torch.testing.assert_close(both.heat, torch.cat([one.heat] * 2, dim=-1), rtol=0, atol=1e-4)
-    assert 0 < one.masks.mean() < 1
+def test_the_attention_of_a_tile_is_at_its_place(demo, concepts, monkeypatch):
+    """Two tiles side by side look at what each of them looks at as a picture of its own."""
+    model, positive, negative = clora(demo, concepts, **PLAIN, surroundings="composed (paper)")
+    noise = torch.randn(1, 4, 6, 12, generator=torch.Generator().manual_seed(3))
+    found, both = _attention(tiled(model, 0, 6, width=6, at_once=2), positive, negative, noise, monkeypatch)
+    halves = [_attention(model, positive, negative, half, monkeypatch) for half in noise.chunk(2, dim=-1)]
+    assert_same(found, {"samples": torch.cat([picture["samples"] for picture, _ in halves], dim=-1)}, 1e-4)
+    for branch in range(3):
+        expected = torch.cat([maps[branch] for _, maps in halves], dim=2)
+        torch.testing.assert_close(both[branch], expected, rtol=0, atol=1e-4 * float(expected.max()))
 
 
 def test_maps_coarser_than_the_latent_come_together_where_tiles_overlap_and_wrap_around():
@@ -147,12 +113,16 @@ def test_rows_in_another_order_change_nothing(demo, concepts, reverse):
     assert torch.equal(record(model, found).masks, record(model, expected).masks)
 
 
+KNOWN = ("c_crossattn", "transformer_options")
+
+
 @pytest.mark.parametrize(
     ("settings", "how", "message"),
     [
-        ({"update_strength": 0.05}, {}, r"“Tiles” of .*test_tiles\) .*update_strength to 0"),
-        ({"update_strength": 0.0}, {"conditioning": False}, r"“Tiles” of .*test_tiles\) calls the model with .*Remove"),
-        ({"update_strength": 0.0}, {"starts": (0, 5)}, r"“Tiles” of .*test_tiles\) leaves out parts"),
+        ({"update_strength": 0.05}, {}, r"“Tiles” of .*tiles\) .*update_strength to 0"),
+        ({"update_strength": 0.0}, {"only": KNOWN}, r"“Tiles” of .*tiles\) calls the model with .*Remove"),
+        ({"update_strength": 0.0}, {"share": 0.5}, r"“Tiles” of .*tiles\) calls the model with .*Remove"),
+        ({"update_strength": 0.0}, {"starts": (0, 5)}, r"“Tiles” of .*tiles\) leaves out parts"),
     ],
 )
 def test_what_cannot_be_right_is_refused_by_name(demo, concepts, settings, how, message):
