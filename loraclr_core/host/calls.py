@@ -109,27 +109,35 @@ class Calls:
 
     def _part(self, x: Tensor, numbers: Tensor | None) -> Part | None:
         """What a call of the model is for; None where it is for the host's batch as it is."""
-        alike = len(x) == len(self.rows) and x.shape[-2:] == self.size
-        if alike and (numbers is None or torch.equal(numbers, self.numbers)):
+        x, given = x.detach(), self.args["input"].detach()
+        latents = self.model.model_sampling.calculate_input(self.args["timestep"], given).to(x)
+        x = x[:, : latents.shape[1]]
+        whole = x.shape == latents.shape and (numbers is None or torch.equal(numbers, self.numbers))
+        if whole and (numbers is None or _alike(x, latents)):
             return None
         if numbers is not None and len(numbers) == len(x):
-            part = self._found(x, numbers[:, 0])
+            part = _found(x, latents, numbers[:, 0])
             if part is not None:
                 return part
+        if whole:
+            return None  # with a content of the wrapper's own
         raise ValueError(
-            f"{self.who} calls the model with {_sizes(x.shape)} where it was given {_sizes(self.args['input'].shape)}, and CLoRA"
-            " cannot know what they are parts of, and so which LoRA belongs to them. Remove that node, or use LoRACLR Merge"
-            " with it."
+            f"{self.who} calls the model with {_sizes(x.shape)} where it was given {_sizes(given.shape)}, and CLoRA cannot know"
+            " what they are parts of, and so which LoRA belongs to them. Remove that node, or use LoRACLR Merge with it."
         )
 
-    def _found(self, x: Tensor, rows: Tensor) -> Part | None:
-        """Where the rows of a call are in the batch's rows of these numbers; None where what is there is something else."""
-        latents = self.model.model_sampling.calculate_input(self.args["timestep"], self.args["input"]).to(x)
-        x, latents = x[:, : latents.shape[1]].float(), latents[rows].float()
-        places = torch.stack([_place(tile, picture) for tile, picture in zip(x, latents, strict=True)])
-        where = places.flatten(1)[:, None].expand(-1, latents.shape[1], -1)
-        apart = (latents.flatten(2).gather(2, where).view_as(x) - x).abs().max()
-        return Part(rows.tolist(), places) if apart <= SAME_CONTENT * latents.abs().max() else None
+
+def _alike(x: Tensor, expected: Tensor) -> bool:
+    return bool((x - expected).abs().max() <= SAME_CONTENT * expected.abs().max())
+
+
+def _found(x: Tensor, latents: Tensor, rows: Tensor) -> Part | None:
+    """Return where the rows of a call are in these rows of the latents; None where something else is there."""
+    latents = latents[rows]
+    places = torch.stack([_place(tile, picture) for tile, picture in zip(x, latents, strict=True)])
+    where = places.flatten(1)[:, None].expand(-1, latents.shape[1], -1)
+    there = latents.flatten(2).gather(2, where).view_as(x)
+    return Part(rows.tolist(), places) if _alike(x, there) else None
 
 
 def _place(tile: Tensor, picture: Tensor) -> Tensor:

@@ -269,7 +269,7 @@ class CLoRA:
     def _plain(self, plain: PlainPicture, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
         """An evaluation of the first take, by the base branch alone."""
         predictions = [found for (found,) in evaluation.predict(x, recorder, [0])]
-        maps = None if recorder is None else self._complete(recorder.maps(), [0])[0]
+        maps = None if recorder is None else self._complete(evaluation, recorder.maps(), [0])[0]
         plain.add(float(evaluation.sigma[0]), x, predictions, maps)
         return predictions
 
@@ -301,7 +301,7 @@ class CLoRA:
             self.adapters.check_all_ran()
         run.evaluations += 1
         if recorder is not None:
-            self._observe(run, self._complete(known | recorder.maps()), step, x.shape[-2:])
+            self._observe(run, self._complete(evaluation, known | recorder.maps()), step, x.shape[-2:])
         return [self._fused(run, call, found) for call, found in zip(evaluation.calls, predictions, strict=True)]
 
     def _running(self) -> _Run:
@@ -330,7 +330,7 @@ class CLoRA:
         def maps_of(chosen: list[int]) -> dict[int, Tensor]:
             recorder = Recorder(layers, stop=True)
             evaluation.read(z, recorder, chosen)
-            return self._complete(recorder.maps(), chosen)
+            return self._complete(evaluation, recorder.maps(), chosen)
 
         with differentiable.gradients(isinstance(layers, JointLayers), "update_strength"):
             z = z.detach().clone().requires_grad_()
@@ -377,12 +377,21 @@ class CLoRA:
 
     # --- masks and predictions ---------------------------------------------------------------------------------------
 
-    def _complete(self, maps: dict[int, Tensor], branches: list[int] | None = None) -> dict[int, Tensor]:
+    def _complete(
+        self, evaluation: Evaluation, maps: dict[int, Tensor], branches: list[int] | None = None
+    ) -> dict[int, Tensor]:
         wanted = range(self.branches) if branches is None else branches
         if any(branch not in maps for branch in wanted):
+            others = evaluation.wrappers()
             raise ValueError(
                 "The attention of a branch was not seen in this step. Remove timestep ranges and reference images from the"
                 " positive conditioning, and patches that skip attention to text from the model."
+                + (
+                    f" {suspects(others)} may have kept the model from running: remove that node. LazyCache, which skips"
+                    " whole steps, works."
+                    if others
+                    else ""
+                )
             )
         return maps
 

@@ -57,6 +57,10 @@ class Evaluation:
         positive = [i for i, call in enumerate(calls) if call.role == "positive"]
         self.main = positive[0] if positive else None  # the call whose attention is read
 
+    def wrappers(self) -> list:
+        """Return what other packs have put between this and the model's layers."""
+        return wrappers(self.options.get("model_function_wrapper"), self.options.get("transformer_options", {}))
+
     def surround(self, latent: Tensor, masks: Tensor) -> None:
         """From now on each branch sees this latent but within its own mask. masks: (batch, branches, h, w), 0…1."""
         self.surroundings = latent, masks.movedim(1, 0)[:, :, None]

@@ -210,6 +210,15 @@ def test_lazy_cache_sees_each_take_as_a_whole_run(demo, idle, where):
     assert_same(sample(model, positive, negative, latent, steps=6), expected, 1e-4)
 
 
+def test_a_cache_that_keeps_the_model_from_running_is_named(demo, concepts, latent):
+    model, positive, negative = clora(demo, concepts, update_strength=0.0)
+    cached = easycache.EasyCacheNode.execute(model, 3.0, 0.1, 0.95, False).args[0]
+    with pytest.raises(
+        ValueError, match=r"“easycache_forward_wrapper” of comfy_extras.nodes_easycache\) may have kept"
+    ):
+        sample(cached, positive, negative, latent, steps=6)
+
+
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
 
 
@@ -256,7 +265,7 @@ def test_a_wrapper_around_both_takes_is_named(demo, idle, latent):
         wrappers[OUTER_SAMPLE] = {"first": [around], **wrappers[OUTER_SAMPLE]}
         if surroundings == "plain":
             with pytest.raises(
-                ValueError, match=r"around” of .*test_other_nodes runs around CLoRA.*Put that node before"
+                ValueError, match=r"around” of .*test_other_nodes\) runs around CLoRA.*Put that node before"
             ):
                 sample(model, positive, negative, latent)
         else:

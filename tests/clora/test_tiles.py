@@ -73,6 +73,20 @@ def test_the_attention_of_a_tile_is_at_its_place(demo, concepts, monkeypatch):
         torch.testing.assert_close(both[branch], expected, rtol=0, atol=1e-4 * float(expected.max()))
 
 
+def test_the_attention_of_a_shifted_picture_is_shifted_back(demo, concepts, monkeypatch):
+    def shifted(apply_model, args):
+        return apply_model(args["input"].roll(3, -1), args["timestep"], **args["c"]).roll(-3, -1)
+
+    model, positive, negative = clora(demo, concepts, **PLAIN, surroundings="composed (paper)")
+    noise = torch.randn(1, 4, 6, 8, generator=torch.Generator().manual_seed(3))
+    _, expected = _attention(model, positive, negative, noise.roll(3, -1), monkeypatch)
+    model.set_model_unet_function_wrapper(shifted)
+    _, found = _attention(model, positive, negative, noise, monkeypatch)
+    for branch in range(3):
+        there = expected[branch].roll(-3, 2)
+        torch.testing.assert_close(found[branch], there, rtol=0, atol=1e-4 * float(there.max()))
+
+
 def test_maps_coarser_than_the_latent_come_together_where_tiles_overlap_and_wrap_around():
     maps = torch.rand(4, 6, 3, generator=torch.Generator().manual_seed(0))
     places = torch.arange(8 * 12).view(8, 12).roll(-8, 1)
