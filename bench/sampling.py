@@ -184,9 +184,9 @@ class ByHooks(comfy.samplers.CFGGuider):
 
         def apply(apply_model, args):
             differentiable.make_normal(self.inner_model)
-            recorder.begin([Read(range(len(z)), branch, TOKENS)], TOKENS)
+            recorder.begin([Read(range(len(z)), branch, TOKENS)], TOKENS, len(z))
             output = apply_model(args["input"], args["timestep"], **args["c"])
-            recorder.end()
+            recorder.add(recorder.end())
             return output
 
         transformer_options = {

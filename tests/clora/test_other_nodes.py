@@ -5,9 +5,12 @@ import comfy.controlnet
 import comfy.hooks
 import comfy.ldm.modules.attention
 import comfy.ops
+import comfy.patcher_extension
 import comfy.samplers
 import comfy.utils
 import comfy_extras.nodes_custom_sampler as custom_sampler
+import comfy_extras.nodes_easycache as easycache
+import comfy_extras.nodes_hypertile as hypertile
 import comfy_extras.nodes_nag as nag
 import comfy_extras.nodes_pag as pag
 import comfy_extras.nodes_perpneg as perpneg
@@ -34,6 +37,10 @@ def _nag(model):
     return nag.NAGuidance.execute(model, 5.0, 0.5, 1.5).args[0]
 
 
+def _hypertile(model):
+    return hypertile.HyperTile.execute(model, 32, 1, 0, False)[0]  # no random tiles
+
+
 def _attn2_patch(model):
     model = model.clone()
     model.set_model_attn2_patch(lambda q, k, v, options: (q, 1.5 * k, v))
@@ -50,7 +57,7 @@ def _attn2_replace(model):
     return model
 
 
-@pytest.mark.parametrize("patch", [_pag, _sag, _nag, _attn2_patch, _attn2_replace])
+@pytest.mark.parametrize("patch", [_pag, _sag, _nag, _hypertile, _attn2_patch, _attn2_replace])
 def test_other_patches_compose(demo, idle, concepts, latent, patch):
     """With idle concepts exactly as without CLoRA, whichever was patched first; and with updates it runs."""
     expected = sample(
@@ -182,6 +189,87 @@ def test_a_schedule_of_hooks_starts_anew_for_the_second_take(double, idle, laten
     )
     assert (expected["samples"] - plain(double, latent, steps=4)["samples"]).abs().max() > 0.1
     assert_same(plainly(*clora(double, idle, update_strength=0.0)), expected, 1e-5)
+
+
+def _lazy(model):
+    return easycache.LazyCacheNode.execute(model, 0.5, 0.1, 0.95, False).args[0]
+
+
+@pytest.mark.parametrize("where", ["upstream", "behind"])
+def test_lazy_cache_sees_each_take_as_a_whole_run(demo, idle, where):
+    """Its memory of a run must not reach into the next, which it cannot tell from the first on which side of CLoRA it stands."""
+    latent = {"samples": torch.zeros(1, 4, 4, 6)}
+    texts = encode(demo.clip, "a photo of cat and dog in a park"), encode(demo.clip, "blurry")
+    expected = sample(_lazy(demo.model), *texts, latent, steps=6)
+    assert (expected["samples"] - plain(demo, latent, steps=6)["samples"]).abs().max() > 0.1  # or it skipped nothing
+    if where == "upstream":
+        model, positive, negative = compose(demo._replace(model=_lazy(demo.model)), idle, **PLAIN)
+    else:
+        model, positive, negative = clora(demo, idle, **PLAIN)
+        model = _lazy(model)
+    assert_same(sample(model, positive, negative, latent, steps=6), expected, 1e-4)
+
+
+def test_a_cache_that_keeps_the_model_from_running_is_named(demo, concepts, latent):
+    model, positive, negative = clora(demo, concepts, update_strength=0.0)
+    cached = easycache.EasyCacheNode.execute(model, 3.0, 0.1, 0.95, False).args[0]
+    with pytest.raises(
+        ValueError, match=r"“easycache_forward_wrapper” of comfy_extras.nodes_easycache\) may have kept"
+    ):
+        sample(cached, positive, negative, latent, steps=6)
+
+
+OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+
+
+@pytest.mark.parametrize("where", ["upstream", "behind"])
+@pytest.mark.parametrize("kept", ["with the model", "in its options"])
+def test_both_takes_are_whole_runs_to_wrappers_and_progress_bars(demo, idle, where, kept):
+    latent, seen = {"samples": torch.zeros(1, 4, 4, 6)}, []
+
+    def wrapper(executor, *args, **kwargs):
+        *before, callback, disable_pbar, seed = args
+        seen.append("begin")
+
+        def count(step, denoised, x, total):
+            seen.append((step, total))
+            callback(step, denoised, x, total)
+
+        output = executor(*before, count, disable_pbar, seed, **kwargs)
+        seen.append("end")
+        return output
+
+    def wrap(model):
+        model = model.clone()
+        if kept == "with the model":
+            model.add_wrapper(OUTER_SAMPLE, wrapper)
+        else:
+            comfy.patcher_extension.add_wrapper(OUTER_SAMPLE, wrapper, model.model_options, is_model_options=True)
+        return model
+
+    model = wrap(demo.model) if where == "upstream" else demo.model
+    model, positive, negative = compose(demo._replace(model=model), idle, **PLAIN)
+    sample(wrap(model) if where == "behind" else model, positive, negative, latent)
+    assert seen == ["begin", (0, 2), (1, 2), "end"] * 2
+
+
+def test_a_wrapper_around_both_takes_is_named(demo, idle, latent):
+    """One that is put in front of all others would take both takes for one run; a single take is one."""
+
+    def around(executor, *args, **kwargs):
+        return executor(*args, **kwargs)
+
+    for surroundings in ("plain", "composed (paper)"):
+        model, positive, negative = clora(demo, idle, **PLAIN, surroundings=surroundings)
+        wrappers = model.model_options["transformer_options"]["wrappers"]
+        wrappers[OUTER_SAMPLE] = {"first": [around], **wrappers[OUTER_SAMPLE]}
+        if surroundings == "plain":
+            with pytest.raises(
+                ValueError, match=r"around” of .*test_other_nodes\) runs around CLoRA.*Put that node before"
+            ):
+                sample(model, positive, negative, latent)
+        else:
+            assert_same(sample(model, positive, negative, latent), plain(demo, latent), 1e-4)
 
 
 def test_a_mask_on_the_conditioning(double, idle, latent):

@@ -13,7 +13,8 @@ import nodes
 import pytest
 import torch
 from architectures import ARCHITECTURES, Model
-from clora.sampling import clora, maps, sample
+from clora.sampling import assert_same, clora, maps, sample
+from clora.tiles import record, tiled
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from lora_files import StateDict
@@ -209,6 +210,22 @@ def test_maps_of_joint_attention_are_the_texts_part_of_its_softmax(name, monkeyp
         joint = torch.stack([row for row in whole[branch] if len(row) == longest]).mean(dim=0)
         expected = joint[text : text + rows * columns, : found.shape[-1]].unflatten(0, (rows, columns))
         torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_joint_attention_is_read_of_tiles(name):
+    """The whole picture twice as a batch of two tiles is the picture; and tiles may be smaller than it."""
+    case = merged(name)
+    latent = {"samples": torch.zeros(1, *case.model.latent)}
+    model, positive, negative = clora(case.model, case.chain, update_strength=0.0)
+    expected, width = sample(model, positive, negative, latent), latent["samples"].shape[-1]
+    found = sample(tiled(model, 0, 0, width=width, at_once=2), positive, negative, latent)
+    assert_same(found, expected, 1e-4)
+    assert torch.equal(record(model, found).masks, record(model, expected).masks)
+    halves = [0, width // 2]
+    one, two = (sample(tiled(model, *halves, width=width // 2, at_once=n), positive, negative, latent) for n in (1, 2))
+    assert_same(two, one, 1e-4)
+    torch.testing.assert_close(record(model, two).heat, record(model, one).heat, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", UNREADABLE)

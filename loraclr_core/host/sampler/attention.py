@@ -12,7 +12,7 @@ image token.
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import comfy.ldm.modules.attention as host_attention
@@ -23,6 +23,8 @@ from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from torch import Tensor, nn
+
+from .patches import suspects
 
 Block = tuple[str, int, int]  # "input" | "middle" | "output", number, transformer block within
 
@@ -38,7 +40,7 @@ class Read(NamedTuple):
     which is the first of the conditioning's own.
     """
 
-    rows: range
+    rows: Sequence[int]
     branch: int
     tokens: int
     first: int = 0
@@ -127,10 +129,10 @@ class _Pass(threading.local):
     """What is known of the forward pass that a thread runs: the host runs those of several devices in threads."""
 
     def __init__(self):
-        self.begin([], 0)
+        self.begin([], 0, 0, None)
 
-    def begin(self, reads: list[Read], tokens: int) -> None:
-        self.reads, self.tokens = reads, tokens
+    def begin(self, reads: list[Read], tokens: int, batch: int, layers: Layers | None) -> None:
+        self.reads, self.tokens, self.batch, self.layers = reads, tokens, batch, layers
         self.joint = 0  # joint attentions so far
         self.sums: list[tuple[Tensor, tuple[int, int]]] = []
 
@@ -145,15 +147,18 @@ class Recorder:
         self.current = _Pass()
         self.found: dict[int, list[Tensor]] = {}
 
-    def begin(self, reads: list[Read], tokens: int) -> None:
-        """Before a forward pass: what its rows are, and how many tokens the text has in all of them."""
-        self.current.begin(reads, tokens)
+    def begin(self, reads: list[Read], tokens: int, batch: int, layers: Layers | None = None) -> None:
+        """Before a forward pass: what its rows are, how many tokens the text has in all of them, and how many rows there are.
 
-    def end(self) -> None:
-        """After a forward pass: its layers' mean, chunk by chunk."""
-        sums = self.current.sums
+        layers: as `read_layers` gives them for latents of this pass, where they have another size.
+        """
+        self.current.begin(reads, tokens, batch, layers or self.layers)
+
+    def end(self) -> list[tuple[Read, Tensor]]:
+        """After a forward pass: its layers' mean, chunk by chunk, each (rows, height, width, tokens)."""
+        sums, result = self.current.sums, []
         if not self.current.reads or not sums:
-            return
+            return result
         size = max((size for _, size in sums), key=math.prod)
         mean = torch.stack([_at_size(probabilities, own, size) for probabilities, own in sums]).mean(dim=0)
         start = 0
@@ -163,8 +168,14 @@ class Recorder:
             # The host repeats the shorter of two conditionings to a common length; attention is shared among the copies.
             copies = chunk.shape[-1] // read.tokens
             chunk = chunk[..., : copies * read.tokens].unflatten(-1, (copies, read.tokens)).sum(dim=-2)
-            self.found.setdefault(read.branch, []).append(chunk[..., read.first :].unflatten(1, size))
-        self.current.begin([], 0)
+            result.append((read, chunk.unflatten(1, size)))
+        self.current.begin([], 0, 0, None)
+        return result
+
+    def add(self, found: list[tuple[Read, Tensor]]) -> None:
+        """Takes what `end` gave for `maps`."""
+        for read, chunk in found:
+            self.found.setdefault(read.branch, []).append(chunk[..., read.first :])
 
     def maps(self) -> dict[int, Tensor]:
         """For each branch (batch, height, width, tokens of its conditioning), float32; several of one branch averaged."""
@@ -182,14 +193,15 @@ class Recorder:
         replace = dict(existing.get("patches_replace", {}))
         inner = replace.get("attn2", {})
         replace["attn2"] = dict(inner)
+        patches = existing.get("patches", {}).get("attn2_patch", [])
         for block in self.layers.blocks:
-            replace["attn2"][block] = self._reading(inner.get(block, inner.get(block[:2])))
+            replace["attn2"][block] = self._reading(inner.get(block, inner.get(block[:2])), patches)
         return {**existing, "patches_replace": replace}
 
-    def _reading(self, inner: Callable | None):
+    def _reading(self, inner: Callable | None, patches: list):
         def attend(q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
             if self.current.reads:
-                self._record(q, k, extra_options)
+                self._record(q, k, extra_options, patches)
                 self._stop_if_enough()
             if inner is not None:
                 return inner(q, k, v, extra_options)
@@ -206,11 +218,11 @@ class Recorder:
 
     def _reading_joint(self, inner: Callable | None):
         """An `optimized_attention_override`."""
-        assert isinstance(self.layers, JointLayers)
-        layers, image = self.layers, math.prod(self.layers.size)
 
         def attend(function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-            text = layers.padded(self.current.tokens)
+            layers = self.current.layers or self.layers
+            assert isinstance(layers, JointLayers)
+            text, image = layers.padded(self.current.tokens), math.prod(layers.size)
             # Z-Image refines text and image by themselves first; with reference images sequences are longer.
             if self.current.reads and kwargs.get("skip_reshape") and q.shape[-2] == text + layers.padded(image):
                 if self.current.joint in layers.numbers:
@@ -230,9 +242,15 @@ class Recorder:
     def _rows(self, device: torch.device) -> Tensor:
         return torch.tensor([row for read in self.current.reads for row in read.rows], device=device)
 
-    def _record(self, q: Tensor, k: Tensor, extra_options: dict) -> None:
+    def _record(self, q: Tensor, k: Tensor, extra_options: dict, patches: list) -> None:
+        """q, k: (rows, tokens, heads·dim). patches: those that other nodes have put before this attention."""
+        if q.shape[0] != self.current.batch:
+            raise ValueError(
+                f"{suspects(patches)} runs the attention to text on {q.shape[0]} rows for"
+                f" {self.current.batch}, so CLoRA cannot read it. Remove that node, or use LoRACLR Merge with it."
+            )
         rows, heads = self._rows(q.device), extra_options["n_heads"]
-        # (rows, tokens, heads·dim) -> (rows, heads, tokens, dim)
+        # -> (rows, heads, tokens, dim)
         q, k = (t.index_select(0, rows).unflatten(-1, (heads, -1)).transpose(1, 2).float() for t in (q, k))
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         size = extra_options["activations_shape"][-2:]
@@ -241,7 +259,7 @@ class Recorder:
     def _record_joint(self, q: Tensor, k: Tensor, image: slice, heads: int, mask: Tensor | None) -> None:
         """q, k: (rows, heads, tokens, dim). A token's probability is what attention gives for values of one at that token and
         zero elsewhere, so the host's kernel never holds image × image of them; and as many tokens at once as a value has room."""
-        assert isinstance(self.layers, JointLayers)
+        assert isinstance(self.current.layers, JointLayers)
         rows, tokens = self._rows(q.device), self.current.tokens
         q, k = q.index_select(0, rows)[:, :, image], k.index_select(0, rows)
         if mask is not None and mask.shape[-2] > 1:
@@ -259,7 +277,7 @@ class Recorder:
                 skip_output_reshape=True,
             )
             found.append(of_heads.float().mean(dim=1))
-        self.current.sums.append((torch.cat(found, dim=-1)[..., :tokens], self.layers.size))
+        self.current.sums.append((torch.cat(found, dim=-1)[..., :tokens], self.current.layers.size))
 
 
 def _at_size(probabilities: Tensor, own: tuple[int, int], size: tuple[int, int]) -> Tensor:

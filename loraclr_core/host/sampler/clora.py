@@ -20,6 +20,7 @@ from torch import Tensor
 from .composed import ComposedTake
 from .evaluation import KEY
 from .live import LiveView
+from .patches import suspects
 from .plain import PlainTake
 from .records import Records
 from .surroundings import ComposedSurroundings, PlainSurroundings, Surroundings
@@ -46,7 +47,7 @@ class CLoRA:
         # Not ComfyUI's streamed weights, which come and go between operations: a backward pass needs them to stay.
         patched = model.clone(disable_dynamic=True)
         patched.set_attachments(KEY, self)
-        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self._outer_sample)
+        _put_outermost(patched, self._outer_sample)
         for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH):
             patched.add_wrapper_with_key(kind, KEY, _refuse)  # a take puts its own in this place
         return patched
@@ -57,7 +58,7 @@ class CLoRA:
         def sample(make_take: Callable[[Start], Take]) -> tuple[Tensor, Take]:
             return _sample(lambda: executor(noise, *args, **kwargs), executor.class_obj, make_take)
 
-        around = self._surroundings(executor.class_obj, sample)
+        around = self._surroundings(executor, sample)
         samples, take = sample(lambda start: ComposedTake(self.composition, start, self.view, around))
         if (record := take.record()) is not None:
             self.records.keep(samples, record)
@@ -77,11 +78,13 @@ class CLoRA:
                     " from the first again where they are too few."
                 )
 
-    def _surroundings(self, guider: comfy.samplers.CFGGuider, sample: Callable) -> Surroundings:
+    def _surroundings(self, executor: WrapperExecutor, sample: Callable) -> Surroundings:
         """Return what branches see around their areas; the plain picture is sampled here."""
         branches = len(self.composition.branches)
         if self.composition.settings.surroundings == "composed (paper)":
             return ComposedSurroundings(branches)
+        _check_outermost(executor)
+        guider = executor.class_obj
         conds = guider.conds
         # A run of its own, so that all that keeps a state along the schedule starts anew in the second take.
         guider.conds = {name: [entry.copy() for entry in entries] for name, entries in conds.items()}
@@ -106,6 +109,23 @@ def _sample(run: Callable[[], Tensor], guider: comfy.samplers.CFGGuider, make_ta
     set_wrapper(guider.model_options, WrappersMP.SAMPLER_SAMPLE, sampler_sample)
     samples = run()
     return samples, takes[-1]
+
+
+def _put_outermost(model: ModelPatcher, outer_sample: Callable) -> None:
+    """Put a wrapper around those of all other nodes, upstream and behind: what it calls is a whole run to each of them."""
+    wrappers = model.model_options["transformer_options"].setdefault("wrappers", {})  # run before `model.wrappers`
+    wrappers[WrappersMP.OUTER_SAMPLE] = {KEY: [outer_sample], **wrappers.get(WrappersMP.OUTER_SAMPLE, {})}
+
+
+def _check_outermost(executor: WrapperExecutor) -> None:
+    """Raise ValueError where another node's wrapper would see both takes as one run."""
+    outside = executor.wrappers[: executor.idx]
+    if outside:
+        raise ValueError(
+            f"{suspects(outside)} runs around CLoRA's whole sampling, which samples twice: first the plain picture, then the one"
+            " with the concepts. Put that node before CLoRA Attention Contrast Sampler, or set surroundings to “composed"
+            " (paper)”."
+        )
 
 
 def _refuse(*args, **kwargs) -> None:

@@ -47,7 +47,8 @@ class ComposedTake(Take):
         found = evaluation.predict(self.displacement.moved(x), recorder, known.missing)
         self._check_first_evaluation()
         if recorder is not None:
-            self._observe(require_maps(known.maps | recorder.maps(), range(len(self.branches))), step)
+            maps = known.maps | recorder.maps()
+            self._observe(require_maps(evaluation, maps, range(len(self.branches))), step)
         return [
             self._fused(call, [*before, *after])
             for call, before, after in zip(evaluation.calls, known.predictions, found, strict=True)

@@ -16,6 +16,7 @@ from .. import differentiable
 from . import tokens
 from .attention import Enough, Read, Recorder
 from .branches import BranchAdapters
+from .calls import Calls, wrappers
 
 KEY = "loraclr_clora"  # of conditioning tags, wrappers, the attachment, and the rows' branches in transformer_options
 
@@ -56,6 +57,10 @@ class Evaluation:
         self.surroundings: tuple[Tensor, Tensor] | None = None
         positive = [i for i, call in enumerate(calls) if call.role == "positive"]
         self.main = positive[0] if positive else None  # the call whose attention is read
+
+    def wrappers(self) -> list:
+        """Return what other packs have put between this and the model's layers."""
+        return wrappers(self.options.get("model_function_wrapper"), self.options.get("transformer_options", {}))
 
     def surround(self, latent: Tensor, masks: Tensor) -> None:
         """From now on each branch sees this latent but within its own mask. masks: (batch, branches, h, w), 0…1."""
@@ -109,9 +114,15 @@ class Evaluation:
                 differentiable.check_weights_stay(self.model, variable.device, "update_strength")
                 if args["c"].get("control") is not None:
                     differentiable.part_from_skips(transformer_options)
+            reading = None
             if recorder is not None:
                 reads = self._reads(chunks, per_chunk, transformer_options["uuids"])
-                recorder.begin(reads, args["c"]["c_crossattn"].shape[1])
+                reading = recorder, reads, args["c"]["c_crossattn"].shape[1]
+                recorder.begin(*reading[1:], batch=len(rows))
+            others, calls = wrappers(inner, transformer_options), None
+            if others:
+                calls = Calls(self.model, args, others, rows, self.adapters, reading, variable is not None)
+                args = calls.watched()
             try:
                 with self.adapters.routed(rows):
                     if inner is not None:
@@ -121,7 +132,9 @@ class Evaluation:
             except Enough:
                 output = torch.zeros_like(args["input"])
             if recorder is not None:
-                recorder.end()
+                recorder.add(recorder.end())
+            if calls is not None:
+                calls.finish()
             return output
 
         options = {**self.options, "model_function_wrapper": apply}

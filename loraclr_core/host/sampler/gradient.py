@@ -15,6 +15,7 @@ from ...sampler.separation import Branch, Maps
 from .. import differentiable
 from .attention import JointLayers, Recorder, read_layers
 from .evaluation import Evaluation
+from .patches import suspects
 from .settings import UpdateSettings
 
 log = logging.getLogger("loraclr")
@@ -39,7 +40,7 @@ def gradient(
         def read(chosen: Sequence[int]) -> Maps:
             recorder = Recorder(layers, stop=True)
             evaluation.read(z, recorder, list(chosen))
-            return require_maps(recorder.maps(), chosen)
+            return require_maps(evaluation, recorder.maps(), chosen)
 
         def loss(maps: Maps) -> Tensor:
             return separation.loss(branches, constant | maps, settings.temperature).sum()
@@ -75,11 +76,14 @@ def _one_at_a_time(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Los
     return total
 
 
-def require_maps(maps: Maps, branches: Sequence[int]) -> Maps:
+def require_maps(evaluation: Evaluation, maps: Maps, branches: Sequence[int]) -> Maps:
     """Return `maps`. Raises ValueError where one of these branches is not among them."""
-    if any(number not in maps for number in branches):
-        raise ValueError(
-            "The attention of a branch was not seen in this step. Remove timestep ranges and reference images from the"
-            " positive conditioning, and patches that skip attention to text from the model."
-        )
-    return maps
+    if all(number in maps for number in branches):
+        return maps
+    others = evaluation.wrappers()
+    hint = " may have kept the model from running: remove that node. LazyCache, which skips whole steps, works."
+    raise ValueError(
+        "The attention of a branch was not seen in this step. Remove timestep ranges and reference images from the positive"
+        " conditioning, and patches that skip attention to text from the model."
+        + (f" {suspects(others)}{hint}" if others else "")
+    )

@@ -85,7 +85,7 @@ class PlainTake(Take):
 
     def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
         predictions = [found for (found,) in evaluation.predict(x, recorder, [0])]
-        maps = None if recorder is None else require_maps(recorder.maps(), [0])[0]
+        maps = None if recorder is None else require_maps(evaluation, recorder.maps(), [0])[0]
         self.moments.append(Moment(float(evaluation.sigma[0]), x.clone(), predictions, maps))
         return predictions
 

@@ -1,0 +1,205 @@
+"""How other packs' wrappers call the model: with which rows of the host's batch, and with which parts of the picture.
+
+Tiling packs cut the picture into tiles and run several of them as rows of one batch, in an order of their own. The conditioning
+of each row they order alike. So the number of each row goes along as one more conditioning and tells innermost of all what a
+row is a part of; where in the picture it is, its content tells, which is mostly noise and the same nowhere else. (To send the
+numbers of all places along would be simpler, but tiled diffusion fails on conditioning of the latents' own size.)
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from comfy.model_base import BaseModel
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .attention import Read, Recorder, read_layers
+from .branches import BranchAdapters, Rows
+from .patches import suspects
+
+ROWS = "loraclr_rows"  # of the numbers among a batch's conditioning, and of the innermost wrapper
+
+# How far, of the largest value, a tile may be from what is in its place: half precision and its rounding.
+SAME_CONTENT = 0.02
+COMPARED = 8  # pixels of a tile's first line, by which its place is found
+
+
+class Part(NamedTuple):
+    """What the rows of one call are parts of.
+
+    rows: of each, its row in the host's batch. places: of each, its places in that row, counted line by line; (rows, h, w).
+    """
+
+    rows: list[int]
+    places: Tensor
+
+
+class Calls:
+    """Those that other packs' wrappers make for one of the host's batches: each row gets its own LoRA, and the attention of
+    tiles is put together to that of the picture."""
+
+    def __init__(
+        self,
+        model: BaseModel,
+        args: dict,
+        wrappers: list,
+        rows: Rows,
+        adapters: BranchAdapters,
+        reading: tuple[Recorder, list[Read], int] | None,
+        differentiated: bool,
+    ):
+        """args: what the wrappers are given. rows: the branch of each row. reading: the recorder, and what it has been begun with."""
+        self.model = model
+        self.args = args
+        self.who = suspects(wrappers)
+        self.rows = rows
+        self.adapters = adapters
+        self.reading = reading
+        self.differentiated = differentiated
+        self.numbers = torch.arange(len(rows), dtype=torch.int, device=args["input"].device)[:, None]
+        self.size = args["input"].shape[-2:]
+        self.mosaics: dict[int, Mosaic] = {}
+
+    def watched(self) -> dict:
+        """Return the wrappers' arguments with the numbers of the rows, and with a wrapper that reads them innermost."""
+        options = self.args["c"]["transformer_options"]
+        kinds = options.get("wrappers", {})
+        innermost = {**kinds.get(WrappersMP.DIFFUSION_MODEL, {}), ROWS: [self._called]}
+        options = {**options, "wrappers": {**kinds, WrappersMP.DIFFUSION_MODEL: innermost}}
+        return {**self.args, "c": {**self.args["c"], ROWS: self.numbers, "transformer_options": options}}
+
+    def finish(self) -> None:
+        """Gives the recorder the maps that tiles were put together to. Raises ValueError where a place is missing."""
+        if self.reading is None or not self.mosaics:
+            return
+        recorder, reads, _ = self.reading
+        if any(row not in self.mosaics or not self.mosaics[row].complete() for read in reads for row in read.rows):
+            raise ValueError(
+                f"{self.who} leaves out parts of the picture, and CLoRA needs the attention at all of it. Remove that node,"
+                " or use LoRACLR Merge with it."
+            )
+        recorder.add([(read, torch.stack([self.mosaics[row].whole() for row in read.rows])) for read in reads])
+
+    def _called(self, executor: Callable, x: Tensor, *args, **kwargs) -> Tensor:
+        part = self._part(x, kwargs.pop(ROWS, None))
+        if part is None:
+            return executor(x, *args, **kwargs)
+        if self.differentiated:
+            raise ValueError(
+                f"{self.who} regroups the rows or cuts the picture into tiles, through which CLoRA cannot move the latent. Set"
+                " update_strength to 0, or remove that node."
+            )
+        with self.adapters.routed(tuple(self.rows[row] for row in part.rows)):
+            if self.reading is None:
+                return executor(x, *args, **kwargs)
+            recorder, reads, tokens = self.reading
+            recorder.add(recorder.end())  # of calls with the whole batch
+            layers = read_layers(self.model.diffusion_model, *x.shape[-2:])
+            recorder.begin(list(_of_part(reads, part)), tokens, len(x), layers)
+            output = executor(x, *args, **kwargs)
+            for read, found in recorder.end():
+                for row, maps in zip(read.rows, found, strict=True):
+                    new = Mosaic(self.size, read.tokens, maps.device)
+                    self.mosaics.setdefault(part.rows[row], new).put(maps, part.places[row])
+            recorder.begin(reads, tokens, len(self.rows))
+        return output
+
+    def _part(self, x: Tensor, numbers: Tensor | None) -> Part | None:
+        """What a call of the model is for; None where it is for the host's batch as it is."""
+        x, given = x.detach(), self.args["input"].detach()
+        latents = self.model.model_sampling.calculate_input(self.args["timestep"], given).to(x)
+        x = x[:, : latents.shape[1]]
+        whole = x.shape == latents.shape and (numbers is None or torch.equal(numbers, self.numbers))
+        if whole and (numbers is None or _alike(x, latents)):
+            return None
+        if numbers is not None and len(numbers) == len(x):
+            part = _found(x, latents, numbers[:, 0])
+            if part is not None:
+                return part
+        if whole:
+            return None  # with a content of the wrapper's own
+        raise ValueError(
+            f"{self.who} calls the model with {_sizes(x.shape)} where it was given {_sizes(given.shape)}, and CLoRA cannot know"
+            " what they are parts of, and so which LoRA belongs to them. Remove that node, or use LoRACLR Merge with it."
+        )
+
+
+def _alike(x: Tensor, expected: Tensor) -> bool:
+    return bool((x - expected).abs().max() <= SAME_CONTENT * expected.abs().max())
+
+
+def _found(x: Tensor, latents: Tensor, rows: Tensor) -> Part | None:
+    """Return where the rows of a call are in these rows of the latents; None where something else is there."""
+    latents = latents[rows]
+    places = torch.stack([_place(tile, picture) for tile, picture in zip(x, latents, strict=True)])
+    where = places.flatten(1)[:, None].expand(-1, latents.shape[1], -1)
+    there = latents.flatten(2).gather(2, where).view_as(x)
+    return Part(rows.tolist(), places) if _alike(x, there) else None
+
+
+def _place(tile: Tensor, picture: Tensor) -> Tensor:
+    """Return the places of a tile, (h, w), in the picture that it was cut out of, wherever it fits best; both (channels, …).
+
+    A tile may reach over the picture's border and go on at the other side, where a pack shifts the picture around.
+    """
+    apart = torch.zeros_like(picture[0])
+    for column in range(min(COMPARED, tile.shape[-1])):
+        there = (picture.roll(-column, dims=-1) - tile[:, :1, column : column + 1]).abs().amax(dim=0)
+        apart = torch.maximum(apart, there)
+    height, width = apart.shape
+    top, left = divmod(int(apart.argmin()), width)
+    rows = torch.arange(top, top + tile.shape[-2], device=tile.device) % height
+    columns = torch.arange(left, left + tile.shape[-1], device=tile.device) % width
+    return rows[:, None] * width + columns
+
+
+class Mosaic:
+    """One picture's maps, put together of tiles' in the resolution of the latent."""
+
+    def __init__(self, size: torch.Size, tokens: int, device: torch.device):
+        """size: of the latent."""
+        self.size = size
+        self.sum = torch.zeros(tokens, math.prod(size), device=device)
+        self.count = torch.zeros(math.prod(size), device=device)
+        self.scale = (1, 1)  # of the latent to the layers' resolution
+
+    def put(self, maps: Tensor, places: Tensor) -> None:
+        """Adds a tile's maps, (h, w, tokens) in the layers' resolution, at its places in the latent, (height, width)."""
+        fine = F.interpolate(maps.movedim(-1, 0)[None], size=places.shape, mode="nearest-exact")[0].flatten(1)
+        where = places.flatten()
+        self.sum.index_add_(1, where, fine)
+        self.count.index_add_(0, where, torch.ones_like(fine[0]))
+        self.scale = round(places.shape[0] / maps.shape[0]), round(places.shape[1] / maps.shape[1])
+
+    def complete(self) -> bool:
+        return bool((self.count > 0).all())
+
+    def whole(self) -> Tensor:
+        """Return the picture's maps in the layers' resolution, (h, w, tokens); places in several tiles are averaged."""
+        fine = (self.sum / self.count).unflatten(1, self.size)
+        size = [math.ceil(side / scale) for side, scale in zip(self.size, self.scale, strict=True)]
+        return F.interpolate(fine[None], size=size, mode="area")[0].movedim(0, -1)
+
+
+def wrappers(inner: Callable | None, transformer_options: dict) -> list:
+    """Return what other packs have put between the host's batch and the model's layers. inner: a model_function_wrapper."""
+    kinds = transformer_options.get("wrappers", {})
+    found = [] if inner is None else [inner]
+    for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
+        found += [wrapper for of_key in kinds.get(kind, {}).values() for wrapper in of_key]
+    return found
+
+
+def _of_part(reads: list[Read], part: Part) -> Iterator[Read]:
+    """Those reads whose rows are in a call, with the rows they have there."""
+    for read in reads:
+        rows = [row for row, of in enumerate(part.rows) if of in read.rows]
+        if rows:
+            yield read._replace(rows=rows)
+
+
+def _sizes(shape: torch.Size) -> str:
+    return f"{shape[0]} rows of {shape[-1]}×{shape[-2]}"
