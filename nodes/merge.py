@@ -5,7 +5,7 @@ import comfy.utils
 from comfy_api.latest import io
 
 from ..loraclr_core.host.merge import export, report
-from ..loraclr_core.host.merge.merge import KEEPINGS, SOLVERS, Keeping, MergeSettings, merge
+from ..loraclr_core.host.merge.merge import FORMER_KEEPING, KEEPINGS, SOLVERS, Keeping, MergeSettings, merge
 from ..loraclr_core.host.merge.target import CaptureSettings, latent_shape
 from ..loraclr_core.merge.objective import Margin, MarginMode
 from . import page
@@ -123,7 +123,7 @@ class LoRACLRMerge(io.ComfyNode):
                     advanced=True,
                     tooltip="in memory: kept while the model stays loaded. on disk: after a restart too, up to 16 GiB in"
                     " loraclr_captures in ComfyUI's user folder, the oldest go first; another ridge then takes only the solve,"
-                    " and a concept added at the end one capture. clear the disk: deletes all that is there.",
+                    " and a concept added at the end one capture. The node Clear Captures deletes them.",
                 ),
                 io.Int.Input(
                     "distillation_steps",
@@ -147,6 +147,12 @@ class LoRACLRMerge(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, captures: str | None) -> bool | str:
+        if captures is None or captures in (*KEEPINGS, FORMER_KEEPING):
+            return True
+        return f"captures is “{captures}”: choose {' or '.join(KEEPINGS)}."
 
     @classmethod
     def execute(

@@ -2,11 +2,13 @@
 
 import shutil
 
+import nodes
 import pytest
 import torch
 from loraclr.loraclr_core.host.merge import cache as captures
 from loraclr.loraclr_core.host.merge import store as capture_store
 from node_tests.running import merge
+from pack import run
 
 NONE = "0 model evaluations in this run (captured before)"
 ONE, TWO, THREE = (f"{2 * count} model evaluations in this run." for count in (1, 2, 3))  # of two steps each
@@ -124,10 +126,22 @@ def test_what_was_not_used_for_longest_goes_first(demo, concepts, two, monkeypat
     assert TWO in on_disk(demo, concepts[1:])[1]
 
 
-def test_clearing_leaves_nothing(demo, concepts, two):
-    merge(demo, concepts[:2], captures="clear the disk")
+def test_the_node_clears_the_disk_and_says_what_it_freed(demo, concepts, two):
+    (report,) = run("LoRACLR_ClearCaptures")
+    assert report.startswith("Deleted 1 files of captures (")
     assert capture_store.files() == []
     assert TWO in on_disk(demo, concepts[:2])[1]
+
+
+def test_a_workflow_that_still_asks_the_merge_to_clear_the_disk_runs_and_is_told_about_the_node(demo, concepts, two):
+    """A setting of version 0.1."""
+    captures.forget()
+    assert nodes.NODE_CLASS_MAPPINGS["LoRACLR_Merge"].validate_inputs(captures="clear the disk") is True
+    report = merge(demo, concepts[:2], captures="clear the disk")[4]
+    assert "the node Clear Captures" in report
+    assert len(capture_store.files()) == 1
+    refused = nodes.NODE_CLASS_MAPPINGS["LoRACLR_Merge"].validate_inputs(captures="elsewhere")
+    assert "choose in memory or on disk" in refused
 
 
 def test_a_model_whose_content_cannot_be_known_is_not_kept_and_the_report_says_so(demo, concepts):

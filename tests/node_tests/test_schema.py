@@ -25,6 +25,7 @@ WIDGETS = {
         *("live_view", "mask_overlap", "surroundings"),
     ],
     "LoRACLR_CLoRAMaps": ["batch_index"],
+    "LoRACLR_ClearCaptures": [],
 }
 OUTPUTS = {
     "LoRACLR_LoadConceptLoRA": ["LORACLR_CONCEPTS", "MODEL", "CLIP"],
@@ -32,6 +33,7 @@ OUTPUTS = {
     "LoRACLR_SaveMergedLoRA": ["STRING", "STRING"],
     "LoRACLR_CLoRASampler": ["MODEL", "CONDITIONING", "CONDITIONING"],
     "LoRACLR_CLoRAMaps": ["MASK", "IMAGE", "LOSS_MAP"],
+    "LoRACLR_ClearCaptures": ["STRING"],
 }
 WIDGET_TYPES = {"COMBO", "STRING", "FLOAT", "INT", "BOOLEAN"}
 

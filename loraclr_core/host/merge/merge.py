@@ -30,8 +30,10 @@ from .target import CaptureSettings, Target
 
 Solver = Literal["exact", "adamw (paper)", "sum (baseline)"]
 SOLVERS: tuple[Solver, ...] = ("exact", "adamw (paper)", "sum (baseline)")
-Keeping = Literal["in memory", "on disk"]
+Keeping = Literal["in memory", "on disk", "clear the disk"]
 KEEPINGS: tuple[Keeping, ...] = ("in memory", "on disk")
+# A setting of version 0.1, which saved workflows may still have.
+FORMER_KEEPING: Keeping = "clear the disk"
 # The published optimiser works on features themselves, so more of them are kept for it.
 ADAMW_SAMPLES = 400
 # The share of the progress bar that captures take beside the solve, and distillation beside both.
@@ -226,6 +228,8 @@ def _capture(
     target: Target, loaded: list[Loaded], settings: MergeSettings, device: torch.device, progress: Progress
 ) -> Captured:
     wanted, note, kept_on_disk = settings.capture, "", None
+    if settings.captures == FORMER_KEEPING:
+        note = "The captures on disk were not cleared: that is what the node Clear Captures is for. Set captures to in memory."
     if settings.solver == "adamw (paper)":
         wanted = wanted._replace(samples=ADAMW_SAMPLES)
     if settings.captures == "on disk":

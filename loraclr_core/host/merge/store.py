@@ -65,12 +65,12 @@ def folder() -> Path:
     return Path(folder_paths.get_user_directory()) / "loraclr_captures"
 
 
-def clear() -> int:
-    """Delete all captures on disk, and return how many bytes they took."""
-    freed = size()
-    for path in files():
+def clear() -> tuple[int, int]:
+    """Delete all captures on disk, and return how many files and how many bytes that were."""
+    found, freed = files(), size()
+    for path in found:
         path.unlink()
-    return freed
+    return len(found), freed
 
 
 def files() -> list[Path]:
