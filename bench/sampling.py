@@ -31,6 +31,7 @@ from loraclr.loraclr_core.host import differentiable
 from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora.adapters import Effect
 from loraclr.loraclr_core.host.lora.load import Loaded
+from loraclr.loraclr_core.host.lora.match import key_names, match_lora
 from loraclr.loraclr_core.host.sampler.attention import Read, Recorder, read_layers
 from loraclr.loraclr_core.host.sampler.branches import BranchAdapters
 from loraclr.loraclr_core.host.sampler.clora import CLoRA
@@ -116,7 +117,7 @@ def pictures(name: str, count: int) -> int:
 def ours(
     model: ModelPatcher, clip, loras: list[dict], texts: list[Tensor], strength: float, memory: GradientMemory
 ) -> comfy.samplers.CFGGuider:
-    names = adapters.key_names(model, clip)
+    names = key_names(model, clip)
     loaded = [loaded_lora(model, f"{number}", lora, names) for number, lora in enumerate(loras)]
     branches, tags = branches_of(len(loras)), Tags(len(loras) + 1)
     updates = UpdateSettings(strength=strength, end=1.0, refine_steps=(), gradient_memory=memory)
@@ -133,9 +134,9 @@ def ours(
 
 
 def loaded_lora(model: ModelPatcher, name: str, lora: dict, names: dict) -> Loaded:
-    match = adapters.match(name, lora, names)
+    matched = match_lora(name, lora, names)
     concept = Concept(name, "", "", name, Path(), "", 1.0, 1.0)
-    return Loaded(concept, match, adapters.effect(match, model, 1.0, torch.device("cpu")), Effect())
+    return Loaded(concept, matched, adapters.effect(matched, model, 1.0, torch.device("cpu")), Effect())
 
 
 class ByHooks(comfy.samplers.CFGGuider):

@@ -19,7 +19,7 @@ import comfy.model_management
 import pack
 import torch
 from loraclr.loraclr_core import lowrank
-from loraclr.loraclr_core.host.merge.capture import SAMPLES
+from loraclr.loraclr_core.host.merge.target import SAMPLES
 from loraclr.loraclr_core.lowrank import LowRank
 from loraclr.loraclr_core.merge import adamw, exact
 from loraclr.loraclr_core.merge.gram import Gram

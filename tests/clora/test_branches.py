@@ -7,7 +7,7 @@ import pytest
 import torch
 from clora.sampling import encode
 from loraclr.loraclr_core.host.lora import adapters
-from loraclr.loraclr_core.host.lora.adapters import AdapterError
+from loraclr.loraclr_core.host.lora.match import AdapterError, key_names, match_lora
 from loraclr.loraclr_core.host.sampler.branches import BranchAdapters
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def loaded(patcher):
 def branch_adapters(demo, *states: dict) -> BranchAdapters:
     effects = []
     for state, strength in zip(states, STRENGTHS, strict=False):
-        lora = adapters.match("concept.safetensors", state, adapters.key_names(demo.model, demo.clip))
+        lora = match_lora("concept.safetensors", state, key_names(demo.model, demo.clip))
         effects.append(("concept.safetensors", adapters.effect(lora, demo.model, strength, CPU)))
     return BranchAdapters(demo.model, effects)
 

@@ -6,6 +6,7 @@ import lora_files
 import pytest
 import torch
 from loraclr.loraclr_core.host.lora import adapters
+from loraclr.loraclr_core.host.lora.match import AdapterError, key_names, match_lora
 from loraclr.loraclr_core.lowrank import LowRank
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ def stock_difference(model, clip, state: dict, key: str, strength: float) -> tor
 
 
 def effect_of(demo, state: dict, strength: float = 0.7) -> adapters.Effect:
-    lora = adapters.match("concept.safetensors", state, adapters.key_names(demo.model, demo.clip))
+    lora = match_lora("concept.safetensors", state, key_names(demo.model, demo.clip))
     return adapters.effect(lora, demo.model, strength, CPU)
 
 
@@ -72,7 +73,7 @@ def test_upstream_patches_are_part_of_the_base(demo):
     upstream = lora_files.full(name_of(LINEAR_KEY), shape)
     model, _ = comfy.sd.load_lora_for_models(demo.model, None, upstream, 1.0, 0.0)
     state = lora_files.oft(name_of(LINEAR_KEY), shape)
-    lora = adapters.match("oft", state, adapters.key_names(model, demo.clip))
+    lora = match_lora("oft", state, key_names(model, demo.clip))
     found = adapters.effect(lora, model, 1.0, CPU).merge[LINEAR_KEY].dense()
 
     weight = model.model_state_dict()[LINEAR_KEY].float() + upstream[f"{name_of(LINEAR_KEY)}.diff"]
@@ -88,7 +89,7 @@ def test_a_lora_on_a_slice_of_a_fused_weight_lands_in_the_slice(demo, dimension)
     part = list(shape)
     part[dimension] = 128
     state = lora_files.lora("slice", tuple(part))
-    lora = adapters.match("sliced", state, {"slice": (LINEAR_KEY, offset)})
+    lora = match_lora("sliced", state, {"slice": (LINEAR_KEY, offset)})
     found = adapters.effect(lora, demo.model, 1.0, CPU).merge[LINEAR_KEY].dense()
     patch = [(1.0, lora.patches[LINEAR_KEY][0][0], 1.0, offset, None)]
     expected = comfy.lora.calculate_weight(patch, torch.zeros(shape), LINEAR_KEY)
@@ -114,14 +115,14 @@ def test_every_tensor_of_a_file_is_accounted_for(demo):
         "somewhere.else.lora_up.weight": torch.ones(2, 2),
         "bundle_emb.style.string_to_param.*": torch.ones(1, 768),
     }
-    lora = adapters.match("odd.safetensors", state, adapters.key_names(demo.model, demo.clip))
+    lora = match_lora("odd.safetensors", state, key_names(demo.model, demo.clip))
     assert (len(lora.matched), lora.unmatched, lora.embeddings) == (3, ["somewhere.else.lora_up.weight"], ["style"])
 
 
 def test_a_lora_for_another_architecture_is_refused_by_name(demo):
     state = lora_files.lora("transformer.single_transformer_blocks.0.attn.to_q", (64, 64))
-    with pytest.raises(adapters.AdapterError, match=r"flux\.safetensors matches 0 of its 3 tensors"):
-        adapters.match("flux.safetensors", state, adapters.key_names(demo.model, demo.clip))
+    with pytest.raises(AdapterError, match=r"flux\.safetensors matches 0 of its 3 tensors"):
+        match_lora("flux.safetensors", state, key_names(demo.model, demo.clip))
 
 
 def test_an_adapter_that_changes_nothing_is_told_apart(demo):
@@ -144,7 +145,7 @@ def test_shapes_that_do_not_fit_are_errors_that_name_file_and_key(demo, kind):
         state[f"{name_of(LINEAR_KEY)}.lora_up.weight"] = torch.ones(320, 5)
     else:
         state = lora_files.LINEAR[kind](name_of(LINEAR_KEY), (312, 776))
-    with pytest.raises(adapters.AdapterError, match=r"concept\.safetensors.*attn2\.to_k"):
+    with pytest.raises(AdapterError, match=r"concept\.safetensors.*attn2\.to_k"):
         effect_of(demo, state)
 
 
@@ -156,7 +157,7 @@ def test_a_base_weight_that_cannot_be_had_is_an_error_that_names_the_layer(demo)
     layer.weight = torch.nn.Parameter(packed, requires_grad=False)
     try:
         state = lora_files.oft(name_of(LINEAR_KEY), tuple(packed.shape))
-        with pytest.raises(adapters.AdapterError, match=r"attn2\.to_k\.weight depends on the base weight.*int8"):
+        with pytest.raises(AdapterError, match=r"attn2\.to_k\.weight depends on the base weight.*int8"):
             effect_of(demo, state)
         plain = lora_files.lora(name_of(LINEAR_KEY), tuple(packed.shape))
         assert effect_of(demo, plain).merge

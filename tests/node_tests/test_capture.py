@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora.adapters import Effect
+from loraclr.loraclr_core.host.lora.match import key_names, match_lora
 from loraclr.loraclr_core.host.merge import capture
 from loraclr.loraclr_core.host.merge.target import CaptureSettings, Target
 from symmetric import full
@@ -43,7 +44,7 @@ def run(demo, model_effect: Effect, clip_effect: Effect, step_done=lambda: None)
 
 
 def effects(demo, tensors: dict) -> tuple[Effect, Effect]:
-    lora = adapters.match("concept", tensors, adapters.key_names(demo.model, demo.clip))
+    lora = match_lora("concept", tensors, key_names(demo.model, demo.clip))
     return adapters.effect(lora, demo.model, 0.8, CPU), adapters.effect(lora, demo.clip.patcher, 0.8, CPU)
 
 

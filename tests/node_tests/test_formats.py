@@ -15,8 +15,9 @@ from lora_files import StateDict
 from lora_formats import CORPUS, Format
 from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora import file as lora_file
-from loraclr.loraclr_core.host.lora.adapters import AdapterError, Effect
-from loraclr.loraclr_core.host.merge.capture import dense
+from loraclr.loraclr_core.host.lora.adapters import Effect
+from loraclr.loraclr_core.host.lora.layers import dense
+from loraclr.loraclr_core.host.lora.match import AdapterError, MatchedLoRA, key_names, match_lora
 from node_tests.running import load, merge, save, weights, write_lora
 from torch import Tensor
 
@@ -35,11 +36,11 @@ def found(entry: tuple[str, str]) -> tuple[Format, Model]:
     return CORPUS[entry], architectures.build(entry[1])
 
 
-def match(model: Model, state: StateDict) -> adapters.MatchedLoRA:
-    return adapters.match("concept.safetensors", state, adapters.key_names(model.model, model.clip))
+def match(model: Model, state: StateDict) -> MatchedLoRA:
+    return match_lora("concept.safetensors", state, key_names(model.model, model.clip))
 
 
-def differences(model: Model, lora: adapters.MatchedLoRA, strength: float) -> dict[str, Tensor]:
+def differences(model: Model, lora: MatchedLoRA, strength: float) -> dict[str, Tensor]:
     """What the merge takes a concept to change, by weight."""
     result = {}
     for patcher in (model.model, model.clip.patcher):

@@ -19,8 +19,8 @@ from comfy.model_patcher import ModelPatcher
 from fuzzed_files import EITHER, KINDS, LOADED, REFUSED, Case
 from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora import file as lora_file
-from loraclr.loraclr_core.host.lora.adapters import AdapterError
 from loraclr.loraclr_core.host.lora.file import LoRAFileError
+from loraclr.loraclr_core.host.lora.match import AdapterError, key_names, match_lora
 from node_tests.running import load, merge
 
 first, _, end = os.environ.get("LORACLR_FUZZ", "0:2000").partition(":")
@@ -68,7 +68,7 @@ def same(a: State, b: State) -> bool:
 
 @pytest.fixture(scope="module")
 def key_map(demo) -> dict:
-    return adapters.key_names(demo.model, demo.clip)
+    return key_names(demo.model, demo.clip)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def unchanged(demo, key_map) -> Iterator[None]:
     def found() -> tuple[State, State, torch.Tensor]:
         (name, shape), *_ = fuzzed_files.LINEAR.items()
         torch.manual_seed(0)
-        lora = adapters.match("sound", lora_files.loha(name, shape), key_map)
+        lora = match_lora("sound", lora_files.loha(name, shape), key_map)
         effect = adapters.effect(lora, demo.model, 1.0, CPU).merge[f"{name}.weight"].dense()
         return state_of(demo.model), state_of(demo.clip.patcher), effect
 
@@ -154,7 +154,7 @@ def read_and_apply(case: Case, path: Path, demo, key_map: dict) -> None:
     tensors, metadata = lora_file.read(path)
     trigger = lora_file.trigger_from_metadata(metadata)
     assert trigger is None or trigger.strip(), f"case {case.number}: trigger {trigger!r}"
-    lora = adapters.match(case.name, tensors, key_map)
+    lora = match_lora(case.name, tensors, key_map)
     for patcher in (demo.model, demo.clip.patcher):
         adapters.effect(lora, patcher, 0.7, CPU)
 

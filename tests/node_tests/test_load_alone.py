@@ -7,7 +7,7 @@ import pytest
 import torch
 from lora_formats import CORPUS
 from loraclr.loraclr_core.host.lora import file as lora_file
-from loraclr.loraclr_core.host.lora.adapters import AdapterError
+from loraclr.loraclr_core.host.lora.match import AdapterError
 from node_tests.running import load, weights, write_lora
 
 LINEAR = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"

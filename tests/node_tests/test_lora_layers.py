@@ -7,8 +7,7 @@ import pytest
 import torch
 from architectures import Model
 from lora_files import StateDict
-from loraclr.loraclr_core.host.lora import adapters
-from loraclr.loraclr_core.host.lora.adapters import AdapterError
+from loraclr.loraclr_core.host.lora.match import AdapterError, MatchedLoRA, key_names, match_lora
 from node_tests.running import load, merge, weights, write_lora
 from torch import Tensor
 
@@ -21,8 +20,8 @@ SPLIT = {f"transformer.transformer_blocks.0.attn.to_{part}": index for index, pa
 QKV = [*SPLIT]
 
 
-def match(model: Model, state: StateDict) -> adapters.MatchedLoRA:
-    return adapters.match("concept.safetensors", state, adapters.key_names(model.model, model.clip))
+def match(model: Model, state: StateDict) -> MatchedLoRA:
+    return match_lora("concept.safetensors", state, key_names(model.model, model.clip))
 
 
 def merged_alone(model: Model, state: StateDict, **inputs) -> tuple[dict[str, Tensor], str]:

@@ -5,11 +5,9 @@ The host's own `calculate_weight` is the truth. A plain LoRA's two factors are t
 depends on it (DoRA, OFT, BOFT, GLoRA), on zeros where it only adds to it, so that no base weight is needed.
 """
 
-import logging
 from dataclasses import dataclass, field
 
 import comfy.lora
-import comfy.lora_convert
 import comfy.weight_adapter as weight_adapter
 import torch
 import torch.nn.functional as F
@@ -19,35 +17,12 @@ from torch import Tensor
 
 from ... import lowrank
 from ...lowrank import LowRank
-from . import accounts
+from .match import AdapterError, MatchedLoRA, key_names, match_lora
 
-log = logging.getLogger("loraclr")
-
-# A file with fewer than this share of its tensors matched is taken to be for another model.
-LEAST_MATCHED_SHARE = 0.5
 # Relative error below which a difference counts as of low rank: what float32 leaves of a zero.
 RANK_TOLERANCE = 3e-6
 # Position of the DoRA scale among an adapter's weights, for the adapters that only add to the weight without it.
 ADDITIVE = {weight_adapter.LoRAAdapter: 4, weight_adapter.LoHaAdapter: 7, weight_adapter.LoKrAdapter: 8}
-
-
-class AdapterError(ValueError):
-    """A LoRA that the model cannot take; the message names the file, the key and what to do."""
-
-
-@dataclass
-class MatchedLoRA:
-    """A LoRA file matched to a model: the host's patches by weight key, and what was left over.
-
-    repeated: those of `matched` that say of a weight what others say already, and count once.
-    """
-
-    name: str
-    patches: dict[str, list[tuple[object, tuple | None, object]]] = field(default_factory=dict)
-    matched: list[str] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
-    embeddings: list[str] = field(default_factory=list)
-    repeated: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -59,84 +34,13 @@ class Effect:
     idle: list[str] = field(default_factory=list)
 
 
-class _ReadKeys(dict):
-    """A state dict that remembers which of its tensors the host's loader read."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.read: set[str] = set()
-        self.last = ""
-
-    def __getitem__(self, key):
-        self.read.add(key)
-        self.last = key
-        return super().__getitem__(key)
-
-    def get(self, key, default=None):
-        if key in self:
-            return self[key]
-        return default
-
-
-def match(name: str, tensors: dict[str, Tensor], key_map: dict) -> MatchedLoRA:
-    """The host's patches for a LoRA's tensors; `key_map` is `key_names(model, clip)`.
-
-    Raises AdapterError if too few of the tensors find a place in the model, or if one of those that do is missing its
-    other half or cannot be part of an adapter.
-    """
-    embeddings = sorted({key.split(".")[1] for key in tensors if key.startswith("bundle_emb.")})
-    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("bundle_emb.")}
-    state = _ReadKeys(tensors)
-    result = MatchedLoRA(name, embeddings=embeddings)
-    try:
-        state = _ReadKeys(comfy.lora_convert.convert_lora(tensors))
-        patches: dict = comfy.lora.load_lora(state, key_map, log_missing=False)
-    except Exception as error:
-        raise AdapterError(_damaged(name, state, error)) from error
-    for key in sorted(state.read):
-        if state[key].numel() == 0 or state[key].is_complex():
-            raise AdapterError(
-                f"LoRA {name}: {key} is {state[key].dtype} of shape {tuple(state[key].shape)}, which is no weight of an"
-                " adapter. The file is damaged: download it again, or choose another LoRA."
-            )
-    try:
-        account = accounts.account(state, key_map, patches)
-    except accounts.UnreadError as error:
-        raise AdapterError(f"LoRA {name}: {error}") from error
-    for target, patch in patches.items():
-        # A target is a weight's key, or (key, slice of it[, function]) where a LoRA addresses part of a fused weight.
-        key, offset, function, *_ = (*target, None) if isinstance(target, tuple) else (target, None, None)
-        result.patches.setdefault(key, []).append((patch, offset, function))
-    result.matched = sorted(account.used | account.repeated)
-    result.repeated = sorted(account.repeated)
-    result.unmatched = sorted(set(state) - set(result.matched))
-    if len(result.matched) < LEAST_MATCHED_SHARE * len(state) or not result.patches:
-        raise AdapterError(
-            f"LoRA {name} matches {len(result.matched)} of its {len(state)} tensors to this model"
-            f" (unmatched: {', '.join(result.unmatched[:3])}, …). It was trained for another architecture, or its keys are"
-            " in a layout that ComfyUI does not read: load the checkpoint family it belongs to, convert it to kohya's"
-            " layout, or choose another LoRA."
-        )
-    if result.unmatched:
-        log.warning(
-            "LoRA %s: %d of %d tensors match nothing in this model and are left out: %s",
-            *(name, len(result.unmatched), len(state), ", ".join(result.unmatched[:8])),
-        )
-    if embeddings:
-        log.warning(
-            "LoRA %s bundles embeddings (%s), which are not merged: save them to the embeddings folder to use them.",
-            *(name, ", ".join(embeddings)),
-        )
-    return result
-
-
 def load_alone(name: str, tensors: dict[str, Tensor], model, clip, strength_model: float, strength_clip: float):
     """Return (model, clip) with this LoRA alone; either may be None, and then its part of the file is left out.
 
     Raises AdapterError, naming file and key, where the LoRA is for another model.
     """
     tensors = {key: tensor for key, tensor in tensors.items() if (clip if _of_text(key) else model) is not None}
-    lora = match(name, tensors, key_names(model, clip)) if tensors else MatchedLoRA(name)
+    lora = match_lora(name, tensors, key_names(model, clip)) if tensors else MatchedLoRA(name)
     strengths = [(model, strength_model), (clip, strength_clip)]
     for target, _ in strengths:
         if target is not None:
@@ -161,30 +65,6 @@ def patched(target, lora: MatchedLoRA, strength: float):
     result = target.clone()
     result.add_patches(patches, strength)
     return result
-
-
-def _damaged(name: str, state: _ReadKeys, error: Exception) -> str:
-    """What to say where the host's loader failed on the tensor that it read last."""
-    fault = f"{error.args[0]} is missing" if isinstance(error, KeyError) else f"{state.last} cannot be used ({error})"
-    return f"LoRA {name}: {fault}. The file is damaged: download it again, or choose another LoRA."
-
-
-def key_names(model: ModelPatcher | None, clip) -> dict:
-    """Every name under which a LoRA file may address a weight -> the weight's key, as the stock loader maps them.
-
-    The host also has names for weights that a variant of an architecture lacks; here those match nothing. Each bias has
-    its own key as a name, by which it is known to be there.
-    """
-    names: dict = {}
-    weights: set[str] = set()
-    if model is not None:
-        names = comfy.lora.model_lora_keys_unet(model.model, names)
-        weights |= model.model_state_dict().keys()
-    if clip is not None:
-        names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
-        weights |= clip.patcher.model_state_dict().keys()
-    names = {name: target for name, target in names.items() if accounts.weight_of(target) in weights}
-    return {key: key for key in weights if key.endswith(".bias")} | names
 
 
 def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: torch.device) -> Effect:

@@ -9,8 +9,9 @@ from comfy.model_patcher import ModelPatcher
 from ...concept import Concept
 from ...lowrank import LowRank
 from . import adapters
-from .adapters import Effect, MatchedLoRA
+from .adapters import Effect
 from .file import read
+from .match import MatchedLoRA, match_lora
 
 
 class Loaded(NamedTuple):
@@ -42,11 +43,11 @@ def load(
     device: torch.device,
     with_clip: bool = True,
 ) -> Loaded:
-    """Read a concept's file and match it to a model. names: `adapters.key_names(model, clip)`.
+    """Read a concept's file and match it to a model. names: `key_names(model, clip)`.
 
     with_clip: also say what it does to the text encoder. Raises LoRAFileError or AdapterError, naming file and key.
     """
-    lora = adapters.match(concept.lora_name, read(concept.path)[0], names)
+    lora = match_lora(concept.lora_name, read(concept.path)[0], names)
     of_model = adapters.effect(lora, model, concept.strength_model, device)
     of_clip = adapters.effect(lora, clip.patcher, concept.strength_clip, device) if with_clip else Effect()
     return Loaded(concept, lora, of_model, of_clip)

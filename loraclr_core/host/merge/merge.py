@@ -22,6 +22,7 @@ from ...progress import Progress
 from ..lora import adapters, keys
 from ..lora.layers import Layers, dense
 from ..lora.load import Loaded, load
+from ..lora.match import key_names
 from . import store
 from .cache import capture_all
 from .distillation import Agreement, Distilled, distil
@@ -197,7 +198,7 @@ def _load_all(
 
     With an effect on one side alone, a concept takes part in the other side's layers too, where it wants the plain model.
     """
-    names = adapters.key_names(model, clip)
+    names = key_names(model, clip)
     loaded, without_effect = [], []
     for concept in concepts:
         if concept.strength_model == concept.strength_clip == 0:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ...lowrank import LowRank
-from ..lora.adapters import AdapterError, layer
+from ..lora.adapters import layer
 from ..lora.load import Loaded
+from ..lora.match import AdapterError
 
 Rows = tuple[int, ...]  # the branch of each row of a batch
 

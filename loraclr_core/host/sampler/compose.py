@@ -12,6 +12,7 @@ from ...sampler import prompt as branch_prompt
 from ...sampler.separation import Branch
 from ..lora import adapters
 from ..lora.load import load
+from ..lora.match import key_names
 from . import tokens
 from .attention import read_layers
 from .branches import BranchAdapters
@@ -44,7 +45,7 @@ def compose(
         raise ValueError("No concepts to compose: connect at least one Load Concept LoRA.")
     read_layers(model.get_model_object("diffusion_model"), 64, 64)  # raises where there is nothing to read
     prompts = branch_prompt.branches(prompt, concepts)
-    device, names = comfy.model_management.get_torch_device(), adapters.key_names(model, clip)
+    device, names = comfy.model_management.get_torch_device(), key_names(model, clip)
     loaded = [load(concept, model, clip, names, device, with_clip=False) for concept in concepts]
     branch_adapters = BranchAdapters(model, loaded)
 
