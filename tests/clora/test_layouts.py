@@ -90,7 +90,7 @@ def test_attention_is_read_at_the_rows_that_change_with_the_word(name, more):
     patched.model_options["transformer_options"]["optimized_attention_override"] = watching
     found = sample(patched, positive, negative, empty(model), steps=1, cfg=1.0)
     direct = torch.stack(whole[1]).mean(dim=0).unflatten(0, size)
-    heat = patched.get_attachment(KEY).record_of(found["samples"]).heat[0, 0]
+    heat = patched.get_attachment(KEY).records.of(found["samples"]).heat[0, 0]
     torch.testing.assert_close(heat, (direct - direct.min()) / (direct.max() - direct.min()), rtol=0, atol=1e-3)
 
 

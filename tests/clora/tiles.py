@@ -38,4 +38,4 @@ def tiled(model, *starts: int, **how):
 
 
 def record(model, found):
-    return model.get_attachment(KEY).record_of(found["samples"])
+    return model.get_attachment(KEY).records.of(found["samples"])

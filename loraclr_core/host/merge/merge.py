@@ -126,28 +126,21 @@ def merge(
     if not concepts:
         raise ValueError("No concepts to merge: connect at least one Load Concept LoRA.")
     _check_class_words(concepts, settings)
-    device, seconds = comfy.model_management.get_torch_device(), {}
-    progress = Progress(report)
-    with _timed(seconds, "reading"):
-        loaded, without_effect = _load_all(model, clip, concepts, settings, device, progress)
+    run = _Run(settings, comfy.model_management.get_torch_device(), Progress(report), seconds={})
+    with run.timed("reading"):
+        loaded, without_effect = _load_all(model, clip, concepts, run)
         target = _target(model, clip, loaded)
-    steps = settings.distillation_steps if len(loaded) > 1 and target.model_layers else 0
-    solving = progress.part(0.0, 1 - DISTILLATION_SHARE if steps else 1.0)
-    captured = Captured(Known(), 0, "")
-    if not _is_solved(settings, len(loaded)) or not target.layers():
-        solution = Solution({key: lowrank.squeeze(_sum(loaded, key)) for key in target.layers()})
-    else:
-        with _timed(seconds, "capture"):
-            captured = _capture(target, loaded, settings, device, solving.part(0.0, CAPTURE_SHARE))
-        with _timed(seconds, "solve"):
-            solution = _solve(target, loaded, captured.known, settings, device, solving.part(CAPTURE_SHARE, 1.0))
+    distils = settings.distillation_steps > 0 and len(loaded) > 1 and len(target.model_layers) > 0
+    solving = run.progress.part(0.0, 1 - DISTILLATION_SHARE if distils else 1.0)
+    captured = _capture(target, loaded, run, solving.part(0.0, CAPTURE_SHARE))
+    solution = _solve(target, loaded, captured.known, run, solving.part(CAPTURE_SHARE, 1.0))
     distilled = Distilled(solution.deltas, [])
-    if steps:
-        with _timed(seconds, "distillation"):
-            rest = progress.part(1 - DISTILLATION_SHARE, 1.0)
-            distilled = distil(target, solution.deltas, loaded, steps, settings.capture, rest)
-    progress("patching the model", 1.0)
-    with _timed(seconds, "patching"):
+    if distils:
+        with run.timed("distillation"):
+            rest = run.progress.part(1 - DISTILLATION_SHARE, 1.0)
+            distilled = distil(target, solution.deltas, loaded, settings.distillation_steps, settings.capture, rest)
+    run.progress("patching the model", 1.0)
+    with run.timed("patching"):
         lora = _named(target, distilled.deltas, loaded)
         patched_model, patched_clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
     return MergeResult(
@@ -163,8 +156,24 @@ def merge(
         evaluations=captured.evaluations,
         capture_note=captured.note,
         agreements=distilled.agreements,
-        seconds=seconds,
+        seconds=run.seconds,
     )
+
+
+class _Run(NamedTuple):
+    """What all phases of a merge share. seconds: by phase, in their order."""
+
+    settings: MergeSettings
+    device: torch.device
+    progress: Progress
+    seconds: dict[str, float]
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Take the time of a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - start
 
 
 def _is_solved(settings: MergeSettings, concepts: int) -> bool:
@@ -179,20 +188,8 @@ def _check_class_words(concepts: list[Concept], settings: MergeSettings) -> None
         require_class_words(concepts, "distillation_steps above 0 keeps the plain model as it is on the class words")
 
 
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] = time.perf_counter() - start
-
-
 def _load_all(
-    model: ModelPatcher,
-    clip: comfy.sd.CLIP,
-    concepts: list[Concept],
-    settings: MergeSettings,
-    device,
-    progress: Progress,
+    model: ModelPatcher, clip: comfy.sd.CLIP, concepts: list[Concept], run: _Run
 ) -> tuple[list[Loaded], list[Concept]]:
     """Return the concepts that change the model, and those that change nothing.
 
@@ -204,8 +201,8 @@ def _load_all(
         if concept.strength_model == concept.strength_clip == 0:
             without_effect.append(concept)
             continue
-        progress(f"reading {concept.lora_name}", 0.0)
-        found = load(concept, model, clip, names, device, with_clip=settings.merge_text_encoder)
+        run.progress(f"reading {concept.lora_name}", 0.0)
+        found = load(concept, model, clip, names, run.device, with_clip=run.settings.merge_text_encoder)
         if found.changes_nothing():
             without_effect.append(concept)
         else:
@@ -225,24 +222,27 @@ def _target(model: ModelPatcher, clip: comfy.sd.CLIP, loaded: list[Loaded]) -> T
     )
 
 
-def _capture(
-    target: Target, loaded: list[Loaded], settings: MergeSettings, device: torch.device, progress: Progress
-) -> Captured:
+def _capture(target: Target, loaded: list[Loaded], run: _Run, progress: Progress) -> Captured:
+    """Return the concepts' captures; none where nothing has to be solved."""
+    settings = run.settings
+    if not _is_solved(settings, len(loaded)) or not target.layers():
+        return Captured(Known(), 0, "")
     wanted, note, kept_on_disk = settings.capture, "", None
     if settings.captures == FORMER_KEEPING:
         note = "The captures on disk were not cleared: that is what the node Clear Captures is for. Set captures to in memory."
     if settings.solver == "adamw (paper)":
         wanted = wanted._replace(samples=ADAMW_SAMPLES)
-    if settings.captures == "on disk":
-        try:
-            kept_on_disk = CaptureStore(target, wanted, [each.concept.trigger for each in loaded])
-        except NotStorableError as error:
-            note = f"The captures of this model are not kept on disk: {error}."
-    with_base = settings.anchor_weight != 0
-    known, evaluations = capture_all(target, loaded, wanted, with_base, kept_on_disk, device, progress)
-    if kept_on_disk:
-        progress("keeping the captures on disk", 1.0)
-        note = _keep(kept_on_disk, known, evaluations > 0)
+    with run.timed("capture"):
+        if settings.captures == "on disk":
+            try:
+                kept_on_disk = CaptureStore(target, wanted, [each.concept.trigger for each in loaded])
+            except NotStorableError as error:
+                note = f"The captures of this model are not kept on disk: {error}."
+        with_base = settings.anchor_weight != 0
+        known, evaluations = capture_all(target, loaded, wanted, with_base, kept_on_disk, run.device, progress)
+        if kept_on_disk:
+            progress("keeping the captures on disk", 1.0)
+            note = _keep(kept_on_disk, known, evaluations > 0)
     return Captured(known, evaluations, note)
 
 
@@ -257,27 +257,26 @@ def _keep(kept_on_disk: CaptureStore, known: Known, is_new: bool) -> str:
     return f"Captures on disk: {size:.1f} of at most {limit:.0f} GiB, in {store.folder()}."
 
 
-def _solve(
-    target: Target,
-    loaded: list[Loaded],
-    known: Known,
-    settings: MergeSettings,
-    device: torch.device,
-    progress: Progress,
-) -> Solution:
-    """Return the merged difference of every layer. Raises ValueError where none of them ran in the captures."""
+def _solve(target: Target, loaded: list[Loaded], known: Known, run: _Run, progress: Progress) -> Solution:
+    """Return the merged difference of every layer, which is the sum where nothing was captured.
+
+    Raises ValueError where there are captures, and none of the layers ran in them.
+    """
+    if not known.statistics:
+        return Solution({key: lowrank.squeeze(_sum(loaded, key)) for key in target.layers()})
     deltas: Deltas = {}
     layers, unseen, counted, seen = [], [], 0, 0
-    for index, key in enumerate(target.layers()):
-        progress(f"solving layer {index + 1} of {len(target.layers())}", index / len(target.layers()))
-        statistics = [of_concept[key] for of_concept in known.statistics]
-        if not all(each.seen for each in statistics):
-            deltas[key] = lowrank.squeeze(_sum(loaded, key))
-            unseen.append(key)
-            continue
-        deltas[key] = _solve_layer(key, statistics, known, settings, device)
-        layers.append(_judge(key, statistics, deltas[key], settings.margin))
-        counted, seen = counted + statistics[0].tokens, seen + statistics[0].seen
+    with run.timed("solve"):
+        for index, key in enumerate(target.layers()):
+            progress(f"solving layer {index + 1} of {len(target.layers())}", index / len(target.layers()))
+            statistics = [of_concept[key] for of_concept in known.statistics]
+            if not all(each.seen for each in statistics):
+                deltas[key] = lowrank.squeeze(_sum(loaded, key))
+                unseen.append(key)
+                continue
+            deltas[key] = _solve_layer(key, statistics, known, run)
+            layers.append(_judge(key, statistics, deltas[key], run.settings.margin))
+            counted, seen = counted + statistics[0].tokens, seen + statistics[0].seen
     if not layers:
         raise ValueError(
             f"None of the {len(deltas)} layers that the LoRAs change ran while their concepts were sampled, so there is nothing"
@@ -286,16 +285,15 @@ def _solve(
     return Solution(deltas, layers, unseen, (counted, seen))
 
 
-def _solve_layer(
-    key: str, statistics: list[ConceptStatistics], known: Known, settings: MergeSettings, device: torch.device
-) -> LowRank:
+def _solve_layer(key: str, statistics: list[ConceptStatistics], known: Known, run: _Run) -> LowRank:
+    settings = run.settings
     if settings.solver != "exact":
-        return adamw.solve(statistics, settings.margin, device)
+        return adamw.solve(statistics, settings.margin, run.device)
     gram = known.grams[key]
     if settings.anchor_weight != 0:
         # Weighted 1, the base counts as much as one concept.
         gram = gram.plus(known.base_grams[key], settings.anchor_weight / len(known.base_words))
-    return exact.solve(gram, statistics, settings.ridge, settings.margin, device)
+    return exact.solve(gram, statistics, settings.ridge, settings.margin, run.device)
 
 
 def _judge(key: str, statistics: list[ConceptStatistics], delta: LowRank, margin: Margin) -> LayerResult:

@@ -93,61 +93,71 @@ class Evaluation:
     def _run(
         self, z: Tensor, wanted: list[Wanted], recorder: Recorder | None, variable: Tensor | None = None
     ) -> list[Tensor]:
+        """Return a prediction at `z` for each of `wanted`. variable: the latent that the model sees in place of `z`."""
         lists = [self.calls[call].branches[branch] for call, branch in wanted]
-        inner = self.options.get("model_function_wrapper")
-        differentiate = variable is not None and torch.is_grad_enabled()
 
-        @torch.set_grad_enabled(differentiate)
+        @torch.set_grad_enabled(variable is not None and torch.is_grad_enabled())
         def apply(apply_model: Callable, args: dict) -> Tensor:
             chunks = [wanted[index] for index in args["cond_or_uncond"]]
-            per_chunk = args["input"].shape[0] // len(chunks)
-            rows = tuple(branch for _, branch in chunks for _ in range(per_chunk))
-            args = {**args, "cond_or_uncond": [call for call, _ in chunks]}
-            transformer_options = args["c"]["transformer_options"]
-            transformer_options["cond_or_uncond"] = args["cond_or_uncond"][:]
-            transformer_options[KEY] = rows
-            if variable is not None:
-                args["input"] = torch.cat([variable] * len(chunks))
-            args["input"] = self._seen(args["input"], chunks)
-            if variable is not None:
-                differentiable.make_normal(self.model)
-                differentiable.check_weights_stay(self.model, variable.device, "update_strength")
-                if args["c"].get("control") is not None:
-                    differentiable.part_from_skips(transformer_options)
-            reading = None
-            if recorder is not None:
-                reads = self._reads(chunks, per_chunk, transformer_options["uuids"])
-                reading = recorder, reads, args["c"]["c_crossattn"].shape[1]
-                recorder.begin(*reading[1:], batch=len(rows))
-            others, calls = wrappers(inner, transformer_options), None
-            if others:
-                calls = Calls(self.model, args, others, rows, self.adapters, reading, variable is not None)
-                args = calls.watched()
-            try:
-                with self.adapters.routed(rows):
-                    if inner is not None:
-                        output = inner(apply_model, args)
-                    else:
-                        output = apply_model(args["input"], args["timestep"], **args["c"])
-            except Enough:
-                output = torch.zeros_like(args["input"])
-            if recorder is not None:
-                recorder.add(recorder.end())
-            if calls is not None:
-                calls.finish()
-            return output
+            return self._apply(
+                apply_model, self._prepared(args, chunks, variable), chunks, recorder, variable is not None
+            )
 
         options = {**self.options, "model_function_wrapper": apply}
-        if variable is not None:
-            options.pop("multigpu_clones", None)  # a gradient's graph stays on one device
         transformer_options = dict(options.get("transformer_options", {}))
         if variable is not None:
+            options.pop("multigpu_clones", None)  # a gradient's graph stays on one device
             transformer_options.setdefault("optimized_attention_override", differentiable.attention)
         if recorder is not None:
             transformer_options = recorder.options(transformer_options)
         options["transformer_options"] = transformer_options
         with torch.no_grad():
             return self.executor(self.model, lists, z, self.sigma, options)
+
+    def _prepared(self, args: dict, chunks: list[Wanted], variable: Tensor | None) -> dict:
+        """Return a batch's arguments as other nodes expect them, with the latents that its branches see."""
+        args = {**args, "cond_or_uncond": [call for call, _ in chunks]}
+        transformer_options = args["c"]["transformer_options"]
+        transformer_options["cond_or_uncond"] = args["cond_or_uncond"][:]
+        if variable is not None:
+            args["input"] = torch.cat([variable] * len(chunks))
+            differentiable.make_normal(self.model)
+            differentiable.check_weights_stay(self.model, variable.device, "update_strength")
+            if args["c"].get("control") is not None:
+                differentiable.part_from_skips(transformer_options)
+        args["input"] = self._seen(args["input"], chunks)
+        return args
+
+    def _apply(
+        self, apply_model: Callable, args: dict, chunks: list[Wanted], recorder: Recorder | None, differentiated: bool
+    ) -> Tensor:
+        """Run the model on a batch, each row with its branch's LoRA, and let `recorder` read its attention."""
+        inner = self.options.get("model_function_wrapper")
+        transformer_options = args["c"]["transformer_options"]
+        per_chunk = args["input"].shape[0] // len(chunks)
+        rows = tuple(branch for _, branch in chunks for _ in range(per_chunk))
+        transformer_options[KEY] = rows
+        reading, calls = None, None
+        if recorder is not None:
+            reads = self._reads(chunks, per_chunk, transformer_options["uuids"])
+            reading = recorder, reads, args["c"]["c_crossattn"].shape[1]
+            recorder.begin(*reading[1:], batch=len(rows))
+        if others := wrappers(inner, transformer_options):
+            calls = Calls(self.model, args, others, rows, self.adapters, reading, differentiated)
+            args = calls.watched()
+        try:
+            with self.adapters.routed(rows):
+                if inner is not None:
+                    output = inner(apply_model, args)
+                else:
+                    output = apply_model(args["input"], args["timestep"], **args["c"])
+        except Enough:
+            output = torch.zeros_like(args["input"])
+        if recorder is not None:
+            recorder.add(recorder.end())
+        if calls is not None:
+            calls.finish()
+        return output
 
     def _seen(self, latents: Tensor, chunks: list[Wanted]) -> Tensor:
         """The rows of a batch as their branches see them."""
