@@ -4,6 +4,7 @@ import architectures
 import comfy_extras.nodes_apg as apg
 import comfy_extras.nodes_cfg as cfg
 import comfy_extras.nodes_custom_sampler as custom_sampler
+import comfy_extras.nodes_easycache as easycache
 import comfy_extras.nodes_eps as eps
 import comfy_extras.nodes_freelunch as freelunch
 import comfy_extras.nodes_fresca as fresca
@@ -79,7 +80,7 @@ def plain(small, chain):
         return {steps: merged(small, small.model, chain, steps)[0] for steps in (0, 1)}
 
 
-def merged(small, model, chain, distillation_steps=0):
+def merged(small, model, chain, distillation_steps=0, steps=STEPS):
     """The merged LoRA, the report, and how often the diffusion model was evaluated."""
     captures.forget()
     calls = []
@@ -89,7 +90,7 @@ def merged(small, model, chain, distillation_steps=0):
             small._replace(model=model),
             chain,
             latent=LATENT,
-            capture_steps=STEPS,
+            capture_steps=steps,
             distillation_steps=distillation_steps,
         )
     finally:
@@ -111,7 +112,7 @@ def test_guidance_has_no_part_in_a_capture(small, chain, plain, name):
     lora, report, evaluations = merged(small, guided(small, name), chain)
     assert same(lora, plain[0])
     assert evaluations == STEPS * CONCEPTS
-    assert f"{evaluations} model evaluations in this run." in report
+    assert f"; {evaluations} model evaluations in this run." in report
 
 
 def test_nor_in_a_distillation(small, chain, plain):
@@ -134,3 +135,10 @@ def test_what_changes_the_model_itself_counts(small, chain, plain):
     lora, _, evaluations = merged(small, free, chain)
     assert not same(lora, plain[0])
     assert evaluations == STEPS * CONCEPTS
+
+
+def test_evaluations_that_a_cache_spares_are_not_counted(small, chain):
+    lazy = easycache.LazyCacheNode.execute(small.model, 0.9, 0.0, 1.0, False).args[0]
+    _, report, evaluations = merged(small, lazy, chain, steps=8)
+    assert evaluations < 8 * CONCEPTS
+    assert f"; {evaluations} model evaluations in this run." in report
