@@ -237,7 +237,7 @@ def test_concepts_are_drawn_at_different_objects_of_the_plain_picture(demo, conc
 
 def test_a_given_mask_leaves_the_other_concepts_the_objects_elsewhere(demo, latent):
     chain = concept("dog", concept("cat", mask=columns(0, 6)))
-    model, positive, negative = clora(demo, chain, update_strength=0.0)
+    model, positive, negative = clora(demo, chain, update_strength=0.0, mask_threshold=0.5)
     cat, dog = maps(model, sample(model, positive, negative, latent, steps=2))[0]
     assert cat.tolist() == [[1.0] * 6 + [0.0] * 6] * 8
     assert dog.any()

@@ -224,7 +224,8 @@ def _notes_of(loaded: Loaded) -> list[str]:
 
 
 def _why_without_effect(concept: Concept, settings: MergeSettings) -> str:
-    if concept.strength_model or concept.strength_clip:
+    strength_clip = concept.strength_clip if settings.merge_text_encoder else 0.0
+    if concept.strength_model or strength_clip:
         why = "its LoRA changes nothing" + ("" if settings.merge_text_encoder else " but the text encoder at most")
     else:
         why = "both strengths are 0" if settings.merge_text_encoder else "its model strength is 0"
