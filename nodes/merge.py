@@ -3,12 +3,14 @@
 import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
-from server import PromptServer
 
+from ..loraclr_core.concept import Concept
 from ..loraclr_core.host import merged_file, merging, report
 from ..loraclr_core.host.capture import CaptureSettings
 from ..loraclr_core.host.merging import MergeSettings
 from ..loraclr_core.objective import Margin, MarginMode
+from ..loraclr_core.prompt import check_capture
+from . import page
 from .types import CATEGORY, Concepts, MergeInfo
 
 MARGIN_MODES: dict[str, MarginMode] = {"absolute (paper)": "absolute", "relative": "relative"}
@@ -168,7 +170,7 @@ class LoRACLRMerge(io.ComfyNode):
         distillation_steps=0,
     ) -> io.NodeOutput:
         capture = CaptureSettings(
-            prompts=_prompts(capture_prompts),
+            prompts=_prompts(capture_prompts, concepts),
             steps=capture_steps,
             seed=capture_seed,
             latent_shape=None if latent is None else tuple(latent["samples"].shape[1:]),
@@ -194,13 +196,10 @@ class LoRACLRMerge(io.ComfyNode):
         )
 
 
-def _prompts(text: str) -> tuple[str, ...]:
+def _prompts(text: str, concepts: list[Concept]) -> tuple[str, ...]:
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     for prompt in prompts:
-        if "{trigger}" not in prompt:
-            raise ValueError(
-                f"The capture prompt “{prompt}” lacks {{trigger}}: put it where the concept's trigger belongs."
-            )
+        check_capture(prompt, concepts)
     if not prompts:
         raise ValueError("No capture prompts: write at least one line, such as “photo of a {trigger}”.")
     return prompts
@@ -209,12 +208,10 @@ def _prompts(text: str) -> tuple[str, ...]:
 def _progress(node_id: str):
     """One bar from 0 to 1 and the phase in words under the node; stops the merge when the user cancels."""
     bar = comfy.utils.ProgressBar(PROGRESS_UNITS, node_id=node_id)
-    server = getattr(PromptServer, "instance", None)  # there is none outside of a running server
 
     def report_progress(phase: str, done: float) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(round(done * PROGRESS_UNITS))
-        if server is not None:
-            server.send_progress_text(phase, node_id)
+        page.write_under(node_id, phase)
 
     return report_progress

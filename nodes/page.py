@@ -10,3 +10,10 @@ def is_open() -> bool:
 
 def send(event: str, data: dict) -> None:
     PromptServer.instance.send_sync(event, data, PromptServer.instance.client_id)
+
+
+def write_under(node_id: str, text: str) -> None:
+    """Show a text under a node on the page, in place of the one before."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_progress_text(text.encode(errors="replace"), node_id)

@@ -207,6 +207,8 @@ class CLoRA:
         if noise.ndim != 4:
             raise ValueError(f"CLoRA samples pictures; this latent has the shape {tuple(noise.shape)}.")
         before, conds = (self.run, self.plain), guider.conds
+        if self.view is not None:
+            self.view.start()
         try:
             self.plain = PlainPicture() if self.settings.surroundings == "plain" else None
             if self.plain is not None:

@@ -1,5 +1,7 @@
 """From concepts and one prompt to what CLoRA samples with: conditioning for every branch, adapters, token positions."""
 
+import logging
+
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
@@ -11,6 +13,8 @@ from .branches import BranchAdapters
 from .clora import CLoRA, Settings
 from .evaluation import Role
 from .live import LiveView
+
+log = logging.getLogger("loraclr")
 
 
 def compose(
@@ -28,6 +32,7 @@ def compose(
     """
     if not concepts:
         raise ValueError("No concepts to compose: connect at least one Load Concept LoRA.")
+    negative = _same_for_all(negative, concepts)
     prompts = branch_prompt.branches(prompt, concepts)
     positions = [tokens.positions(clip, branch) for branch in prompts]
 
@@ -52,6 +57,13 @@ def compose(
             tokenized = own_clip.tokenize(texts[role][branch])
             entries += own_clip.encode_from_tokens_scheduled(tokenized, add_dict=clora.tags.of(role, branch))
     return patched, conditioning["positive"], conditioning["negative"]
+
+
+def _same_for_all(negative: str, concepts: list[Concept]) -> str:
+    """Return the negative prompt of every branch, and log braces in it that are taken as they stand."""
+    if literal := branch_prompt.literal_marks(negative):
+        log.warning("The negative prompt has %s, which is taken as it stands.", ", ".join(literal))
+    return branch_prompt.negative(negative, concepts)
 
 
 def _with_lora(clip, match: MatchedLoRA, strength: float):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ..prompt import literal_marks
 from .merging import LayerResult, MergeResult
 
 # Lists of keys longer than this are cut, and say so.
@@ -185,6 +186,9 @@ def _notes(result: MergeResult) -> str:
         notes.append(f"Summed, not merged, because they did not run in the captures: {_list(result.unseen)}")
     if result.kept:
         notes.append(result.kept)
+    literal = [mark for prompt in result.settings.capture.prompts for mark in literal_marks(prompt)]
+    if literal := sorted(set(literal) - {"{trigger}"}):
+        notes.append(f"The capture prompts hold {_list(literal)}, which is taken as it stands.")
     if not result.settings.merge_text_encoder:
         notes.append("The text encoder was left as it is; text-encoder parts of the LoRAs are not in the merge.")
     for file in sorted(

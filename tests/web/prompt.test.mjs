@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { completed, offers, problems, triggerFromMetadata, typing } from "../../web/lib/prompt.js";
+import { completed, negativeProblems, offers, problems, triggerFromMetadata, typing } from "../../web/lib/prompt.js";
 
 test("a prompt that names every concept has no problems", () => {
   assert.deepEqual(problems("a photo of {cat} and { dog }", ["cat", "dog"]), []);
@@ -35,4 +35,15 @@ test("triggers come from the metadata that trainers write", () => {
   assert.equal(triggerFromMetadata({ ss_tag_frequency: '{"10_a": {"sks cat": 8, "sofa": 3}}' }), "sks cat");
   assert.equal(triggerFromMetadata({ ss_dataset_dirs: '{"10_sks cat": {}}' }), "sks cat");
   assert.equal(triggerFromMetadata({ ss_tag_frequency: "broken" }), null);
+});
+
+test("escaped braces are braces", () => {
+  assert.deepEqual(problems(String.raw`\{"a": "{cat}"\}`, ["cat"]), []);
+  assert.equal(typing(String.raw`a \{ca`, 6), null);
+});
+
+test("a negative prompt names no concept, and its other braces are told", () => {
+  assert.deepEqual(negativeProblems(String.raw`blurry, \{cat\}`, ["cat"]), []);
+  assert.match(negativeProblems("{ Cat }", ["cat"])[0], /cannot name \{ Cat \}: write plain words/);
+  assert.match(negativeProblems("{a|b}", ["cat"])[0], /\{a\|b\} is taken as it stands/);
 });
