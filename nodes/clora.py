@@ -6,7 +6,7 @@ from collections.abc import Callable
 from comfy_api.latest import io
 
 from ..loraclr_core.concept import Concept
-from ..loraclr_core.host.sampler import overlay
+from ..loraclr_core.host.sampler import labels, overlay
 from ..loraclr_core.host.sampler.compose import compose
 from ..loraclr_core.host.sampler.evaluation import KEY
 from ..loraclr_core.host.sampler.live import LiveView
@@ -297,6 +297,7 @@ class CLoRAMaps(io.ComfyNode):
                     tooltip="How alike the concepts' attention was, step by step. Connect to Plot Loss Graph.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -314,11 +315,15 @@ class CLoRAMaps(io.ComfyNode):
                 f"{'' if image is None else f' and {len(image)} pictures'}: choose a smaller one."
             )
         if image is None:
-            picture = overlay.rough_picture(
-                model.get_model_object("latent_format"), samples[batch_index : batch_index + 1]
-            )
+            latent_format = model.get_model_object("latent_format")
+            picture, problem = overlay.background(latent_format, samples[batch_index : batch_index + 1])
         else:
-            picture = image[batch_index : batch_index + 1]
-        heat = overlay.heat_over(picture, record.heat[batch_index].to(picture), record.concepts)
+            picture, problem = image[batch_index : batch_index + 1, ..., :3], ""
+        height, width = picture.shape[1:3]
+        fitted = labels.fit(record.concepts, height, width, labels.font_files())
+        heat = overlay.heat_over(picture, record.heat[batch_index].to(picture), fitted)
+        said = " ".join(filter(None, (labels.legend(record.concepts, fitted), problem)))
+        log.info("CLoRA Attention Maps: %s", said)
+        page.show_text(said, cls.hidden.unique_id)
         losses = [float(loss[batch_index]) for _, loss in sorted(record.losses.items())]
         return io.NodeOutput(record.masks[batch_index], heat, {"loss": losses})

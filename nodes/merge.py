@@ -4,10 +4,12 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
 
+from ..loraclr_core.concept import Concept
 from ..loraclr_core.host.merge import export, report
 from ..loraclr_core.host.merge.merge import FORMER_KEEPING, KEEPINGS, SOLVERS, Keeping, MergeSettings, merge
 from ..loraclr_core.host.merge.target import CaptureSettings, latent_shape
 from ..loraclr_core.merge.objective import Margin, MarginMode
+from ..loraclr_core.merge.templates import check_template
 from . import page
 from .types import CATEGORY, Concepts, MergeInfo
 
@@ -174,7 +176,7 @@ class LoRACLRMerge(io.ComfyNode):
         distillation_steps=0,
     ) -> io.NodeOutput:
         capture = CaptureSettings(
-            prompts=_prompts(capture_prompts),
+            prompts=_prompts(capture_prompts, concepts),
             steps=capture_steps,
             seed=capture_seed,
             latent_shape=latent_shape(model, latent),
@@ -202,13 +204,10 @@ class LoRACLRMerge(io.ComfyNode):
         )
 
 
-def _prompts(text: str) -> tuple[str, ...]:
+def _prompts(text: str, concepts: list[Concept]) -> tuple[str, ...]:
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     for prompt in prompts:
-        if "{trigger}" not in prompt:
-            raise ValueError(
-                f"The capture prompt “{prompt}” lacks {{trigger}}: put it where the concept's trigger belongs."
-            )
+        check_template(prompt, concepts)
     if not prompts:
         raise ValueError("No capture prompts: write at least one line, such as “photo of a {trigger}”.")
     return prompts

@@ -7,7 +7,7 @@ def show_text(text: str, node_id: str) -> None:
     """Show a text under a node, in place of the one before."""
     server = getattr(PromptServer, "instance", None)  # there is none outside of a running server
     if server is not None:
-        server.send_progress_text(text, node_id)
+        server.send_progress_text(text.encode(errors="replace"), node_id)
 
 
 def is_open() -> bool:

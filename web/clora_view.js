@@ -1,7 +1,7 @@
 /** The live view on CLoRA Attention Contrast Sampler: the growing picture under each concept's mask or attention. */
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { colourOf, css, line, overlay, unpack } from "./lib/frame.js";
+import { colourOf, css, line, overlay, sizeOf, unpack } from "./lib/frame.js";
 import { CLORA, nodeById } from "./lib/graph.js";
 import { addPanel, recall, remember } from "./lib/panel.js";
 
@@ -39,21 +39,29 @@ class LiveView {
   }
 
   show(frame) {
-    this.frame = frame;
     this.panel.open();
     remember(this.node, EVENT, frame);
-    this.picture = new Image();
-    this.picture.onload = () => this.draw();
-    this.picture.src = frame.picture;
+    this.newest = frame;
+    const picture = new Image();
+    const drawWith = (shown) => {
+      if (this.newest !== frame) return; // a later one came while this one's picture was read
+      this.frame = frame;
+      this.picture = shown;
+      this.draw();
+    };
+    picture.onload = () => drawWith(picture);
+    picture.onerror = () => drawWith(null);
+    if (frame.picture) picture.src = frame.picture;
+    else drawWith(null); // there is none of this model's latents
   }
 
   draw() {
     const { frame, picture } = this;
+    if (!frame) return;
     const canvas = this.find("canvas");
-    canvas.width = picture.naturalWidth;
-    canvas.height = picture.naturalHeight;
+    [canvas.width, canvas.height] = sizeOf(frame, picture);
     const context = canvas.getContext("2d");
-    context.drawImage(picture, 0, 0);
+    if (picture) context.drawImage(picture, 0, 0);
     const plain = !frame.masks; // the picture without LoRAs, which is made first
     if (this.mode !== "picture" && !plain) context.drawImage(this.drawnMaps(), 0, 0, canvas.width, canvas.height);
 

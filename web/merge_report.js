@@ -34,9 +34,12 @@ function fill(root, report) {
   const copy = element("button", { text: "Copy as Markdown" });
   copy.type = "button";
   copy.addEventListener("click", async () => {
-    // Browsers give pages the clipboard only over https and on this machine.
-    await navigator.clipboard?.writeText(report.markdown);
-    copy.textContent = navigator.clipboard ? "Copied" : "Needs https: use the report output";
+    // Browsers give pages the clipboard only over https and on this machine, and may ask the user.
+    const copied = await navigator.clipboard?.writeText(report.markdown).then(
+      () => "Copied",
+      () => "Not allowed: use the report output",
+    );
+    copy.textContent = copied ?? "Needs https: use the report output";
     setTimeout(() => (copy.textContent = "Copy as Markdown"), 1500);
   });
   const cell = (text, title) => element("td", { text, title });

@@ -1,7 +1,7 @@
-/** Help while typing CLoRA's prompt: `{` offers the connected concepts, and what does not fit them is said at once. */
+/** Help while typing CLoRA's prompts: `{` offers the connected concepts, and what does not fit them is said at once. */
 import { app } from "../../scripts/app.js";
 import { CLORA, conceptNames, widgetOf } from "./lib/graph.js";
-import { completed, offers, problems, typing } from "./lib/prompt.js";
+import { completed, negativeProblems, offers, problems, typing } from "./lib/prompt.js";
 import "./lib/style.js";
 
 /** One for the page, below the field that has the focus. */
@@ -83,26 +83,30 @@ class Popup {
   }
 }
 
-/** The CLoRA node whose prompt is typed into this field, in either renderer; or null. */
-function nodeOf(field) {
-  if (!(field instanceof HTMLTextAreaElement)) return null;
+const PROBLEMS = { prompt: problems, negative: negativeProblems };
+
+/** The CLoRA node and the widget that are typed into in this field, in either renderer; or nothing. */
+function typedInto(field) {
+  if (!(field instanceof HTMLTextAreaElement)) return {};
   const { graph } = app.canvas;
   const id = field.closest("[data-node-id]")?.dataset.nodeId;
-  if (id === undefined) {
-    return graph.nodes.find((node) => node.comfyClass === CLORA && widgetOf(node, "prompt").element === field) ?? null;
+  const label = field.parentElement?.querySelector("label")?.textContent.trim();
+  const isField = (widget) =>
+    widget && (id === undefined ? widget.element === field : [widget.name, widget.label].includes(label));
+  for (const node of id === undefined ? graph.nodes : [graph.getNodeById(id)]) {
+    if (node?.comfyClass !== CLORA) continue;
+    const widget = Object.keys(PROBLEMS).map((name) => widgetOf(node, name)).find(isField);
+    if (widget) return { node, widget };
   }
-  const node = graph.getNodeById(id);
-  const label = field.parentElement.querySelector("label")?.textContent.trim();
-  const widget = node?.comfyClass === CLORA && widgetOf(node, "prompt");
-  return widget && [widget.name, widget.label].includes(label) ? node : null;
+  return {};
 }
 
 function help(popup, field) {
-  const node = nodeOf(field);
+  const { node, widget } = typedInto(field);
   if (!node) return;
   const names = conceptNames(node);
-  const at = typing(field.value, field.selectionStart);
-  const found = problems(field.value, names);
+  const at = widget.name === "prompt" && typing(field.value, field.selectionStart);
+  const found = PROBLEMS[widget.name](field.value, names);
   field.classList.toggle("loraclr-wrong", found.length > 0);
   field.title = found.join("\n");
   if (at) popup.show(field, offers(at.typed, names), []);

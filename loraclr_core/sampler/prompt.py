@@ -1,21 +1,17 @@
-"""One prompt for all branches: `a photo of {cat} and {dog} in a park`.
+r"""One prompt for all branches: `a photo of {cat} and {dog} in a park`.
 
 Branch 0 reads every `{name}` as the concept's class word. Branch k reads concept k's as its trigger and the others' as
-their class words.
+their class words. Braces that are meant literally are written `\{` and `\}`.
 """
 
-import re
 from typing import NamedTuple
 
+from ..braces import BRACE, MARK, PromptError, named_in, unescaped
 from ..concept import Concept, require_class_words
 
 Span = tuple[int, int]
 
-_MARK = re.compile(r"\{([^{}]*)\}")
-
-
-class PromptError(ValueError):
-    """A prompt that does not fit the concepts; the message shows the prompt and says what to write."""
+_LITERALLY = "Braces that are meant literally are written \\{ and \\}."
 
 
 class BranchPrompt(NamedTuple):
@@ -41,20 +37,20 @@ def branches(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
     index = {concept.name: i for i, concept in enumerate(concepts)}
     plain, named = [], []
     end = 0
-    for mark in _MARK.finditer(prompt):
+    for mark in MARK.finditer(prompt):
         name = mark[1].strip()
         if name not in index:
             raise PromptError(
                 f"The prompt “{prompt}” names {mark[0]}, and no concept is called that. The concepts are:"
-                f" {_marks(concepts)}."
+                f" {_marks(concepts)}. {_LITERALLY}"
             )
         plain.append(prompt[end : mark.start()])
         named.append(index[name])
         end = mark.end()
     plain.append(prompt[end:])
-    if any(brace in part for part in plain for brace in "{}"):
+    if any(BRACE.search(part) for part in plain):
         raise PromptError(
-            f"The prompt “{prompt}” has a brace without its partner: write each concept as {_marks(concepts)}."
+            f"The prompt “{prompt}” has a brace without its partner: write each concept as {_marks(concepts)}. {_LITERALLY}"
         )
     missing = [concept for i, concept in enumerate(concepts) if i not in named]
     if missing:
@@ -62,7 +58,21 @@ def branches(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
             f"The prompt “{prompt}” never names {_marks(missing)}: write it where the concept belongs, or take the concept"
             " out of the chain."
         )
+    plain = [unescaped(part) for part in plain]
     return [_branch(plain, named, concepts, own) for own in (None, *range(len(concepts)))]
+
+
+def negative(text: str, concepts: list[Concept]) -> str:
+    """Return the negative prompt of every branch. Raises PromptError where it names a concept in braces.
+
+    Other braces stay as they are: `braces.literal_marks` finds them.
+    """
+    if named := named_in(text, [concept.name for concept in concepts]):
+        raise PromptError(
+            f"The negative prompt “{text}” names {named}. It is the same for every concept and cannot name one: write plain"
+            " words for what the picture must not show."
+        )
+    return unescaped(text)
 
 
 def _branch(plain: list[str], named: list[int], concepts: list[Concept], own: int | None) -> BranchPrompt:

@@ -341,3 +341,10 @@ def test_a_model_patched_twice_is_an_error(demo, patched, concepts):
 def test_maps_of_another_model_say_what_to_connect(demo, latent):
     with pytest.raises(ValueError, match="connect that node's MODEL output"):
         maps(demo.model, latent)
+
+
+def test_a_negative_that_names_a_concept_says_what_to_write(demo, concepts, caplog):
+    with pytest.raises(ValueError, match=r"names \{cat\}.*write plain words"):
+        compose(demo, concepts, negative="blurry {cat}")
+    compose(demo, concepts[:1], prompt="a {cat}", negative="{dog|wolf}")
+    assert "{dog|wolf}, which is taken as it stands" in caplog.text

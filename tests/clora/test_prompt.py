@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from loraclr.loraclr_core import braces
 from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.sampler import prompt
 
@@ -41,9 +42,32 @@ def test_each_branch_has_one_trigger_in_place():
         ("a {cat}} and {my dog}", "brace without its partner"),
         ("a {{cat} and {my dog}", "brace without its partner"),
         ("", "never names {cat}, {my dog}"),
+        (r"a {cat} and {my dog\}", "brace without its partner.*meant literally"),
+        ("a {cat} and {my dog} in {snow|rain}", "no concept is called that.*meant literally"),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_shown(text, complaint):
     with pytest.raises(prompt.PromptError, match=complaint) as error:
         prompt.branches(text, CONCEPTS)
     assert f"“{text}”" in str(error.value)
+
+
+def test_escaped_braces_are_braces():
+    """As a prompt in JSON needs them."""
+    base, cat, _ = prompt.branches(r'\{"a": "{cat} and {my dog}"\}', CONCEPTS)
+    assert base.text == '{"a": "cat and small dog"}'
+    assert cat.text == '{"a": "sks cat and small dog"}'
+    assert phrases(cat) == [["sks cat"], ["small dog"]]
+
+
+@pytest.mark.parametrize("text", ["blurry {cat}", "{ My Dog }", "{CAT}"])
+def test_a_negative_that_names_a_concept_is_an_error(text):
+    with pytest.raises(prompt.PromptError, match="cannot name one: write plain words"):
+        prompt.negative(text, CONCEPTS)
+
+
+def test_other_braces_of_a_negative_stay():
+    for text in ("blurry", "{a|b}", "{{blurry}}", "{", "cat}"):
+        assert prompt.negative(text, CONCEPTS) == text
+    assert prompt.negative(r"\{cat\}", CONCEPTS) == "{cat}"
+    assert braces.literal_marks(r"{a|b} \{c\} {d}") == ["{a|b}", "{d}"]

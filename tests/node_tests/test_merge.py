@@ -258,6 +258,19 @@ def test_no_concepts_is_an_error(demo):
         merge(demo, [])
 
 
+@pytest.mark.parametrize(
+    "prompts", ["{trigger} and a {cat}", "{trigger}, {Trigger}", "{trigger}\n{ trigger } {trigger}"]
+)
+def test_a_capture_prompt_with_another_name_in_braces_is_an_error(demo, concepts, prompts):
+    with pytest.raises(ValueError, match="stands for nothing there"):
+        merge(demo, concepts, capture_prompts=prompts)
+
+
+def test_other_braces_of_a_capture_prompt_stay_and_are_said(demo, concepts):
+    report = merge(demo, concepts, capture_prompts="{trigger} in {snow|rain}", capture_steps=1)[4]
+    assert "The capture prompts hold `{snow|rain}`, which is taken as it stands." in report
+
+
 @pytest.mark.parametrize("prompts", ["", "photo of a cat"])
 def test_capture_prompts_must_name_the_trigger(demo, concepts, prompts):
     with pytest.raises(ValueError, match="trigger"):

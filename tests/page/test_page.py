@@ -77,6 +77,47 @@ def test_live_view_shows_the_concepts_apart(page):
     expect(page.page.locator(".loraclr-view .loraclr-chip")).to_have_text(["ball", "box"])
 
 
+FRAME = {"names": ["ball", "box"], "steps": 9, "picture": None, "losses": []}
+MASKS = {"masks": ["/wAA/w==", "AP//AA=="], "mask_size": [2, 2], "heat": ["/wAA/w==", "AP//AA=="], "heat_size": [2, 2]}
+
+
+def test_frames_that_lack_something_do_not_stop_later_ones(page):
+    """Of a model without quick previews, of a run gone wrong, of a node that is gone."""
+    page.load_demo("clora_two_concepts")
+    page.center(CLORA)
+    node = page.node(CLORA, "(node) => node.id")
+    step = page.page.locator(".loraclr-step")
+
+    def receive(**frame):
+        page.page.evaluate(
+            "frame => app.api.dispatchCustomEvent('loraclr.clora', frame)", FRAME | {"node": node} | frame
+        )
+
+    receive(step=1)
+    expect(step).to_have_text("plain picture 1 / 9")
+    receive(step=2, **MASKS)
+    expect(step).to_have_text("2 / 9")
+    assert canvas_pixels(page).shape == (16, 16, 3)
+    assert canvas_pixels(page).std() > 0
+    receive(step=3, node="999:7", **MASKS)
+    receive(step=4, picture="data:image/jpeg;base64,AAAA", losses=[None, 0.5, None, 0.25], **MASKS)
+    expect(step).to_have_text("4 / 9")
+    assert page.page.locator(".loraclr-view polyline").get_attribute("points").count(",") == 2
+    receive(step=5, losses=[None], **MASKS)
+    expect(step).to_have_text("5 / 9")
+
+
+def test_a_brace_in_the_negative_is_marked_at_once(page):
+    page.load_demo("clora_two_concepts")
+    page.center(CLORA)
+    boxes = "[data-node-id] textarea" if page.nodes2 else "textarea[placeholder=negative]"
+    field = page.page.locator(boxes).nth(1 if page.nodes2 else 0)
+    field.click()
+    field.fill("a {ball}")
+    expect(page.page.locator(".loraclr-popup")).to_contain_text("The negative prompt cannot name {ball}")
+    assert "loraclr-wrong" in field.get_attribute("class")
+
+
 @pytest.mark.own_page
 def test_live_view_can_be_switched_off(page):
     page.load_demo("clora_two_concepts")

@@ -120,7 +120,10 @@ def test_saved_merge_reloads_to_the_same_picture(server, infos, first_run):
 
 def test_clora_workflow_runs_as_shipped(server, infos):
     prompt = demo_prompt(infos, "clora_two_concepts")
-    history = server.wait(server.queue(prompt))
+    messages: list[dict] = []
+    history = server.wait(server.queue(prompt), messages.append)
+    (told,) = [each["data"]["text"] for each in messages if each["type"] == "progress_text"]
+    assert told == "1 ball, 2 box"  # under the maps node: whose map is which
     shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
     assert [len(shown[title]["images"]) for title in ("Picture", "Heat maps", "Masks", "Separation loss")] == [
         1,

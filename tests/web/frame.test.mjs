@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { colourOf, line, overlay, unpack } from "../../web/lib/frame.js";
+import { colourOf, line, overlay, sizeOf, unpack } from "../../web/lib/frame.js";
 
 test("bytes become shares", () => {
   assert.deepEqual([...unpack(btoa(String.fromCharCode(0, 255)))], [0, 1]);
@@ -23,4 +23,15 @@ test("the loss is a line from left to right, its highest value on top", () => {
   assert.equal(line([2, 1, 0], 100, 10), "0.0,0.0 50.0,5.0 100.0,10.0");
   assert.equal(line([1, 1], 100, 10), "0.0,10.0 100.0,10.0");
   assert.equal(line([1], 100, 10), "");
+});
+
+test("a loss that is no number leaves a gap", () => {
+  assert.equal(line([2, null, 0], 100, 10), "0.0,0.0 100.0,10.0");
+  assert.equal(line([null, null], 100, 10), "");
+});
+
+test("without a picture the canvas is as large as its masks, enlarged", () => {
+  assert.deepEqual(sizeOf({ mask_size: [8, 12] }, null), [96, 64]);
+  assert.deepEqual(sizeOf({}, null), [0, 0]);
+  assert.deepEqual(sizeOf({}, { naturalWidth: 5, naturalHeight: 4 }), [5, 4]);
 });

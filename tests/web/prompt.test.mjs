@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { completed, offers, problems, typing } from "../../web/lib/prompt.js";
+import { completed, negativeProblems, offers, problems, typing } from "../../web/lib/prompt.js";
 
 test("a prompt that names every concept has no problems", () => {
   assert.deepEqual(problems("a photo of {cat} and { dog }", ["cat", "dog"]), []);
@@ -28,4 +28,15 @@ test("completing closes the brace once and leaves the rest", () => {
   assert.deepEqual(completed("a {c in snow", 4, "cat"), { text: "a {cat} in snow", caret: 7 });
   assert.deepEqual(completed("a {c} in snow", 4, "cat"), { text: "a {cat} in snow", caret: 7 });
   assert.deepEqual(completed("a {do and {cat}", 5, "dog"), { text: "a {dog} and {cat}", caret: 7 });
+});
+
+test("escaped braces are braces", () => {
+  assert.deepEqual(problems(String.raw`\{"a": "{cat}"\}`, ["cat"]), []);
+  assert.equal(typing(String.raw`a \{ca`, 6), null);
+});
+
+test("a negative prompt names no concept, and its other braces are told", () => {
+  assert.deepEqual(negativeProblems(String.raw`blurry, \{cat\}`, ["cat"]), []);
+  assert.match(negativeProblems("{ Cat }", ["cat"])[0], /cannot name \{ Cat \}: write plain words/);
+  assert.match(negativeProblems("{a|b}", ["cat"])[0], /\{a\|b\} is taken as it stands/);
 });

@@ -33,13 +33,22 @@ export function overlay(maps, concepts, strongest) {
   return pixels;
 }
 
-/** Points of an SVG polyline through the values, the highest at the top; empty for fewer than two. */
+/** The size in pixels of a frame's canvas, [width, height]: of its picture, or where there is none of its masks, enlarged. */
+export function sizeOf(frame, picture) {
+  if (picture) return [picture.naturalWidth, picture.naturalHeight];
+  const [height, width] = frame.mask_size ?? [0, 0];
+  return [8 * width, 8 * height];
+}
+
+/** Points of an SVG polyline through the values, the highest at the top; empty for fewer than two. Null is left out. */
 export function line(values, width, height) {
-  if (values.length < 2) return "";
-  const low = Math.min(...values);
-  const range = Math.max(...values) - low || 1;
+  const known = values.filter(Number.isFinite);
+  if (known.length < 2) return "";
+  const low = Math.min(...known);
+  const range = Math.max(...known) - low || 1;
   return values
-    .map((value, i) => [(i / (values.length - 1)) * width, height - ((value - low) / range) * height])
+    .map((value, i) => [(i / (values.length - 1)) * width, height - ((value - low) / range) * height, value])
+    .filter(([, , value]) => Number.isFinite(value))
     .map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`)
     .join(" ");
 }

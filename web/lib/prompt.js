@@ -1,6 +1,6 @@
 /** Prompts with concepts by name in braces, as `loraclr_core/sampler/prompt.py` reads them. */
 
-const MARK = /\{([^{}]*)\}/g;
+const MARK = /(?<!\\)\{([^{}]*)(?<!\\)\}/g;
 
 const list = (names) => names.map((name) => `{${name}}`).join(", ");
 
@@ -11,15 +11,26 @@ export function problems(text, names) {
   for (const name of new Set(marks)) {
     if (!names.includes(name)) found.push(`No concept is called {${name}}. There are: ${list(names) || "none yet"}.`);
   }
-  if (/[{}]/.test(text.replace(MARK, ""))) found.push("A brace lacks its partner.");
+  if (/(?<!\\)[{}]/.test(text.replace(MARK, "")))
+    found.push("A brace lacks its partner. Braces that are meant literally are written \\{ and \\}.");
   const missing = names.filter((name) => !marks.includes(name));
   if (missing.length) found.push(`Not in the prompt yet: ${list(missing)}.`);
   return found;
 }
 
+/** What is wrong with a negative prompt, which is the same for every concept; empty where nothing is. */
+export function negativeProblems(text, names) {
+  const known = names.map((name) => name.toLowerCase());
+  return [...text.matchAll(MARK)].map(([mark, name]) =>
+    known.includes(name.trim().toLowerCase())
+      ? `The negative prompt cannot name ${mark}: write plain words.`
+      : `${mark} is taken as it stands.`,
+  );
+}
+
 /** The name being typed after an open brace at the caret: where it starts, and what is there so far; or null. */
 export function typing(text, caret) {
-  const found = /\{([^{}\n]*)$/.exec(text.slice(0, caret));
+  const found = /(?<!\\)\{([^{}\n]*)$/.exec(text.slice(0, caret));
   return found && { start: found.index + 1, typed: found[1].trim() };
 }
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ...braces import literal_marks
 from ...concept import Concept
 from ..lora.load import Loaded
 from .merge import LayerResult, MergeResult, MergeSettings
@@ -193,6 +194,9 @@ def _notes(result: MergeResult) -> str:
         notes.append(f"Summed, not merged, because they did not run in the captures: {_list(result.solution.unseen)}")
     if result.capture_note:
         notes.append(result.capture_note)
+    literal = [mark for prompt in settings.capture.prompts for mark in literal_marks(prompt)]
+    if literal := sorted(set(literal) - {"{trigger}"}):
+        notes.append(f"The capture prompts hold {_list(literal)}, which is taken as it stands.")
     if settings.distillation_steps and len(result.loaded) > 1 and not result.agreements:
         notes.append("No distillation: the LoRAs change no layer of the diffusion model that could be trained.")
     if not settings.merge_text_encoder:

@@ -54,6 +54,8 @@ class CLoRA:
 
     def _outer_sample(self, executor: WrapperExecutor, noise: Tensor, *args, **kwargs) -> Tensor:
         self._check(executor.class_obj, noise)
+        if self.view is not None:
+            self.view.start()
 
         def sample(make_take: Callable[[Start], Take]) -> tuple[Tensor, Take]:
             return _sample(lambda: executor(noise, *args, **kwargs), executor.class_obj, make_take)

@@ -7,6 +7,7 @@ import comfy.model_management
 import comfy.sd
 from comfy.model_patcher import ModelPatcher
 
+from ...braces import literal_marks
 from ...concept import Concept
 from ...sampler import prompt as branch_prompt
 from ...sampler.separation import Branch
@@ -43,6 +44,7 @@ def compose(
     """
     if not concepts:
         raise ValueError("No concepts to compose: connect at least one Load Concept LoRA.")
+    negative = _negative(negative, concepts, warn)
     read_layers(model.get_model_object("diffusion_model"), 64, 64)  # raises where there is nothing to read
     prompts = branch_prompt.branches(prompt, concepts)
     device, names = comfy.model_management.get_torch_device(), key_names(model, clip)
@@ -65,6 +67,13 @@ def compose(
     composition = Composition(concepts, branches, branch_adapters, tags, settings)
     patched = CLoRA(composition, view, warn).patch(model)
     return patched, _tagged(tags, "positive", positives), _tagged(tags, "negative", negatives)
+
+
+def _negative(text: str, concepts: list[Concept], warn: Callable[[str], None]) -> str:
+    """Return the negative prompt of every branch, and warn of braces in it that are taken as they stand."""
+    if literal := literal_marks(text):
+        warn(f"The negative prompt has {', '.join(literal)}, which is taken as it stands.")
+    return branch_prompt.negative(text, concepts)
 
 
 def _tagged(tags: Tags, role: Role, conditioning: list[list]) -> list:

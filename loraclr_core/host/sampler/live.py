@@ -2,8 +2,11 @@
 
 import base64
 import io
+import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +15,26 @@ from torch import Tensor
 
 from .overlay import rough_picture
 
+log = logging.getLogger("loraclr")
+
 SECONDS = 0.25  # between two frames, but for the last of a run
 SIDE = 256  # pixels, at most
 QUALITY = 80
 
 
 class LiveView:
-    """send: takes a frame, as `frame` makes it. watched: whether anyone would see it."""
+    """send: takes a frame, as `show` makes it. watched: whether anyone would see it."""
 
     def __init__(self, names: list[str], send: Callable[[dict], None], watched: Callable[[], bool]):
         self.names = names
         self.send = send
         self.watched = watched
+        self.start()
+
+    def start(self) -> None:
+        """Begin a run: its first frame is due at once, and the first thing that goes wrong in it is said."""
         self.due = 0.0
+        self.complained = False
 
     def show(
         self,
@@ -36,23 +46,45 @@ class LiveView:
         heat: Tensor | None,
         losses: dict[int, Tensor],
     ) -> None:
-        """After a step, 0 first; of a batch the first picture. denoised: (batch, channels, h, w). masks, heat: (batch,
-        concepts, h, w), 0…1; None while the plain picture is made. losses: (batch,) by step.
+        """Show a step, 0 first; of a batch the first picture. denoised: (batch, channels, h, w), in the model's own scale.
+        masks, heat: (batch, concepts, h, w), 0…1; None while the plain picture is made. losses: (batch,) by step.
+
+        Whatever goes wrong here, the run goes on.
         """
         now = time.monotonic()
-        if (now < self.due and step + 1 < steps) or not self.watched():
+        if now < self.due and step + 1 < steps:
             return
-        self.due = now + SECONDS
-        self.send(
-            {
-                "names": self.names,
-                "step": step + 1,
-                "steps": steps,
-                "picture": _jpeg(rough_picture(latent_format, denoised[:1])[0]),
-                **({} if masks is None or heat is None else _maps(masks[0], heat[0])),
-                "losses": [round(float(loss[0]), 4) for _, loss in sorted(losses.items())],
-            }
-        )
+        with self._going_on("a frame"):
+            if not self.watched():
+                return
+            self.due = now + SECONDS
+            picture = None
+            with self._going_on("the picture"):
+                picture = _picture(latent_format, denoised[:1])
+            self.send(
+                {
+                    "names": self.names,
+                    "step": step + 1,
+                    "steps": steps,
+                    "picture": picture,
+                    **({} if masks is None or heat is None else _maps(masks[0], heat[0])),
+                    "losses": [_number(loss[0]) for _, loss in sorted(losses.items())],
+                }
+            )
+
+    @contextmanager
+    def _going_on(self, part: str) -> Iterator[None]:
+        """Log what goes wrong inside, once a run. The host's interrupt is no Exception, and passes."""
+        try:
+            yield
+        except Exception as error:
+            if not self.complained:
+                log.warning(
+                    "The live view of CLoRA lacks %s: %s. Sampling goes on.",
+                    *(part, error or type(error).__name__),
+                    exc_info=True,
+                )
+            self.complained = True
 
 
 def _maps(masks: Tensor, heat: Tensor) -> dict:
@@ -62,6 +94,12 @@ def _maps(masks: Tensor, heat: Tensor) -> dict:
         "heat": [_bytes(found) for found in heat],
         "heat_size": [*heat.shape[-2:]],
     }
+
+
+def _picture(latent_format, latent: Tensor) -> str | None:
+    """Return a latent's rough colours as a data URL, or None where its format has none."""
+    drawn = rough_picture(latent_format, latent)
+    return None if drawn is None else _jpeg(drawn[0])
 
 
 def _jpeg(picture: Tensor) -> str:
@@ -76,4 +114,11 @@ def _jpeg(picture: Tensor) -> str:
 
 def _bytes(values: Tensor) -> str:
     """0…1 -> a byte each, row by row, in base64."""
-    return base64.b64encode((values.float() * 255).round().to(torch.uint8).cpu().numpy().tobytes()).decode()
+    shares = values.float().nan_to_num().clamp(0, 1)
+    return base64.b64encode((shares * 255).round().to(torch.uint8).cpu().numpy().tobytes()).decode()
+
+
+def _number(loss: Tensor) -> float | None:
+    """Return it rounded, or None for NaN, which JSON has not: a page drops a message that holds one."""
+    value = float(loss)
+    return round(value, 4) if math.isfinite(value) else None

@@ -1,42 +1,74 @@
 """Heat maps drawn over a picture."""
 
+import logging
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
+
+from .labels import PLACE, STROKE, Label
+
+log = logging.getLogger("loraclr")
 
 # How much of the heat map's colour covers the picture at most.
 STRONGEST = 0.75
 
 
-def rough_picture(latent_format, latent: Tensor) -> Tensor:
-    """A latent's colours without a VAE, eight pixels to a cell: (1, channels, h, w) -> (1, 8h, 8w, 3), 0…1."""
+def rough_picture(latent_format, latent: Tensor) -> Tensor | None:
+    """Draw a latent in its rough colours, without a VAE: (1, channels, h, w) -> (1, H, W, 3), 0…1, as large as the picture.
+
+    latent: in the model's own scale; of a video, (1, channels, frames, h, w), the first frame is drawn. The colours are
+    those of the host's previewer (latent_preview.Latent2RGBPreviewer), unrounded. None where the format has none.
+    """
     factors = latent_format.latent_rgb_factors
     if factors is None:
-        raise ValueError("This model has no quick preview of a latent: connect the decoded picture to image.")
-    latent = latent_format.process_in(latent.float())
-    colours = torch.einsum("bchw,cr->bhwr", latent, torch.tensor(factors, dtype=latent.dtype, device=latent.device))
+        return None
+    height = latent_format.spacial_downscale_ratio * latent.shape[-2]
+    latent = latent.float()
+    if latent_format.latent_rgb_factors_reshape is not None:
+        latent = latent_format.latent_rgb_factors_reshape(latent)
+    if latent.ndim == 5:
+        latent = latent[:, :, 0]
+    colours = torch.einsum("bchw,cr->bhwr", latent, torch.tensor(factors, device=latent.device))
     if latent_format.latent_rgb_factors_bias is not None:
         colours = colours + torch.tensor(latent_format.latent_rgb_factors_bias, device=latent.device)
-    colours = ((colours + 1) / 2).clamp(0, 1)
-    return colours.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+    colours = ((colours + 1) / 2).clamp(0, 1).nan_to_num()  # NaN is black
+    pixels = max(1, height // colours.shape[1])
+    return colours.repeat_interleave(pixels, dim=1).repeat_interleave(pixels, dim=2)
 
 
-def heat_over(picture: Tensor, heat: Tensor, names: list[str]) -> Tensor:
-    """picture: (1, H, W, 3), 0…1; heat: (concepts, h, w), 0…1 -> (concepts, H, W, 3), each with its name."""
+def background(latent_format, latent: Tensor) -> tuple[Tensor, str]:
+    """Return what heat maps are drawn over where no picture is given, (1, H, W, 3), and what is wrong with it, if anything.
+
+    latent: (1, channels, h, w), as LATENT holds it.
+    """
+    try:
+        picture = rough_picture(latent_format, latent_format.process_in(latent.float()))
+    except Exception:  # it comes after a long sampling, whose masks and losses are there all the same
+        log.warning("CLoRA Attention Maps cannot draw this latent.", exc_info=True)
+        picture = None
+    if picture is not None:
+        return picture, ""
+    height, width = (latent_format.spacial_downscale_ratio * cells for cells in latent.shape[-2:])
+    grey = torch.full((1, height, width, 3), 0.5, device=latent.device)
+    return grey, "This model's latents cannot be drawn without a VAE: connect the decoded picture to image."
+
+
+def heat_over(picture: Tensor, heat: Tensor, labels: list[Label]) -> Tensor:
+    """Draw (concepts, h, w), 0…1, over (1, H, W, 3), 0…1 -> (concepts, H, W, 3), each with its label."""
     height, width = picture.shape[1:3]
     heat = F.interpolate(heat[:, None], size=(height, width), mode="bilinear").movedim(1, -1)
     # Blue where attention is weak through green to red where it is strong.
     colours = torch.cat([(2 * heat - 1).clamp(0, 1), 1 - (2 * heat - 1).abs(), (1 - 2 * heat).clamp(0, 1)], dim=-1)
     share = STRONGEST * heat
     blended = picture * (1 - share) + colours * share
-    return torch.stack([_labelled(image, name) for image, name in zip(blended, names, strict=True)])
+    return torch.stack([_labelled(image, label) for image, label in zip(blended, labels, strict=True)])
 
 
-def _labelled(image: Tensor, name: str) -> Tensor:
+def _labelled(image: Tensor, label: Label) -> Tensor:
     drawn = Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
-    font = ImageFont.load_default(size=max(10, image.shape[0] // 20))
     draw = ImageDraw.Draw(drawn)
-    draw.text((6, 4), name, fill="white", font=font, stroke_width=2, stroke_fill="black")
+    draw.text(PLACE, label.text, fill="white", font=label.font, stroke_width=STROKE, stroke_fill="black")
     return torch.from_numpy(np.asarray(drawn).astype(np.float32) / 255)

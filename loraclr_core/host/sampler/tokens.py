@@ -17,7 +17,8 @@ import torch
 from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
-from ...sampler.prompt import BranchPrompt, PromptError, Span
+from ...braces import PromptError
+from ...sampler.prompt import BranchPrompt, Span
 
 # Two words, so that a phrase which shares a token with the one differs from the other. Letters, because punctuation
 # beside the phrase would be tokenised together with any other character.

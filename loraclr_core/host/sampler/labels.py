@@ -1,0 +1,126 @@
+"""Names written onto pictures: in a font that has all their letters, and no wider than the picture; or else as numbers."""
+
+import functools
+import importlib.util
+import os
+import re
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import ImageFont, features
+from PIL.ImageFont import FreeTypeFont, Layout
+
+STROKE = 2  # pixels around each letter
+PLACE = (6, 4)  # of a label's upper left corner
+SMALLEST = 10  # pixels
+TRIED = 32  # pixels at which a font is looked into
+
+# Where Linux, macOS and Windows keep fonts, for all users and for one.
+FOLDERS = (
+    *("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
+    *("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
+    *("$WINDIR/Fonts", "$LOCALAPPDATA/Microsoft/Windows/Fonts"),
+)
+KINDS = (".ttf", ".otf", ".ttc", ".otc", ".woff2")
+STYLED = re.compile("italic|oblique|bold|black|heavy|light|thin|condensed|narrow|mono", re.IGNORECASE)
+
+
+class Label(NamedTuple):
+    text: str
+    font: FreeTypeFont
+
+
+def fit(names: list[str], height: int, width: int, files: tuple[Path, ...]) -> list[Label]:
+    """Return a label for each name, for pictures of this size; see `_fit`. files: fonts beside PIL's own."""
+    return [_fit(_one_line(name), number, height, width, files) for number, name in enumerate(names, 1)]
+
+
+def _fit(line: str, number: int, height: int, width: int, files: tuple[Path, ...]) -> Label:
+    """Return the line, smaller where it is long, or the number: where no font has all letters or they would be too small."""
+    largest = max(SMALLEST, height // 20)
+    font = find_font(line, files)
+    if font is not None:
+        for size in range(largest, SMALLEST - 1, -1):
+            sized = font.font_variant(size=size)
+            if PLACE[0] + sized.getbbox(line, stroke_width=STROKE)[2] <= width:
+                return Label(line, sized)
+    return Label(str(number), _default_font(largest))
+
+
+def legend(names: list[str], labels: list[Label]) -> str:
+    """Say which picture, and which mask, is whose; and why a label is a number."""
+    said = ", ".join(f"{number} {_one_line(name)}" for number, name in enumerate(names, 1))
+    if all(label.text == _one_line(name) for name, label in zip(names, labels, strict=True)):
+        return said
+    return (
+        f"{said}. The heat maps have numbers where a name is too long for them or no font on ComfyUI's machine has all its"
+        " letters. For those, install one there, such as Noto Sans CJK, and restart ComfyUI."
+    )
+
+
+@functools.cache
+def font_files() -> tuple[Path, ...]:
+    """Return the fonts that come with the host's page or with the system, upright and of normal weight first."""
+    page = importlib.util.find_spec("comfyui_frontend_package")
+    folders = [Path(place) / "static" / "fonts" for place in (page and page.submodule_search_locations) or ()]
+    folders += [Path(os.path.expandvars(os.path.expanduser(folder))) for folder in FOLDERS]
+    found = [Path(at) / name for folder in folders for at, _, names in os.walk(folder) for name in sorted(names)]
+    # macOS's font of last resort has a box for everything.
+    fonts = [file for file in found if file.suffix.lower() in KINDS and "lastresort" not in file.stem.lower()]
+    return tuple(sorted(fonts, key=lambda file: STYLED.search(file.stem) is not None))
+
+
+@functools.cache
+def find_font(text: str, files: tuple[Path, ...]) -> FreeTypeFont | None:
+    """Return PIL's own font if it has every letter of the text, else the first of `files` that has, else None."""
+    own = _default_font(TRIED)
+    if _has_letters(own, text):
+        return own
+    if _needs_shaping(text) and not features.check("raqm"):
+        return None
+    for file in files:
+        try:
+            # Without a layout engine, which would hide a missing letter or put a mark beside it.
+            if _has_letters(ImageFont.truetype(file, TRIED, layout_engine=Layout.BASIC), text):
+                return ImageFont.truetype(file, TRIED)
+        except OSError:
+            continue  # no font, or bitmaps of another size
+    return None
+
+
+def _default_font(size: int) -> FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, FreeTypeFont)
+    return font
+
+
+def _has_letters(font: FreeTypeFont, text: str) -> bool:
+    """Tell whether no letter is drawn as a code point that is in no font, and none as nothing."""
+    missing = _drawn(font, "\U0010ffff")
+    return all(
+        _drawn(font, letter) != missing and (any(_drawn(font, letter)[1]) or _is_invisible(letter))
+        for letter in text
+        if not letter.isspace()
+    )
+
+
+def _drawn(font: FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(letter)
+    return mask.size, bytes(mask)
+
+
+def _is_invisible(letter: str) -> bool:
+    """Tell joiners and variation selectors, which change the letters beside them."""
+    return unicodedata.category(letter) in ("Cf", "Mn")
+
+
+def _needs_shaping(text: str) -> bool:
+    """Tell whether letters join or change places: right to left, or with vowels around a consonant."""
+    return any(unicodedata.bidirectional(each) in ("R", "AL") or unicodedata.category(each) == "Mc" for each in text)
+
+
+def _one_line(name: str) -> str:
+    """Return the name without line breaks and other controls, its accents joined to their letters where there is such a letter."""
+    spaced = "".join(" " if unicodedata.category(each) in ("Cc", "Zl", "Zp") else each for each in name)
+    return unicodedata.normalize("NFC", spaced)
