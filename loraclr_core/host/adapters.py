@@ -6,6 +6,7 @@ depends on it (DoRA, OFT, BOFT, GLoRA), on zeros where it only adds to it, so th
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import comfy.lora
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from .. import lowrank
 from ..lowrank import LowRank
+from . import weights
 
 log = logging.getLogger("loraclr")
 
@@ -164,7 +166,7 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
     a base weight is needed and cannot be had.
     """
     result = Effect()
-    known = shapes(patcher)
+    known = shapes(patcher, lora.patches)
     for key, patches in lora.patches.items():
         if key not in known:
             continue
@@ -186,23 +188,23 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
     return result
 
 
-def shapes(patcher: ModelPatcher) -> dict[str, torch.Size]:
-    """The shape of every weight; a quantised one may be stored packed, so a linear layer's own word counts."""
+def shapes(patcher: ModelPatcher, keys: Iterable[str]) -> dict[str, torch.Size]:
+    """The shapes of those of the weights that the model has; a quantised one may be stored packed."""
+    state = patcher.model_state_dict()
     result = {}
-    for key, tensor in patcher.model_state_dict().items():
-        module = layer(patcher, key)
-        linear = isinstance(module, torch.nn.Linear) and key.endswith(".weight")
-        result[key] = torch.Size((module.out_features, module.in_features)) if linear else tensor.shape
+    for key in keys:
+        if key in state:
+            own = weights.weight_shape(layer(patcher, key)) if key.endswith(".weight") else None
+            result[key] = own or state[key].shape
     return result
 
 
 def _base_weight(patcher: ModelPatcher, key: str, shape: torch.Size, device: torch.device) -> Tensor:
     """The weight as the model came in: upstream patches included."""
-    (weight, convert), *patches = patcher.get_key_patches(key)[key]
-    weight = convert(weight.to(device=device, copy=True), inplace=True)
+    weight = weights.dequantised(patcher, key, device)
     if not weight.is_floating_point() or weight.shape != shape:
         raise ValueError(f"it is stored as {weight.dtype} {tuple(weight.shape)}")
-    return comfy.lora.calculate_weight(patches, weight.float(), key)
+    return comfy.lora.calculate_weight(patcher.patches.get(key, []), weight.float(), key)
 
 
 def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, device) -> LowRank | Tensor:
@@ -322,9 +324,9 @@ def _merge_width(patcher: ModelPatcher, key: str) -> int | None:
     module = layer(patcher, key)
     if not key.endswith(".weight"):
         return None
-    if isinstance(module, torch.nn.Linear):
+    if weights.is_linear(module):
         return module.in_features
     if isinstance(module, torch.nn.Conv2d) and module.groups == 1 and isinstance(module.padding, tuple):
-        width = module.weight[0].numel()
+        width = weights.input_width(module)
         return width if width <= MAX_UNFOLDED_WIDTH else None
     return None

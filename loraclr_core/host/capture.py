@@ -21,6 +21,7 @@ from ..gram import Gram
 from ..lowrank import LowRank
 from ..moments import ConceptStatistics, LayerMoments
 from .adapters import Effect, shapes
+from .weights import input_width
 
 # Tokens per layer and concept that are kept: to measure distances between concepts, and to judge the merge on.
 SAMPLES = 16
@@ -120,8 +121,8 @@ def with_summed(patcher: ModelPatcher, *effects: Effect) -> ModelPatcher:
     if not any(effect.add for effect in effects):
         return patcher
     patcher = patcher.clone()
-    known = shapes(patcher)
     for effect in effects:
+        known = shapes(patcher, effect.add)
         patcher.add_patches({key: ("diff", (dense(d, known[key]),)) for key, d in effect.add.items()})
     return patcher
 
@@ -210,10 +211,6 @@ def _hook(key: str, delta: LowRank | None, observe: Observer):
 
 
 # --- a layer as a matrix product over tokens -------------------------------------------------------------------------
-
-
-def input_width(module: nn.Module) -> int:
-    return module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_features
 
 
 def output_width(module: nn.Module) -> int:

@@ -98,7 +98,8 @@ def distil(
         ]
 
     in_place = not isinstance(model.get_model_object("diffusion_model"), UNetModel)
-    with differentiable.gradients(in_place, "distillation_steps"), torch.no_grad():
+    models = [model.model, target.clip.cond_stage_model]
+    with differentiable.gradients(in_place, "distillation_steps", models), torch.no_grad():
         of_concepts = [teachers(c.trigger, settings.prompts, *e) for c, e in zip(concepts, effects, strict=True)]
         words = sorted({concept.class_word for concept in concepts})
         plain = [teacher for word in words for teacher in teachers(word, settings.prompts, Effect(), Effect())]

@@ -229,10 +229,11 @@ def _name(target: Target, deltas: dict[str, LowRank], effects: list[tuple[Effect
     names = lora_keys.Names(target.model, target.clip)
     lora: dict[str, Tensor] = {}
     for patcher, sides in zip((target.model, target.clip.patcher), zip(*effects, strict=True), strict=True):
-        shapes = adapters.shapes(patcher)
-        for key in _union(side.merge for side in sides):
+        merged, summed = _union(side.merge for side in sides), _union(side.add for side in sides)
+        shapes = adapters.shapes(patcher, [*merged, *summed])
+        for key in merged:
             lora |= names.factors(key, deltas[key], shapes[key])
-        for key in _union(side.add for side in sides):
+        for key in summed:
             terms = [side.add[key] for side in sides if key in side.add]
             if all(isinstance(term, LowRank) for term in terms):
                 lora |= names.factors(key, lowrank.add(terms), shapes[key])
