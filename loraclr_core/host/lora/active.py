@@ -23,8 +23,8 @@ def with_summed(patcher: ModelPatcher, *effects: Effect) -> ModelPatcher:
     if not any(effect.add for effect in effects):
         return patcher
     patcher = patcher.clone()
-    known = shapes(patcher)
     for effect in effects:
+        known = shapes(patcher, effect.add)
         patcher.add_patches({key: ("diff", (dense(d, known[key]),)) for key, d in effect.add.items()})
     return patcher
 

@@ -5,6 +5,7 @@ The host's own `calculate_weight` is the truth. A plain LoRA's two factors are t
 depends on it (DoRA, OFT, BOFT, GLoRA), on zeros where it only adds to it, so that no base weight is needed.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import comfy.lora
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ... import lowrank
 from ...lowrank import LowRank
+from .. import weights
 from .match import AdapterError, MatchedLoRA, key_names, match_lora
 
 # Relative error below which a difference counts as of low rank: what float32 leaves of a zero.
@@ -74,7 +76,7 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
     a base weight is needed and cannot be had.
     """
     result = Effect()
-    own, known = _own_shapes(patcher), shapes(patcher)
+    own, known = _own_shapes(patcher, lora.patches), shapes(patcher, lora.patches)
     for key, patches in _patches_of(lora, patcher).items():
         # What a widened layer takes in is not what its module says.
         width = _merge_width(patcher, key) if known[key] == own[key] else None
@@ -97,7 +99,7 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
 
 def _patches_of(lora: MatchedLoRA, patcher: ModelPatcher) -> dict[str, list]:
     """Return the LoRA's patches of the patcher's weights, made wider where upstream patches have widened the weight."""
-    own, widened = _own_shapes(patcher), shapes(patcher)
+    own, widened = _own_shapes(patcher, lora.patches), shapes(patcher, lora.patches)
     return {
         key: [(_filled(patch, own[key], widened[key]), *where) for patch, *where in patches]
         for key, patches in lora.patches.items()
@@ -118,7 +120,7 @@ def check(lora: MatchedLoRA, patcher: ModelPatcher) -> None:
 
     Nothing of the size of a weight is computed.
     """
-    known = shapes(patcher)
+    known = shapes(patcher, lora.patches)
     for key, patches in _patches_of(lora, patcher).items():
         for patch, offset, function in patches:
             if _plain(patch, function):
@@ -127,33 +129,35 @@ def check(lora: MatchedLoRA, patcher: ModelPatcher) -> None:
                 _rehearse(lora.name, key, known[key], patch, offset)
 
 
-def shapes(patcher: ModelPatcher) -> dict[str, torch.Size]:
-    """Return the shape of every weight as upstream patches leave it: a control LoRA may widen one."""
-    result = _own_shapes(patcher)
-    for key, patches in patcher.patches.items():
-        if key in result:
-            before = torch.empty(result[key], device="meta")
-            result[key] = torch.Size(comfy.lora.calculate_shape(patches, before, key))
+def shapes(patcher: ModelPatcher, keys: Iterable[str]) -> dict[str, torch.Size]:
+    """Return the shapes of those of the weights that the model has, as upstream patches leave them.
+
+    A control LoRA may widen one.
+    """
+    result = _own_shapes(patcher, keys)
+    for key in result.keys() & patcher.patches.keys():
+        before = torch.empty(result[key], device="meta")
+        result[key] = torch.Size(comfy.lora.calculate_shape(patcher.patches[key], before, key))
     return result
 
 
-def _own_shapes(patcher: ModelPatcher) -> dict[str, torch.Size]:
-    """The shape of every weight; a quantised one may be stored packed, so a linear layer's own word counts."""
+def _own_shapes(patcher: ModelPatcher, keys: Iterable[str]) -> dict[str, torch.Size]:
+    """Return the same without patches; a quantised weight may be stored packed, so the layer's own word counts."""
+    state = patcher.model_state_dict()
     result = {}
-    for key, tensor in patcher.model_state_dict().items():
-        module = layer(patcher, key)
-        linear = isinstance(module, torch.nn.Linear) and key.endswith(".weight")
-        result[key] = torch.Size((module.out_features, module.in_features)) if linear else tensor.shape
+    for key in keys:
+        if key in state:
+            own = weights.weight_shape(layer(patcher, key)) if key.endswith(".weight") else None
+            result[key] = own or state[key].shape
     return result
 
 
 def _base_weight(patcher: ModelPatcher, key: str, shape: torch.Size, device: torch.device) -> Tensor:
     """The weight as the model came in: upstream patches included."""
-    (weight, convert), *patches = patcher.get_key_patches(key)[key]
-    weight = convert(weight.to(device=device, copy=True), inplace=True)
+    weight = weights.dequantised(patcher, key, device)
     if not weight.is_floating_point() or weight.shape != shape:
         raise ValueError(f"it is stored as {weight.dtype} {tuple(weight.shape)}")
-    return comfy.lora.calculate_weight(patches, weight.float(), key)
+    return comfy.lora.calculate_weight(patcher.patches.get(key, []), weight.float(), key)
 
 
 def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, device) -> LowRank | Tensor:
@@ -301,9 +305,9 @@ def _merge_width(patcher: ModelPatcher, key: str) -> int | None:
     module = layer(patcher, key)
     if not key.endswith(".weight"):
         return None
-    if isinstance(module, torch.nn.Linear):
+    if weights.is_linear(module):
         return module.in_features
     if isinstance(module, torch.nn.Conv2d) and module.groups == 1 and isinstance(module.padding, tuple):
-        width = module.weight[0].numel()
+        width = weights.input_width(module)
         return width if width <= MAX_UNFOLDED_WIDTH else None
     return None

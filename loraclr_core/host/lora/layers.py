@@ -9,11 +9,6 @@ from ...lowrank import LowRank
 Layers = dict[str, nn.Module]  # by the key of the weight
 
 
-def input_width(module: nn.Module) -> int:
-    """Return the width of what a row of the weight is multiplied with."""
-    return module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_features
-
-
 def output_width(module: nn.Module) -> int:
     return module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
 

@@ -18,7 +18,8 @@ from ...merge.gram import Gram
 from ...merge.moments import ConceptStatistics, LayerMoments
 from ..lora.active import active, clip_with_summed, with_summed
 from ..lora.adapters import Effect
-from ..lora.layers import Layers, input_width, output_width
+from ..lora.layers import Layers, output_width
+from ..weights import input_width
 from .target import CaptureSettings, Target, empty_latent, encode, noise_levels
 
 # Tokens of each layer and concept that are held out to judge the merge on.

@@ -107,7 +107,8 @@ def distil(
     # Not ComfyUI's streamed weights, which come and go between operations: a backward pass needs them to stay.
     model = with_summed(target.model.clone(disable_dynamic=True), *(each.model for each in loaded))
     in_place = not isinstance(model.get_model_object("diffusion_model"), UNetModel)
-    with differentiable.gradients(in_place, "distillation_steps"), torch.no_grad():
+    models = [model.model, target.clip.cond_stage_model]
+    with differentiable.gradients(in_place, "distillation_steps", models), torch.no_grad():
         teachers = _teachers(target, deltas, loaded, settings)
         start = {key: deltas[key] for key in target.model_layers}
         layers = {key: layer(model, key) for key in target.model_layers}

@@ -327,7 +327,7 @@ def _named(target: Target, deltas: Deltas, loaded: list[Loaded]) -> dict[str, Te
         (target.clip.patcher, target.clip_layers, [each.clip.add for each in loaded]),
     )
     for patcher, merged, summed in sides:
-        shapes = adapters.shapes(patcher)
+        shapes = adapters.shapes(patcher, [*merged, *_union(summed)])
         for key in merged:
             lora |= names.factors(key, deltas[key], shapes[key])
         for key in _union(summed):

@@ -22,9 +22,11 @@ from torch import Tensor
 from ... import lowrank
 from ...merge.gram import Gram
 from ...merge.moments import ConceptStatistics
+from .. import weights
 from ..lora import file as lora_file
-from ..lora.layers import input_width, output_width
+from ..lora.layers import output_width
 from ..lora.load import Loaded
+from ..weights import input_width
 from .capture import Grams
 from .target import CaptureSettings, Target
 
@@ -219,9 +221,9 @@ def _add_content(content, patcher: ModelPatcher) -> None:
     content.update(f"{type(patcher.model).__name__} {_configuration(patcher.model)}".encode())
     for name, patch in sorted(patcher.object_patches.items()):
         _add_leaf(content, name, patch)
-    for key, (weight, *patches) in sorted(patcher.get_key_patches().items()):
+    for key, placed in sorted(patcher.model_state_dict().items()):
         content.update(key.encode())
-        for part in _leaves((weight[0], patches)):
+        for part in _leaves((weights.content(patcher, key, placed), patcher.patches.get(key, []))):
             _add_leaf(content, key, part)
 
 
@@ -244,7 +246,12 @@ def _leaves(value: object) -> Iterable[object]:
 
 
 def _add_leaf(content, key: str, part: object) -> None:
-    if isinstance(part, Tensor):
+    if weights.is_wrapper(part):  # quantised by the host: codes, scales, and how to read them
+        names, kind = part.__tensor_flatten__()
+        content.update(repr(kind).encode())
+        for name in names:
+            _add_leaf(content, key, getattr(part, name))
+    elif isinstance(part, Tensor):
         content.update(f"{part.dtype} {tuple(part.shape)}".encode())
         try:
             content.update(_bytes(part))

@@ -21,6 +21,7 @@ from ...lowrank import LowRank
 from ..lora.adapters import layer
 from ..lora.load import Loaded
 from ..lora.match import AdapterError
+from ..weights import is_linear, weight_shape
 
 Rows = tuple[int, ...]  # the branch of each row of a batch
 
@@ -39,7 +40,7 @@ class BranchAdapters:
             for key, difference in (concept.model.merge | concept.model.add).items():
                 path, _, parameter = key.rpartition(".")
                 module = layer(patcher, key)
-                if not isinstance(module, SUPPORTED) or parameter not in ("weight", "bias"):
+                if not (is_linear(module) or isinstance(module, SUPPORTED)) or parameter not in ("weight", "bias"):
                     raise AdapterError(
                         f"LoRA {concept.lora.name} changes {key} of a {type(module).__name__}, which cannot be changed for some rows"
                         " of a batch only. Use LoRACLR Merge for this LoRA, or one that leaves the layer alone."
@@ -119,14 +120,17 @@ class _Layer:
         self.ready.clear()
 
     def add(self, module: nn.Module, inputs: Tensor, output: Tensor, rows: Rows) -> Tensor:
-        """Adds each row's contribution to `output`, in place."""
-        if isinstance(module, nn.Linear):
+        """Adds each row's contribution to `output`, in place where it may be."""
+        if isinstance(output.grad_fn, torch.autograd.function.BackwardCFunction):
+            output = output.clone()  # the host's quantised layers return a view that autograd lets nobody change
+        if is_linear(module):
             self._add_products(inputs, output, rows)
         else:
             for branch in self.factors.keys() & set(rows):
                 where = _where(rows, {branch}, inputs.device)
                 up, down = self._kept(("factors", branch), inputs, lambda b=branch: self.factors[b])
-                hidden = module._conv_forward(_take(inputs, where), down.view(-1, *module.weight.shape[1:]), None)
+                kernel = module.in_channels // module.groups, *module.kernel_size
+                hidden = module._conv_forward(_take(inputs, where), down.view(-1, *kernel), None)
                 _add(output, where, torch.einsum("or,br...->bo...", up, hidden))
         for branch in self.parameters.keys() & set(rows):
             where = _where(rows, {branch}, inputs.device)
@@ -165,14 +169,14 @@ class _Layer:
         return self.ready[key]  # pyright: ignore[reportReturnType]
 
 
-SUPPORTED = (nn.Linear, _ConvNd, nn.GroupNorm, nn.LayerNorm)
+SUPPORTED = (_ConvNd, nn.GroupNorm, nn.LayerNorm)
 
 
 def _affine(module: nn.Module, inputs: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """The layer's function with other parameters; one that is not given counts as zero."""
     if weight is None:
-        weight = torch.zeros(module.weight.shape, device=inputs.device, dtype=inputs.dtype)
-    if isinstance(module, nn.Linear):
+        weight = torch.zeros(weight_shape(module) or module.weight.shape, device=inputs.device, dtype=inputs.dtype)
+    if is_linear(module):
         return F.linear(inputs, weight, bias)
     if isinstance(module, _ConvNd):
         return module._conv_forward(inputs, weight, bias)
