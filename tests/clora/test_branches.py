@@ -1,12 +1,16 @@
 """Rows of one batch, each with its own LoRA: every branch predicts what the stock loader's model predicts."""
 
+from pathlib import Path
+
 import comfy.model_management
 import comfy.sd
 import lora_files
 import pytest
 import torch
 from clora.sampling import encode
+from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.host.lora import adapters
+from loraclr.loraclr_core.host.lora.load import Loaded
 from loraclr.loraclr_core.host.lora.match import AdapterError, key_names, match_lora
 from loraclr.loraclr_core.host.sampler.branches import BranchAdapters
 
@@ -34,11 +38,12 @@ def loaded(patcher):
 
 
 def branch_adapters(demo, *states: dict) -> BranchAdapters:
-    effects = []
+    concepts = []
     for state, strength in zip(states, STRENGTHS, strict=False):
         lora = match_lora("concept.safetensors", state, key_names(demo.model, demo.clip))
-        effects.append(("concept.safetensors", adapters.effect(lora, demo.model, strength, CPU)))
-    return BranchAdapters(demo.model, effects)
+        own = Concept("cat", "sks cat", "cat", lora.name, Path(), "", strength, 0.0)
+        concepts.append(Loaded(own, lora, adapters.effect(lora, demo.model, strength, CPU), adapters.Effect()))
+    return BranchAdapters(demo.model, concepts)
 
 
 def inputs(demo, rows: int):

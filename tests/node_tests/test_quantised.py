@@ -10,6 +10,7 @@ import torch
 from clora.sampling import assert_same, compose, sample
 from loraclr.loraclr_core.host import weights
 from loraclr.loraclr_core.host.lora import adapters
+from loraclr.loraclr_core.host.lora.match import AdapterError, key_names, match_lora
 from loraclr.loraclr_core.host.merge import cache as captures
 from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge import store as capture_store
@@ -163,7 +164,7 @@ def test_an_adapter_that_turns_the_weight_turns_the_dequantised_one(pair, form, 
         )
         picture(model, patched, model.clip, "a cat")  # loads it
         for patcher in (model.model, patched):
-            lora = adapters.match("concept.safetensors", state, adapters.key_names(patcher, model.clip))
+            lora = match_lora("concept.safetensors", state, key_names(patcher, model.clip))
             found.append(adapters.effect(lora, patcher, 0.7, CPU).merge[key].dense())
     for of_quantised, of_plain in zip(found[:2], found[2:], strict=True):
         torch.testing.assert_close(of_quantised, of_plain, rtol=1e-3, atol=1e-4)
@@ -173,18 +174,18 @@ def test_an_adapter_that_turns_the_weight_turns_the_dequantised_one(pair, form, 
 @pytest.mark.parametrize(("form", "name"), [("four_bit", "Flux")])
 def test_an_adapter_that_needs_a_weight_nobody_can_dequantise_is_refused_by_name(pair, form, name):
     state = lora_files.LINEAR["DoRA"](LAYER, (64, 64))
-    lora = adapters.match("turned.safetensors", state, adapters.key_names(pair.quantised.model, pair.quantised.clip))
-    with pytest.raises(adapters.AdapterError, match=rf"turned.safetensors: its adapter on {LAYER}.*uint8.*unquantised"):
+    lora = match_lora("turned.safetensors", state, key_names(pair.quantised.model, pair.quantised.clip))
+    with pytest.raises(AdapterError, match=rf"turned.safetensors: its adapter on {LAYER}.*uint8.*unquantised"):
         adapters.effect(lora, pair.quantised.model, 0.7, CPU)
 
 
 @every
 def test_every_linear_layer_is_merged_and_none_only_summed(pair, form, name):
     settings = merging.MergeSettings(
-        *("sum (baseline)", merging.Margin(0.5), 0.1, 0.0),
-        merging.CaptureSettings(("{trigger}",), 1, 0, pair.quantised.latent),
+        solver="sum (baseline)",
+        capture=merging.CaptureSettings(("{trigger}",), 1, 0, pair.quantised.latent),
         merge_text_encoder=True,
     )
     models = (pair.quantised.model, pair.quantised.clip)
-    effects = merging.merge(*models, chain_of(name), settings, lambda phase, done: None).effects
-    assert not any(side.add for effect in effects for side in effect)
+    result = merging.merge(*models, chain_of(name), settings, lambda phase, done: None)
+    assert [each.summed() for each in result.loaded] == [[], []]
