@@ -1,13 +1,13 @@
 """Attention of image positions to text tokens, read while the model runs.
 
-Of a U-Net (SD1.x, SD2.x, SDXL) the probabilities of its cross attention. The published method reads 16×16 maps at 512×512
-pixels: a quarter of the latent's side. The level whose number of queries comes nearest to that is read, all of its
-cross-attention layers averaged.
+In a U-Net (SD1.x, SD2.x, SDXL), the maps are the probabilities of its cross attention. The published method reads 16×16
+maps at 512×512 pixels: a quarter of the latent's side. The level whose number of queries comes nearest to that is read,
+averaged over all of its cross-attention layers.
 
-Of a transformer that attends to text and image together (Flux, Z-Image and their kin) the text's part of the joint softmax,
-in the four blocks that end a third of the way down: of Flux its last ones with two streams, where attention lies best on
-what a word names (ConceptAttention, arXiv 2502.04320). They cost a gradient a third of a pass. Each map has one place per
-image token.
+In a transformer that attends to text and image together (Flux, Z-Image and their kin), they are the text's part of the
+joint softmax, in the four blocks that end a third of the way down. In Flux these are the last blocks with two streams,
+where attention best covers what a word names (ConceptAttention, arXiv 2502.04320). A gradient through them costs a
+third of a pass. Each map has one place per image token.
 """
 
 import math
@@ -28,21 +28,21 @@ from .patches import suspects
 
 Block = tuple[str, int, int]  # "input" | "middle" | "output", number, transformer block within
 
-JOINT_BLOCKS = 4  # read of a transformer
+JOINT_BLOCKS = 4  # number of a transformer's blocks that are read
 
 
 class Enough(BaseException):
-    """Ends a forward pass after the last layer it is needed for. Not an Exception: nothing on the way may swallow it."""
+    """Ends a forward pass after the last layer that is needed. Not an Exception: nothing on the way may swallow it."""
 
 
 class Read(NamedTuple):
-    """One chunk of a batch whose attention is read: its rows, its branch, how many text tokens the model gets for them, and
-    which is the first of the conditioning's own.
-    """
+    """One chunk of a batch whose attention is read."""
 
     rows: Sequence[int]
     branch: int
+    # The number of text tokens that the model gets for the rows.
     tokens: int
+    # The first of these that belongs to the conditioning.
     first: int = 0
 
 
@@ -57,12 +57,11 @@ class CrossLayers(NamedTuple):
 
 
 class JointLayers(NamedTuple):
-    """Joint attention of a transformer: text tokens come first, then the image's, each filled up to a multiple of `padding`.
+    """Joint attention of a transformer: text tokens, then the image's, each padded to a multiple of `padding`."""
 
-    numbers: which of its joint attentions, in the order in which they run. size: of the image in tokens, rows × columns.
-    """
-
+    # The joint attentions that are read, counted in the order in which they run.
     numbers: range
+    # Rows and columns of the image in tokens.
     size: tuple[int, int]
     padding: int
 
@@ -78,7 +77,7 @@ Layers = CrossLayers | JointLayers
 
 
 def read_layers(model: nn.Module, height: int, width: int) -> Layers:
-    """The layers to read for a latent of height × width. Raises ValueError for a model without any."""
+    """Return the layers to read for a latent of height × width. Raises ValueError for a model without any."""
     if type(model) in (Flux, NextDiT):
         blocks = (
             len(model.layers) if isinstance(model, NextDiT) else len(model.double_blocks) + len(model.single_blocks)
@@ -126,7 +125,7 @@ def _halved(side: int, times: int) -> int:
 
 
 class _Pass(threading.local):
-    """What is known of the forward pass that a thread runs: the host runs those of several devices in threads."""
+    """The state of the forward pass that a thread runs; ComfyUI runs those of several devices in threads."""
 
     def __init__(self):
         self.begin([], 0, 0, None)
@@ -138,24 +137,24 @@ class _Pass(threading.local):
 
 
 class Recorder:
-    """Collects the maps of one or more forward passes; `maps` gives them branch by branch."""
+    """Collects the maps of one or more forward passes; `maps` returns them by branch."""
 
     def __init__(self, layers: Layers, stop: bool):
-        """stop: end each forward pass by `Enough` after the last of the layers."""
+        """stop: whether to end each forward pass by `Enough` after the last of the layers."""
         self.layers = layers
         self.stop = stop
         self.current = _Pass()
         self.found: dict[int, list[Tensor]] = {}
 
     def begin(self, reads: list[Read], tokens: int, batch: int, layers: Layers | None = None) -> None:
-        """Before a forward pass: what its rows are, how many tokens the text has in all of them, and how many rows there are.
+        """Begin a forward pass of `batch` rows, with `tokens` text tokens in each; `reads` are the rows to read.
 
-        layers: as `read_layers` gives them for latents of this pass, where they have another size.
+        layers: from `read_layers` for the latents of this pass, where they have another size.
         """
         self.current.begin(reads, tokens, batch, layers or self.layers)
 
     def end(self) -> list[tuple[Read, Tensor]]:
-        """After a forward pass: its layers' mean, chunk by chunk, each (rows, height, width, tokens)."""
+        """End a forward pass and return the mean over its layers for each chunk, (rows, height, width, tokens)."""
         sums, result = self.current.sums, []
         if not self.current.reads or not sums:
             return result
@@ -165,7 +164,7 @@ class Recorder:
         for read in self.current.reads:
             chunk = mean[start : start + len(read.rows)]
             start += len(read.rows)
-            # The host repeats the shorter of two conditionings to a common length; attention is shared among the copies.
+            # ComfyUI repeats the shorter of two conditionings to a common length; attention is shared among the copies.
             copies = chunk.shape[-1] // read.tokens
             chunk = chunk[..., : copies * read.tokens].unflatten(-1, (copies, read.tokens)).sum(dim=-2)
             result.append((read, chunk.unflatten(1, size)))
@@ -173,12 +172,12 @@ class Recorder:
         return result
 
     def add(self, found: list[tuple[Read, Tensor]]) -> None:
-        """Takes what `end` gave for `maps`."""
+        """Add the result of `end` to `maps`."""
         for read, chunk in found:
             self.found.setdefault(read.branch, []).append(chunk[..., read.first :])
 
     def maps(self) -> dict[int, Tensor]:
-        """For each branch (batch, height, width, tokens of its conditioning), float32; several of one branch averaged."""
+        """Return, by branch, (batch, height, width, tokens of its conditioning), float32, averaged over its passes."""
         device = next((chunk.device for found in self.found.values() for chunk in found), None)
         return {
             branch: torch.stack([chunk.to(device) for chunk in found]).mean(dim=0)
@@ -186,7 +185,7 @@ class Recorder:
         }
 
     def options(self, existing: dict) -> dict:
-        """`existing` transformer options with the layers read on top of what they do there."""
+        """Return `existing` transformer options that also read the layers; patches already in them still apply."""
         if isinstance(self.layers, JointLayers):
             name = "optimized_attention_override"
             return {**existing, name: self._reading_joint(existing.get(name))}
@@ -217,13 +216,13 @@ class Recorder:
         return attend
 
     def _reading_joint(self, inner: Callable | None):
-        """An `optimized_attention_override`."""
+        """Return an `optimized_attention_override` that reads the layers."""
 
         def attend(function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
             layers = self.current.layers or self.layers
             assert isinstance(layers, JointLayers)
             text, image = layers.padded(self.current.tokens), math.prod(layers.size)
-            # Z-Image refines text and image by themselves first; with reference images sequences are longer.
+            # Z-Image first refines text and image separately; with reference images the sequences are longer.
             if self.current.reads and kwargs.get("skip_reshape") and q.shape[-2] == text + layers.padded(image):
                 if self.current.joint in layers.numbers:
                     self._record_joint(q, k, slice(text, text + image), heads, kwargs.get("mask"))
@@ -243,7 +242,7 @@ class Recorder:
         return torch.tensor([row for read in self.current.reads for row in read.rows], device=device)
 
     def _record(self, q: Tensor, k: Tensor, extra_options: dict, patches: list) -> None:
-        """q, k: (rows, tokens, heads·dim). patches: those that other nodes have put before this attention."""
+        """Record one cross attention. q, k: (rows, tokens, heads·dim). patches: other nodes' patches before it."""
         if q.shape[0] != self.current.batch:
             raise ValueError(
                 f"{suspects(patches)} runs the attention to text on {q.shape[0]} rows for"
@@ -257,8 +256,11 @@ class Recorder:
         self.current.sums.append((scores.softmax(dim=-1).mean(dim=1), (size[0], size[1])))
 
     def _record_joint(self, q: Tensor, k: Tensor, image: slice, heads: int, mask: Tensor | None) -> None:
-        """q, k: (rows, heads, tokens, dim). A token's probability is what attention gives for values of one at that token and
-        zero elsewhere, so the host's kernel never holds image × image of them; and as many tokens at once as a value has room."""
+        """Record one joint attention. q, k: (rows, heads, tokens, dim).
+
+        The probabilities are recovered by attending to one-hot values, dim tokens at a time, so the kernel never holds
+        an image × image matrix.
+        """
         assert isinstance(self.current.layers, JointLayers)
         rows, tokens = self._rows(q.device), self.current.tokens
         q, k = q.index_select(0, rows)[:, :, image], k.index_select(0, rows)
@@ -281,7 +283,7 @@ class Recorder:
 
 
 def _at_size(probabilities: Tensor, own: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """(rows, queries, tokens) of a layer that another patch runs at a lower resolution, at that of the others."""
+    """Resize (rows, queries, tokens) of a layer that another patch runs at a lower resolution to that of the others."""
     if own == size:
         return probabilities
     grid = probabilities.transpose(1, 2).unflatten(-1, own)

@@ -1,10 +1,11 @@
 """Each row of a batch with its own LoRA, without patching a weight.
 
-A batch holds rows of several branches; branch 0 is the model as it is, branch k has concept k's LoRA. Forward hooks add
-to each row what its branch's weight difference contributes. Every layer here is linear in its own parameters, so that
+A batch holds rows of several branches: branch 0 is the plain model, branch k has concept k's LoRA. Forward hooks add to
+each row the contribution of its branch's weight difference. Every layer here is linear in its own parameters, so the
 contribution is the layer's function with the difference in place of the parameters, whatever adapter made it.
 
-Hooks and not patches of `forward`: they come off in any order, beside whatever other packs hang on the same layers.
+Hooks are used rather than patches of `forward`: they can be removed in any order, whatever other packs attach to the
+layers.
 """
 
 import contextlib
@@ -27,9 +28,9 @@ Rows = tuple[int, ...]  # the branch of each row of a batch
 
 
 class BranchAdapters:
-    """The concepts' effects on one model, concept k on the rows of branch k + 1.
+    """The concepts' effects on one model: concept k acts on the rows of branch k + 1.
 
-    Raises AdapterError for a difference in a layer whose rows cannot be told apart.
+    Raises AdapterError for a difference in a layer that cannot treat its rows separately.
     """
 
     def __init__(self, patcher: ModelPatcher, loaded: Sequence[Loaded]):
@@ -49,7 +50,7 @@ class BranchAdapters:
 
     @contextlib.contextmanager
     def attached(self, models: Iterable[nn.Module]) -> Iterator[None]:
-        """Hooks on the layers of the patcher's model and of its copies on other devices, while the context lasts."""
+        """Hook the layers of the patcher's model and of its copies on other devices, within the context."""
         self.waiting = set(self.layers)
         with contextlib.ExitStack() as hooks:
             for model in models:
@@ -61,7 +62,7 @@ class BranchAdapters:
 
     @contextlib.contextmanager
     def routed(self, rows: Rows) -> Iterator[None]:
-        """The rows of the batches that this thread runs within the context. Outside of any, the hooks do nothing."""
+        """Set the rows of this thread's batches within the context; outside of any, the hooks do nothing."""
         outer, self.running.rows = self._rows(), rows
         try:
             yield
@@ -72,7 +73,7 @@ class BranchAdapters:
         return getattr(self.running, "rows", None)
 
     def check_all_ran(self) -> None:
-        """Raises AdapterError if a layer never ran since `attached`: the model then uses its weight in another way."""
+        """Raise AdapterError if a layer has not run since `attached`: the model then uses its weight in another way."""
         if self.waiting:
             raise AdapterError(
                 f"{len(self.waiting)} layers with a LoRA did not run in the first evaluation of the model"
@@ -116,13 +117,13 @@ class _Layer:
             self.parameters.setdefault(branch, {})[parameter] = difference
 
     def release(self) -> None:
-        """Lets go of the copies on the sampling device."""
+        """Drop the copies on the sampling device."""
         self.ready.clear()
 
     def add(self, module: nn.Module, inputs: Tensor, output: Tensor, rows: Rows) -> Tensor:
-        """Adds each row's contribution to `output`, in place where it may be."""
+        """Add each row's contribution to `output` and return it; in place where autograd permits."""
         if isinstance(output.grad_fn, torch.autograd.function.BackwardCFunction):
-            output = output.clone()  # the host's quantised layers return a view that autograd lets nobody change
+            output = output.clone()  # ComfyUI's quantised layers return a view that autograd does not let us change
         if is_linear(module):
             self._add_products(inputs, output, rows)
         else:
@@ -140,7 +141,7 @@ class _Layer:
         return output
 
     def _add_products(self, inputs: Tensor, output: Tensor, rows: Rows) -> None:
-        """x A^T B^T row by row: concepts of equal rank in one batched product."""
+        """Add x A^T B^T row by row, with all concepts of equal rank in one batched product."""
         tokens = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
         target = output.view(output.shape[0], -1, output.shape[-1])
         ranks = {self.factors[branch].rank for branch in self.factors.keys() & set(rows)}
@@ -155,15 +156,15 @@ class _Layer:
                 target.index_add_(0, where, torch.bmm(hidden, up))
 
     def _stacked(self, rows: Rows, group: set[int]) -> tuple[Tensor, Tensor]:
-        """Down (rows, in, rank) and up (rows, rank, out) of the rows whose branch is in `group`."""
+        """Return down (rows, in, rank) and up (rows, rank, out) of the rows whose branch is in `group`."""
         chosen = [self.factors[branch] for branch in rows if branch in group]
         return torch.stack([c.down.T for c in chosen]), torch.stack([c.up.T for c in chosen])
 
     def _kept(self, key, like: Tensor, make) -> tuple[Tensor, ...]:
-        """`make()` on the device and in the precision of `like`, made once."""
+        """Return `make()` on the device and in the precision of `like`, cached."""
         key = (key, like.device, like.dtype)
         if key not in self.ready:
-            # Not inference tensors, which autograd would refuse to save in a gradient pass.
+            # Autograd would refuse to save inference tensors in a gradient pass.
             with torch.inference_mode(False):
                 self.ready[key] = tuple(t.clone().to(like.device, like.dtype) for t in make())
         return self.ready[key]  # pyright: ignore[reportReturnType]
@@ -173,7 +174,7 @@ SUPPORTED = (_ConvNd, nn.GroupNorm, nn.LayerNorm)
 
 
 def _affine(module: nn.Module, inputs: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """The layer's function with other parameters; one that is not given counts as zero."""
+    """Return the layer's function of `inputs` with other parameters; a missing one counts as zero."""
     if weight is None:
         weight = torch.zeros(weight_shape(module) or module.weight.shape, device=inputs.device, dtype=inputs.dtype)
     if is_linear(module):
@@ -189,7 +190,7 @@ def _affine(module: nn.Module, inputs: Tensor, weight: Tensor | None = None, bia
 
 
 def _where(rows: Rows, branches: set[int], device: torch.device) -> slice | Tensor:
-    """The rows of these branches: a slice where they lie together, which spares a copy."""
+    """Return the rows of these branches, as a slice where they are contiguous, which saves a copy."""
     found = [i for i, branch in enumerate(rows) if branch in branches]
     if found[-1] - found[0] + 1 == len(found):
         return slice(found[0], found[-1] + 1)

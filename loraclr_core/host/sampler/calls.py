@@ -1,9 +1,10 @@
-"""How other packs' wrappers call the model: with which rows of the host's batch, and with which parts of the picture.
+"""How other packs' wrappers call the model: with which rows of ComfyUI's batch, and with which parts of the picture.
 
-Tiling packs cut the picture into tiles and run several of them as rows of one batch, in an order of their own. The conditioning
-of each row they order alike. So the number of each row goes along as one more conditioning and tells innermost of all what a
-row is a part of; where in the picture it is, its content tells, which is mostly noise and the same nowhere else. (To send the
-numbers of all places along would be simpler, but tiled diffusion fails on conditioning of the latents' own size.)
+Tiling packs cut the picture into tiles and run several of them as rows of one batch, in an order of their own. They
+reorder the conditioning of the rows likewise. The number of each row is therefore passed along as one more
+conditioning, and read by the innermost wrapper, which learns from it the row that a tile belongs to. The tile's place
+in the picture is found by its content, which is mostly noise and occurs nowhere else. (Passing the numbers of all
+places along would be simpler, but tiled diffusion fails on conditioning of the latents' own size.)
 """
 
 import math
@@ -20,26 +21,28 @@ from .attention import Read, Recorder, read_layers
 from .branches import BranchAdapters, Rows
 from .patches import suspects
 
-ROWS = "loraclr_rows"  # of the numbers among a batch's conditioning, and of the innermost wrapper
+ROWS = "loraclr_rows"  # key of the row numbers among a batch's conditioning, and of the innermost wrapper
 
-# How far, of the largest value, a tile may be from what is in its place: half precision and its rounding.
+# How far a tile may differ from the content of its place, relative to the largest value: half precision and its
+# rounding.
 SAME_CONTENT = 0.02
-COMPARED = 8  # pixels of a tile's first line, by which its place is found
+COMPARED = 8  # pixels of a tile's first line by which its place is found
 
 
 class Part(NamedTuple):
-    """What the rows of one call are parts of.
+    """The parts of ComfyUI's batch that one call is for."""
 
-    rows: of each, its row in the host's batch. places: of each, its places in that row, counted line by line; (rows, h, w).
-    """
-
+    # For each row of the call, its row in ComfyUI's batch.
     rows: list[int]
+    # For each row of the call, its places in that row, counted line by line, (rows, h, w).
     places: Tensor
 
 
 class Calls:
-    """Those that other packs' wrappers make for one of the host's batches: each row gets its own LoRA, and the attention of
-    tiles is put together to that of the picture."""
+    """The calls that other packs' wrappers make for one of ComfyUI's batches.
+
+    Each row gets its own LoRA, and the attention of tiles is put together into that of the picture.
+    """
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class Calls:
         reading: tuple[Recorder, list[Read], int] | None,
         differentiated: bool,
     ):
-        """args: what the wrappers are given. rows: the branch of each row. reading: the recorder, and what it has been begun with."""
+        """args: the wrappers' arguments. rows: each row's branch. reading: the recorder, its reads and text tokens."""
         self.model = model
         self.args = args
         self.who = suspects(wrappers)
@@ -64,7 +67,7 @@ class Calls:
         self.mosaics: dict[int, Mosaic] = {}
 
     def watched(self) -> dict:
-        """Return the wrappers' arguments with the numbers of the rows, and with a wrapper that reads them innermost."""
+        """Return the wrappers' arguments with the numbers of the rows and an innermost wrapper that reads them."""
         options = self.args["c"]["transformer_options"]
         kinds = options.get("wrappers", {})
         innermost = {**kinds.get(WrappersMP.DIFFUSION_MODEL, {}), ROWS: [self._called]}
@@ -72,7 +75,7 @@ class Calls:
         return {**self.args, "c": {**self.args["c"], ROWS: self.numbers, "transformer_options": options}}
 
     def finish(self) -> None:
-        """Gives the recorder the maps that tiles were put together to. Raises ValueError where a place is missing."""
+        """Give the recorder the maps assembled from tiles. Raises ValueError where a place is missing."""
         if self.reading is None or not self.mosaics:
             return
         recorder, reads, _ = self.reading
@@ -96,7 +99,7 @@ class Calls:
             if self.reading is None:
                 return executor(x, *args, **kwargs)
             recorder, reads, tokens = self.reading
-            recorder.add(recorder.end())  # of calls with the whole batch
+            recorder.add(recorder.end())  # from calls with the whole batch
             layers = read_layers(self.model.diffusion_model, *x.shape[-2:])
             recorder.begin(list(_of_part(reads, part)), tokens, len(x), layers)
             output = executor(x, *args, **kwargs)
@@ -108,7 +111,7 @@ class Calls:
         return output
 
     def _part(self, x: Tensor, numbers: Tensor | None) -> Part | None:
-        """What a call of the model is for; None where it is for the host's batch as it is."""
+        """Return what a call of the model is for; None where it is for ComfyUI's batch as it is."""
         x, given = x.detach(), self.args["input"].detach()
         latents = self.model.model_sampling.calculate_input(self.args["timestep"], given).to(x)
         x = x[:, : latents.shape[1]]
@@ -120,7 +123,7 @@ class Calls:
             if part is not None:
                 return part
         if whole:
-            return None  # with a content of the wrapper's own
+            return None  # the wrapper has changed the content
         raise ValueError(
             f"{self.who} calls the model with {_sizes(x.shape)} where it was given {_sizes(given.shape)}, and CLoRA cannot know"
             " what they are parts of, and so which LoRA belongs to them. Remove that node, or use LoRACLR Merge with it."
@@ -132,7 +135,7 @@ def _alike(x: Tensor, expected: Tensor) -> bool:
 
 
 def _found(x: Tensor, latents: Tensor, rows: Tensor) -> Part | None:
-    """Return where the rows of a call are in these rows of the latents; None where something else is there."""
+    """Return where the rows of a call lie in these rows of the latents; None where the content differs."""
     latents = latents[rows]
     places = torch.stack([_place(tile, picture) for tile, picture in zip(x, latents, strict=True)])
     where = places.flatten(1)[:, None].expand(-1, latents.shape[1], -1)
@@ -141,9 +144,9 @@ def _found(x: Tensor, latents: Tensor, rows: Tensor) -> Part | None:
 
 
 def _place(tile: Tensor, picture: Tensor) -> Tensor:
-    """Return the places of a tile, (h, w), in the picture that it was cut out of, wherever it fits best; both (channels, …).
+    """Return the places, (h, w), where a tile fits best in the picture that it was cut from; both are (channels, …).
 
-    A tile may reach over the picture's border and go on at the other side, where a pack shifts the picture around.
+    A tile may cross the picture's border and continue at the other side, where a pack shifts the picture around.
     """
     apart = torch.zeros_like(picture[0])
     for column in range(min(COMPARED, tile.shape[-1])):
@@ -157,17 +160,17 @@ def _place(tile: Tensor, picture: Tensor) -> Tensor:
 
 
 class Mosaic:
-    """One picture's maps, put together of tiles' in the resolution of the latent."""
+    """One picture's maps, put together from those of tiles, in the resolution of the latent."""
 
     def __init__(self, size: torch.Size, tokens: int, device: torch.device):
-        """size: of the latent."""
+        """size: (height, width) of the latent."""
         self.size = size
         self.sum = torch.zeros(tokens, math.prod(size), device=device)
         self.count = torch.zeros(math.prod(size), device=device)
-        self.scale = (1, 1)  # of the latent to the layers' resolution
+        self.scale = (1, 1)  # how much finer the latent is than the layers' resolution
 
     def put(self, maps: Tensor, places: Tensor) -> None:
-        """Adds a tile's maps, (h, w, tokens) in the layers' resolution, at its places in the latent, (height, width)."""
+        """Add a tile's maps, (h, w, tokens) in the layers' resolution, at its places in the latent, (height, width)."""
         fine = F.interpolate(maps.movedim(-1, 0)[None], size=places.shape, mode="nearest-exact")[0].flatten(1)
         where = places.flatten()
         self.sum.index_add_(1, where, fine)
@@ -178,14 +181,14 @@ class Mosaic:
         return bool((self.count > 0).all())
 
     def whole(self) -> Tensor:
-        """Return the picture's maps in the layers' resolution, (h, w, tokens); places in several tiles are averaged."""
+        """Return the picture's maps in the layers' resolution, (h, w, tokens); overlapping tiles are averaged."""
         fine = (self.sum / self.count).unflatten(1, self.size)
         size = [math.ceil(side / scale) for side, scale in zip(self.size, self.scale, strict=True)]
         return F.interpolate(fine[None], size=size, mode="area")[0].movedim(0, -1)
 
 
 def wrappers(inner: Callable | None, transformer_options: dict) -> list:
-    """Return what other packs have put between the host's batch and the model's layers. inner: a model_function_wrapper."""
+    """Return other packs' wrappers between ComfyUI's batch and the model's layers. inner: a model_function_wrapper."""
     kinds = transformer_options.get("wrappers", {})
     found = [] if inner is None else [inner]
     for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
@@ -194,7 +197,7 @@ def wrappers(inner: Callable | None, transformer_options: dict) -> list:
 
 
 def _of_part(reads: list[Read], part: Part) -> Iterator[Read]:
-    """Those reads whose rows are in a call, with the rows they have there."""
+    """Yield the reads whose rows are in a call, with their row numbers there."""
     for read in reads:
         rows = [row for row, of in enumerate(part.rows) if of in read.rows]
         if rows:

@@ -1,12 +1,12 @@
 """CLoRA (arXiv 2403.19776) as a patch of a model, for every sampler of ComfyUI.
 
-Branch 0 is the base prompt without a LoRA, branch k the prompt with trigger k and LoRA k. Their predictions are fused by areas
-that come from their cross attention. With updates, the latent is first moved against the gradient of the contrast between the
-concepts' attention maps, once per step, and the prediction is computed at the moved latent.
+Branch 0 is the base prompt without a LoRA; branch k is the prompt with trigger k and LoRA k. Their predictions are
+fused by areas that come from their cross attention. With updates, the latent is first moved against the gradient of the
+contrast between the concepts' attention maps, once per step, and the prediction is computed at the moved latent.
 
-With the plain picture around the concepts, a run has two takes from the same noise. In the first the base branch alone makes
-the plain picture, in the second the concepts are composed in it. Both takes together evaluate every branch once for each of
-the sampler's evaluations, as the published loop does.
+With the plain picture around the concepts, a run has two takes from the same noise. In the first, the base branch alone
+makes the plain picture; in the second, the concepts are composed in it. Both takes together evaluate every branch once
+for each of the sampler's evaluations, as the published loop does.
 """
 
 from collections.abc import Callable
@@ -28,28 +28,28 @@ from .take import Composition, Start, Take, set_wrapper
 
 
 class CLoRA:
-    """The method for one composition. records: what finished runs looked at."""
+    """The method for one composition. records: attention and areas of finished runs."""
 
     def __init__(self, composition: Composition, view: LiveView | None, warn: Callable[[str], None]):
-        """view: shows a run while it lasts. warn: tells the user what is not as asked."""
+        """view: shows a run while it lasts. warn: called where the result differs from what was asked for."""
         self.composition = composition
         self.view = view
         self.warn = warn
         self.records = Records()
 
     def patch(self, model: ModelPatcher) -> ModelPatcher:
-        """Return a clone of `model` that samples by this method. Raises ValueError for one that does already."""
+        """Return a clone of `model` that samples by this method. Raises ValueError if `model` does so already."""
         if model.get_attachment(KEY) is not None:
             raise ValueError(
                 "This model comes from a CLoRA Attention Contrast Sampler already. Connect the model from before it, and"
                 " chain all concepts into one sampler."
             )
-        # Not ComfyUI's streamed weights, which come and go between operations: a backward pass needs them to stay.
+        # ComfyUI's streamed weights come and go between operations, but a backward pass needs them to stay.
         patched = model.clone(disable_dynamic=True)
         patched.set_attachments(KEY, self)
         _put_outermost(patched, self._outer_sample)
         for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH):
-            patched.add_wrapper_with_key(kind, KEY, _refuse)  # a take puts its own in this place
+            patched.add_wrapper_with_key(kind, KEY, _refuse)  # a take replaces it by its own
         return patched
 
     def _outer_sample(self, executor: WrapperExecutor, noise: Tensor, *args, **kwargs) -> Tensor:
@@ -67,7 +67,7 @@ class CLoRA:
         return samples
 
     def _check(self, guider: comfy.samplers.CFGGuider, noise: Tensor) -> None:
-        """Raise ValueError for what cannot be sampled, and warn of what is not sampled as asked."""
+        """Raise ValueError for input that cannot be sampled; warn where the result differs from what was asked for."""
         if guider.model_options.get("context_handler") is not None:
             raise ValueError("CLoRA cannot sample in context windows; remove that patch from the model.")
         self.composition.tags.check(guider.conds)
@@ -81,14 +81,14 @@ class CLoRA:
                 )
 
     def _surroundings(self, executor: WrapperExecutor, sample: Callable) -> Surroundings:
-        """Return what branches see around their areas; the plain picture is sampled here."""
+        """Return the branches' surroundings, sampling the plain picture where they need it."""
         branches = len(self.composition.branches)
         if self.composition.settings.surroundings == "composed (paper)":
             return ComposedSurroundings(branches)
         _check_outermost(executor)
         guider = executor.class_obj
         conds = guider.conds
-        # A run of its own, so that all that keeps a state along the schedule starts anew in the second take.
+        # The first take is a run of its own: whatever keeps a state along the schedule starts anew in the second.
         guider.conds = {name: [entry.copy() for entry in entries] for name, entries in conds.items()}
         try:
             with torch.random.fork_rng():  # both takes get the same noise, at every step
@@ -99,7 +99,7 @@ class CLoRA:
 
 
 def _sample(run: Callable[[], Tensor], guider: comfy.samplers.CFGGuider, make_take: Callable[[Start], Take]):
-    """Return what `run` samples, and the take that took part in it."""
+    """Return the samples of `run`, and the take that made them."""
     takes: list[Take] = []
 
     def sampler_sample(
@@ -114,7 +114,7 @@ def _sample(run: Callable[[], Tensor], guider: comfy.samplers.CFGGuider, make_ta
 
 
 def _put_outermost(model: ModelPatcher, outer_sample: Callable) -> None:
-    """Put a wrapper around those of all other nodes, upstream and behind: what it calls is a whole run to each of them."""
+    """Add a wrapper outside those of all other nodes, upstream and downstream: to them, each of its calls is a run."""
     wrappers = model.model_options["transformer_options"].setdefault("wrappers", {})  # run before `model.wrappers`
     wrappers[WrappersMP.OUTER_SAMPLE] = {KEY: [outer_sample], **wrappers.get(WrappersMP.OUTER_SAMPLE, {})}
 

@@ -1,4 +1,4 @@
-"""From concepts and one prompt to what CLoRA samples with: adapters, and conditioning for every branch."""
+"""The inputs of CLoRA, made from concepts and one prompt: adapters, and conditioning for every branch."""
 
 import logging
 from collections.abc import Callable
@@ -37,10 +37,10 @@ def compose(
     view: LiveView | None = None,
     warn: Callable[[str], None] = log.warning,
 ) -> tuple[ModelPatcher, list, list]:
-    """Return the patched model and its positive and negative conditioning, with a tagged entry per branch in each.
+    """Return the patched model and its positive and negative conditioning, each with a tagged entry per branch.
 
-    warn: tells the user what is not as asked. Raises ValueError, with what to do, where a prompt, a LoRA or the model does not
-    fit.
+    warn: called with a message where the result differs from what was asked for. Raises ValueError, with the remedy,
+    where a prompt, a LoRA or the model does not fit.
     """
     if not concepts:
         raise ValueError("No concepts to compose: connect at least one Load Concept LoRA.")
@@ -51,7 +51,7 @@ def compose(
     loaded = [load(concept, model, clip, names, device, with_clip=False) for concept in concepts]
     branch_adapters = BranchAdapters(model, loaded)
 
-    # Each branch's own text encoder; a LoRA without a part for it leaves it as it is.
+    # Each branch has its own text encoder; a LoRA without a part for it leaves it unchanged.
     clips = [clip, *(adapters.patched(clip, each.lora, each.concept.strength_clip) for each in loaded)]
     positives, negatives, branches = [], [], []
     for number, (own_clip, text) in enumerate(zip(clips, prompts, strict=True)):
@@ -70,7 +70,7 @@ def compose(
 
 
 def _negative(text: str, concepts: list[Concept], warn: Callable[[str], None]) -> str:
-    """Return the negative prompt of every branch, and warn of braces in it that are taken as they stand."""
+    """Return the negative prompt of every branch; warn of braces in it that are taken literally."""
     if literal := literal_marks(text):
         warn(f"The negative prompt has {', '.join(literal)}, which is taken as it stands.")
     return branch_prompt.negative(text, concepts)

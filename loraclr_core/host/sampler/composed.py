@@ -1,4 +1,4 @@
-"""The picture with all concepts: every branch predicts, the latent is moved, predictions are fused (arXiv 2403.19776)."""
+"""The picture with all concepts (arXiv 2403.19776): the latent is moved, and the branches' predictions are fused."""
 
 import comfy.model_management
 import comfy.utils
@@ -20,7 +20,7 @@ from .take import Composition, Start, Take
 
 
 class ComposedTake(Take):
-    """All branches. Its attention is kept for the record, its areas and its displacement from step to step."""
+    """A take with all branches. It keeps areas and displacement from step to step, and the attention for the record."""
 
     def __init__(self, composition: Composition, start: Start, view: LiveView | None, surroundings: Surroundings):
         super().__init__(composition, start, view)
@@ -39,7 +39,7 @@ class ComposedTake(Take):
         self.evaluated = False
 
     def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
-        """Move the latent, predict with every branch, read the attention, fuse."""
+        """Move the latent, predict with every branch, read the attention and fuse the predictions."""
         step = self.start.step(float(evaluation.sigma[0]))
         known = self.surroundings.prepare(evaluation, self.areas, own=recorder is not None)
         if recorder is not None:
@@ -69,7 +69,7 @@ class ComposedTake(Take):
         view.show(step, steps, latent_format, denoised, areas, heat, self.losses)
 
     def record(self) -> Record | None:
-        """Return what the take looked at, once it is over; None where nothing was sampled."""
+        """Return attention and areas of the finished take; None where nothing was sampled."""
         if not self.heat:
             return None
         return Record(
@@ -102,7 +102,7 @@ class ComposedTake(Take):
         return 1 + (settings.refine_repeats if step in settings.refine_steps else 0)
 
     def _generated(self, evaluation: Evaluation) -> Tensor | float:
-        """Return where the picture is generated at this noise level, 0…1: everywhere without a denoise mask."""
+        """Return where the picture is generated at this noise level, 0…1: everywhere unless there is a denoise mask."""
         mask, change = self.start.denoise_mask, evaluation.options.get("denoise_mask_function")
         if mask is None or change is None:
             return 1.0 if mask is None else mask
@@ -115,7 +115,7 @@ class ComposedTake(Take):
         self.evaluated = True
 
     def _observe(self, maps: Maps, step: int) -> None:
-        """Let the areas follow the attention of one evaluation, and keep heat maps and loss."""
+        """Update the areas by the attention of one evaluation, and keep heat maps and loss."""
         own = separation.own_words(self.branches, maps)
         self.areas.update(torch.stack([masks.claim(words) for words in own], dim=1), step)
         heat = [contrast.scaled(words.mean(dim=1).flatten(1)).view_as(words[:, 0]) for words in own]
@@ -126,7 +126,7 @@ class ComposedTake(Take):
             ).cpu()
 
     def _fused(self, call: Call, predictions: list[Tensor]) -> Tensor:
-        """Return one prediction from those of the branches, for the sampler at its own place."""
+        """Fuse the predictions of the branches into one, as the sampler at its unmoved latent must get it."""
         if call.branches == [None]:
             return predictions[0]
         if call.role is None:
@@ -136,7 +136,7 @@ class ComposedTake(Take):
 
 
 def given_masks(concepts: list[Concept], latent: Tensor) -> Tensor:
-    """Return the concepts' own masks at the latent's size, (batch, concepts, height, width); zero without one."""
+    """Return the concepts' own masks at the latent's size, (batch, concepts, height, width); zero for one without."""
     given = latent.new_zeros(latent.shape[0], len(concepts), *latent.shape[-2:])
     for number, concept in enumerate(concepts):
         if concept.mask is not None:

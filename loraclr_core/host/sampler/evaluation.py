@@ -1,8 +1,8 @@
-"""One evaluation of the model for all branches, through the host's own batching.
+"""One evaluation of the model for all branches, through ComfyUI's own batching.
 
-The host is asked for one list of conditioning per branch and role, and batches their rows as memory allows. Which branch
-a row belongs to is kept under a key of our own; `cond_or_uncond` is put back to what any node expects there before the
-model, or another pack's wrapper of it, runs.
+ComfyUI is asked for one list of conditioning per branch and role, and batches their rows as memory allows. The branch
+of each row is kept under a key of our own. Before the model, or another pack's wrapper of it, runs, `cond_or_uncond` is
+set back to the values that other nodes expect there.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,33 +18,32 @@ from .attention import Enough, Read, Recorder
 from .branches import BranchAdapters
 from .calls import Calls, wrappers
 
-KEY = "loraclr_clora"  # of conditioning tags, wrappers, the attachment, and the rows' branches in transformer_options
+# Key of conditioning tags, wrappers and the attachment, and of the rows' branches in transformer_options.
+KEY = "loraclr_clora"
 
 Role = Literal["positive", "negative"]
 
-# Patches that see attention rows, some of which count on one cond and one uncond chunk (the host's NAG does). With one
-# of them on the model, the branches run one after another.
+# Patches that see attention rows. Some of them count on one cond and one uncond chunk, as ComfyUI's NAG does, so the
+# branches run one after another on a model with any of these.
 ROW_PATCHES = {"attn1_patch", "attn2_patch", "attn1_output_patch", "attn2_output_patch"}
 
-# Index of a call, branch.
+# (index of a call, branch)
 Wanted = tuple[int, int]
 
 
 class Call(NamedTuple):
-    """One of the lists of conditioning that the host asks predictions for.
+    """One of the lists of conditioning that ComfyUI asks predictions for."""
 
-    role: None for a list that is not tagged (or None): it runs as it is, on the model without LoRAs.
-    branches: the entries of each branch; without a role, just the list.
-    """
-
+    # None for a list without tags, or for no list: it runs unchanged, on the model without LoRAs.
     role: Role | None
+    # The entries of each branch; without a role, the list alone.
     branches: list[list[dict] | None]
 
 
 class Evaluation:
     """The model at one noise level, ready to be run on several latents.
 
-    executor: the host's next CALC_COND_BATCH wrapper. sigma: (batch,).
+    executor: ComfyUI's next CALC_COND_BATCH wrapper. sigma: (batch,).
     """
 
     def __init__(self, executor: Callable, model: BaseModel, calls: list[Call], sigma: Tensor, options: dict, adapters):
@@ -59,19 +58,20 @@ class Evaluation:
         self.main = positive[0] if positive else None  # the call whose attention is read
 
     def wrappers(self) -> list:
-        """Return what other packs have put between this and the model's layers."""
+        """Return the functions that other packs have put between this evaluation and the model's layers."""
         return wrappers(self.options.get("model_function_wrapper"), self.options.get("transformer_options", {}))
 
     def surround(self, latent: Tensor, masks: Tensor) -> None:
-        """From now on each branch sees this latent but within its own mask. masks: (batch, branches, h, w), 0…1."""
+        """Show each branch this latent outside its own mask from now on. masks: (batch, branches, h, w), 0…1."""
         self.surroundings = latent, masks.movedim(1, 0)[:, :, None]
 
     def predict(self, z: Tensor, recorder: Recorder | None, branches: Sequence[int]) -> list[list[Tensor]]:
-        """For every call the denoised predictions of these branches, each (batch, channels, h, w); of a call without a role
-        the one there is.
+        """Return, for each call, the denoised predictions of `branches`, each (batch, channels, h, w).
+
+        A call without a role has exactly one.
         """
         wanted_of = [branches if call.role is not None else range(len(call.branches)) for call in self.calls]
-        # Backwards, because the host takes the lists from the end: the base rows come first, as any node expects them.
+        # Backwards, because ComfyUI takes the lists from the end: the base rows come first, as other nodes expect.
         groups = [
             [(i, branch) for i, wanted in enumerate(wanted_of) if branch in wanted]
             for branch in sorted(set().union(*wanted_of), reverse=True)
@@ -85,9 +85,10 @@ class Evaluation:
         return [[found[i, branch] for branch in wanted] for i, wanted in enumerate(wanted_of)]
 
     def read(self, z: Tensor, recorder: Recorder, branches: list[int]) -> None:
-        """Only the attention of the conditional rows of these branches, as a function of `z`."""
+        """Let `recorder` read the attention of these branches' conditional rows, differentiable by `z`."""
         assert self.main is not None
-        # The host's own handling (ControlNets, masks) sees the latent as a constant, only the model as a variable.
+        # ComfyUI's own handling (ControlNets, masks) sees the latent as a constant; only the model sees it as a
+        # variable.
         self._run(z.detach(), [(self.main, branch) for branch in branches], recorder, variable=z)
 
     def _run(
@@ -115,7 +116,7 @@ class Evaluation:
             return self.executor(self.model, lists, z, self.sigma, options)
 
     def _prepared(self, args: dict, chunks: list[Wanted], variable: Tensor | None) -> dict:
-        """Return a batch's arguments as other nodes expect them, with the latents that its branches see."""
+        """Return a batch's arguments in the form that other nodes expect, with the latents that its branches see."""
         args = {**args, "cond_or_uncond": [call for call, _ in chunks]}
         transformer_options = args["c"]["transformer_options"]
         transformer_options["cond_or_uncond"] = args["cond_or_uncond"][:]
@@ -131,7 +132,7 @@ class Evaluation:
     def _apply(
         self, apply_model: Callable, args: dict, chunks: list[Wanted], recorder: Recorder | None, differentiated: bool
     ) -> Tensor:
-        """Run the model on a batch, each row with its branch's LoRA, and let `recorder` read its attention."""
+        """Run the model on a batch, each row with its branch's LoRA, while `recorder` reads the attention."""
         inner = self.options.get("model_function_wrapper")
         transformer_options = args["c"]["transformer_options"]
         per_chunk = args["input"].shape[0] // len(chunks)
@@ -160,14 +161,14 @@ class Evaluation:
         return output
 
     def _seen(self, latents: Tensor, chunks: list[Wanted]) -> Tensor:
-        """The rows of a batch as their branches see them."""
+        """Return the rows of a batch as their branches see them."""
         if self.surroundings is None:
             return latents
         around, masks = self.surroundings
         rows = list(latents.chunk(len(chunks)))
         for i, (call, branch) in enumerate(chunks):
             if self.calls[call].role is not None:
-                inside = masks[branch].to(latents).clone()  # no inference tensor: a gradient keeps it
+                inside = masks[branch].to(latents).clone()  # autograd cannot save an inference tensor
                 rows[i] = rows[i] * inside + around.to(latents) * (1 - inside)
         return torch.cat(rows)
 
@@ -182,7 +183,7 @@ class Evaluation:
         return reads
 
     def _first(self, given: Tensor, seen: Tensor) -> int:
-        """Where the conditioning that the sampler was given begins in the text that the model gets."""
+        """Return where the sampler's conditioning begins within the text that the model gets."""
         if len(given) == len(seen):
             return 0
         first = tokens.first_row(given.to(seen), seen)

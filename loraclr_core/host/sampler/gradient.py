@@ -1,6 +1,6 @@
 """The gradient of the separation loss with respect to the latent (arXiv 2403.19776), with much memory or with little.
 
-The loss needs the attention maps of all branches; nothing after the last layer that is read runs.
+The loss needs the attention maps of all branches; a forward pass ends after the last layer that is read.
 """
 
 import logging
@@ -21,7 +21,7 @@ from .settings import UpdateSettings
 log = logging.getLogger("loraclr")
 
 ReadMaps = Callable[[Sequence[int]], Maps]  # branches -> their maps at the latent
-Loss = Callable[[Maps], Tensor]  # maps of these branches -> the sum of all samples' losses
+Loss = Callable[[Maps], Tensor]  # these branches' maps -> the sum of all samples' losses
 
 
 def gradient(
@@ -29,13 +29,13 @@ def gradient(
 ) -> Tensor:
     """Return ∇ of each sample's loss with respect to its latent, (batch, channels, h, w) like `z`.
 
-    known: maps of the branches that do not see this latent.
+    known: the maps of the branches that do not depend on `z`.
     """
     layers = read_layers(evaluation.model.diffusion_model, *z.shape[-2:])
     missing = [number for number in range(len(branches)) if number not in known]
     with differentiable.gradients(isinstance(layers, JointLayers), "update_strength"):
         z = z.detach().clone().requires_grad_()
-        constant = {number: maps.clone() for number, maps in known.items()}  # no inference tensors
+        constant = {number: maps.clone() for number, maps in known.items()}  # autograd refuses inference tensors
 
         def read(chosen: Sequence[int]) -> Maps:
             recorder = Recorder(layers, stop=True)
@@ -61,7 +61,7 @@ def _all_at_once(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Loss)
 
 
 def _one_at_a_time(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Loss) -> Tensor:
-    """The gradient with respect to the maps first, which are small; then one branch's graph after another."""
+    """Differentiate by the maps first, which are small, then by the latent through one branch's graph after another."""
     first, *others = branches
     with torch.no_grad():
         maps = read(others)
@@ -77,7 +77,7 @@ def _one_at_a_time(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Los
 
 
 def require_maps(evaluation: Evaluation, maps: Maps, branches: Sequence[int]) -> Maps:
-    """Return `maps`. Raises ValueError where one of these branches is not among them."""
+    """Return `maps`. Raises ValueError where one of these branches is missing."""
     if all(number in maps for number in branches):
         return maps
     others = evaluation.wrappers()

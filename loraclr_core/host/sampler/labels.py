@@ -1,4 +1,4 @@
-"""Names written onto pictures: in a font that has all their letters, and no wider than the picture; or else as numbers."""
+"""Names written onto pictures, in a font that has all their letters and no wider than the picture; else numbers."""
 
 import functools
 import importlib.util
@@ -12,11 +12,11 @@ from PIL import ImageFont, features
 from PIL.ImageFont import FreeTypeFont, Layout
 
 STROKE = 2  # pixels around each letter
-PLACE = (6, 4)  # of a label's upper left corner
-SMALLEST = 10  # pixels
-TRIED = 32  # pixels at which a font is looked into
+PLACE = (6, 4)  # upper left corner of a label
+SMALLEST = 10  # font size in pixels
+TRIED = 32  # font size in pixels at which letters are looked up
 
-# Where Linux, macOS and Windows keep fonts, for all users and for one.
+# Where Linux, macOS and Windows keep fonts, for all users and for a single one.
 FOLDERS = (
     *("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
     *("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
@@ -37,7 +37,7 @@ def fit(names: list[str], height: int, width: int, files: tuple[Path, ...]) -> l
 
 
 def _fit(line: str, number: int, height: int, width: int, files: tuple[Path, ...]) -> Label:
-    """Return the line, smaller where it is long, or the number: where no font has all letters or they would be too small."""
+    """Return the line, smaller where it is long; the number where a letter is in no font or would be too small."""
     largest = max(SMALLEST, height // 20)
     font = find_font(line, files)
     if font is not None:
@@ -49,7 +49,7 @@ def _fit(line: str, number: int, height: int, width: int, files: tuple[Path, ...
 
 
 def legend(names: list[str], labels: list[Label]) -> str:
-    """Say which picture, and which mask, is whose; and why a label is a number."""
+    """Return a text that lists whose each picture and mask is, and explains labels that are numbers."""
     said = ", ".join(f"{number} {_one_line(name)}" for number, name in enumerate(names, 1))
     if all(label.text == _one_line(name) for name, label in zip(names, labels, strict=True)):
         return said
@@ -61,7 +61,7 @@ def legend(names: list[str], labels: list[Label]) -> str:
 
 @functools.cache
 def font_files() -> tuple[Path, ...]:
-    """Return the fonts that come with the host's page or with the system, upright and of normal weight first."""
+    """Return the fonts that come with ComfyUI's page or with the system, upright ones of normal weight first."""
     page = importlib.util.find_spec("comfyui_frontend_package")
     folders = [Path(place) / "static" / "fonts" for place in (page and page.submodule_search_locations) or ()]
     folders += [Path(os.path.expandvars(os.path.expanduser(folder))) for folder in FOLDERS]
@@ -73,7 +73,7 @@ def font_files() -> tuple[Path, ...]:
 
 @functools.cache
 def find_font(text: str, files: tuple[Path, ...]) -> FreeTypeFont | None:
-    """Return PIL's own font if it has every letter of the text, else the first of `files` that has, else None."""
+    """Return PIL's own font if it has every letter of the text, else the first such font of `files`, else None."""
     own = _default_font(TRIED)
     if _has_letters(own, text):
         return own
@@ -81,11 +81,11 @@ def find_font(text: str, files: tuple[Path, ...]) -> FreeTypeFont | None:
         return None
     for file in files:
         try:
-            # Without a layout engine, which would hide a missing letter or put a mark beside it.
+            # The plain layout: an engine would hide a missing letter or put a mark beside it.
             if _has_letters(ImageFont.truetype(file, TRIED, layout_engine=Layout.BASIC), text):
                 return ImageFont.truetype(file, TRIED)
         except OSError:
-            continue  # no font, or bitmaps of another size
+            continue  # not a font, or bitmaps of another size
     return None
 
 
@@ -96,7 +96,7 @@ def _default_font(size: int) -> FreeTypeFont:
 
 
 def _has_letters(font: FreeTypeFont, text: str) -> bool:
-    """Tell whether no letter is drawn as a code point that is in no font, and none as nothing."""
+    """Return whether every letter is drawn, and none as the font's sign for a missing letter."""
     missing = _drawn(font, "\U0010ffff")
     return all(
         _drawn(font, letter) != missing and (any(_drawn(font, letter)[1]) or _is_invisible(letter))
@@ -111,16 +111,16 @@ def _drawn(font: FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
 
 
 def _is_invisible(letter: str) -> bool:
-    """Tell joiners and variation selectors, which change the letters beside them."""
+    """Return whether this is a joiner or variation selector, which only changes the letters beside it."""
     return unicodedata.category(letter) in ("Cf", "Mn")
 
 
 def _needs_shaping(text: str) -> bool:
-    """Tell whether letters join or change places: right to left, or with vowels around a consonant."""
+    """Return whether letters join or change places: right to left, or with vowels around a consonant."""
     return any(unicodedata.bidirectional(each) in ("R", "AL") or unicodedata.category(each) == "Mc" for each in text)
 
 
 def _one_line(name: str) -> str:
-    """Return the name without line breaks and other controls, its accents joined to their letters where there is such a letter."""
+    """Return the name without line breaks and other controls, with accents composed where possible."""
     spaced = "".join(" " if unicodedata.category(each) in ("Cc", "Zl", "Zp") else each for each in name)
     return unicodedata.normalize("NFC", spaced)

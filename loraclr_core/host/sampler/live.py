@@ -1,4 +1,4 @@
-"""What a page is shown of a CLoRA run while it samples: small, and no oftener than anyone looks."""
+"""The live view of a CLoRA run in ComfyUI's page: small frames, at a low rate, and only while somebody is watching."""
 
 import base64
 import io
@@ -17,13 +17,13 @@ from .overlay import rough_picture
 
 log = logging.getLogger("loraclr")
 
-SECONDS = 0.25  # between two frames, but for the last of a run
-SIDE = 256  # pixels, at most
+SECONDS = 0.25  # least time between two frames, except before the last of a run
+SIDE = 256  # longest side in pixels
 QUALITY = 80
 
 
 class LiveView:
-    """send: takes a frame, as `show` makes it. watched: whether anyone would see it."""
+    """Sends frames of a run. send: takes a frame, as `show` makes it. watched: whether anyone would see it."""
 
     def __init__(self, names: list[str], send: Callable[[dict], None], watched: Callable[[], bool]):
         self.names = names
@@ -32,7 +32,7 @@ class LiveView:
         self.start()
 
     def start(self) -> None:
-        """Begin a run: its first frame is due at once, and the first thing that goes wrong in it is said."""
+        """Begin a run: send its first frame at once, and log its first failure."""
         self.due = 0.0
         self.complained = False
 
@@ -46,10 +46,10 @@ class LiveView:
         heat: Tensor | None,
         losses: dict[int, Tensor],
     ) -> None:
-        """Show a step, 0 first; of a batch the first picture. denoised: (batch, channels, h, w), in the model's own scale.
-        masks, heat: (batch, concepts, h, w), 0…1; None while the plain picture is made. losses: (batch,) by step.
+        """Show the first picture of a batch after a step, counted from 0. A failure here never ends the run.
 
-        Whatever goes wrong here, the run goes on.
+        denoised: (batch, channels, h, w), in the model's own scale. masks, heat: (batch, concepts, h, w), 0…1; None
+        while the plain picture is made. losses: (batch,) by step.
         """
         now = time.monotonic()
         if now < self.due and step + 1 < steps:
@@ -74,7 +74,7 @@ class LiveView:
 
     @contextmanager
     def _going_on(self, part: str) -> Iterator[None]:
-        """Log what goes wrong inside, once a run. The host's interrupt is no Exception, and passes."""
+        """Log the first failure of a run and suppress all of them. ComfyUI's interrupt is no Exception, and passes."""
         try:
             yield
         except Exception as error:
@@ -97,13 +97,13 @@ def _maps(masks: Tensor, heat: Tensor) -> dict:
 
 
 def _picture(latent_format, latent: Tensor) -> str | None:
-    """Return a latent's rough colours as a data URL, or None where its format has none."""
+    """Return a latent's rough colours as a data URL, or None where its format does not define them."""
     drawn = rough_picture(latent_format, latent)
     return None if drawn is None else _jpeg(drawn[0])
 
 
 def _jpeg(picture: Tensor) -> str:
-    """(H, W, 3), 0…1 -> a data URL."""
+    """Return a picture, (H, W, 3), 0…1, as a data URL."""
     share = SIDE / max(picture.shape[:2])
     if share < 1:
         picture = F.interpolate(picture.movedim(-1, 0)[None], scale_factor=share, mode="area")[0].movedim(0, -1)
@@ -113,12 +113,12 @@ def _jpeg(picture: Tensor) -> str:
 
 
 def _bytes(values: Tensor) -> str:
-    """0…1 -> a byte each, row by row, in base64."""
+    """Return values, 0…1, as one byte each, row by row, in base64."""
     shares = values.float().nan_to_num().clamp(0, 1)
     return base64.b64encode((shares * 255).round().to(torch.uint8).cpu().numpy().tobytes()).decode()
 
 
 def _number(loss: Tensor) -> float | None:
-    """Return it rounded, or None for NaN, which JSON has not: a page drops a message that holds one."""
+    """Return a loss rounded, or None for NaN and infinity: JSON has neither, and the page drops a message with one."""
     value = float(loss)
     return round(value, 4) if math.isfinite(value) else None

@@ -17,10 +17,11 @@ STRONGEST = 0.75
 
 
 def rough_picture(latent_format, latent: Tensor) -> Tensor | None:
-    """Draw a latent in its rough colours, without a VAE: (1, channels, h, w) -> (1, H, W, 3), 0…1, as large as the picture.
+    """Draw a latent in rough colours, without a VAE: (1, channels, h, w) -> (1, H, W, 3), 0…1, as large as the picture.
 
-    latent: in the model's own scale; of a video, (1, channels, frames, h, w), the first frame is drawn. The colours are
-    those of the host's previewer (latent_preview.Latent2RGBPreviewer), unrounded. None where the format has none.
+    latent: in the model's own scale; a video, (1, channels, frames, h, w), is drawn by its first frame. The colours are
+    those of ComfyUI's previewer (latent_preview.Latent2RGBPreviewer), unrounded. None where the format does not define
+    them.
     """
     factors = latent_format.latent_rgb_factors
     if factors is None:
@@ -40,13 +41,13 @@ def rough_picture(latent_format, latent: Tensor) -> Tensor | None:
 
 
 def background(latent_format, latent: Tensor) -> tuple[Tensor, str]:
-    """Return what heat maps are drawn over where no picture is given, (1, H, W, 3), and what is wrong with it, if anything.
+    """Return a background for heat maps without a picture, (1, H, W, 3), and a message if it could not be drawn.
 
     latent: (1, channels, h, w), as LATENT holds it.
     """
     try:
         picture = rough_picture(latent_format, latent_format.process_in(latent.float()))
-    except Exception:  # it comes after a long sampling, whose masks and losses are there all the same
+    except Exception:  # the masks and losses of a long sampling must not be lost with it
         log.warning("CLoRA Attention Maps cannot draw this latent.", exc_info=True)
         picture = None
     if picture is not None:
@@ -57,7 +58,7 @@ def background(latent_format, latent: Tensor) -> tuple[Tensor, str]:
 
 
 def heat_over(picture: Tensor, heat: Tensor, labels: list[Label]) -> Tensor:
-    """Draw (concepts, h, w), 0…1, over (1, H, W, 3), 0…1 -> (concepts, H, W, 3), each with its label."""
+    """Draw heat maps, (concepts, h, w), 0…1, over (1, H, W, 3), 0…1 -> (concepts, H, W, 3), each with its label."""
     height, width = picture.shape[1:3]
     heat = F.interpolate(heat[:, None], size=(height, width), mode="bilinear").movedim(1, -1)
     # Blue where attention is weak through green to red where it is strong.

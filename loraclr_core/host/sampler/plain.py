@@ -1,6 +1,6 @@
-"""The picture that the base branch makes on its own, met again while concepts are composed in it.
+"""The picture that the base branch makes on its own, replayed while the concepts are composed in it.
 
-Base prompt, model and noise are the same in both takes, so nothing of the base branch has to be evaluated twice.
+Base prompt, model and noise are the same in both takes, so the base branch need not be evaluated again.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Moment(NamedTuple):
     """One of ComfyUI's calls for predictions."""
 
     sigma: float
-    # The latent that it asked at, (batch, channels, height, width).
+    # The latent of the call, (batch, channels, height, width).
     x: Tensor
-    # What it got for each list of conditioning, like x.
+    # One per list of conditioning, of the shape of x.
     predictions: list[Tensor]
-    # The base branch's attention, (batch, h, w, tokens), in the sampler's own calls.
+    # The base branch's attention, (batch, h, w, tokens); None unless the sampler itself called.
     maps: Tensor | None
 
 
@@ -37,7 +37,7 @@ class PlainPicture:
     moments: list[Moment]
 
     def claims(self, base: Branch) -> Tensor | None:
-        """Return how far each concept's words claim each place, mean over the take, (batch, concepts, h, w).
+        """Return how strongly each concept's words claim each place, (batch, concepts, h, w), averaged over the take.
 
         None where nothing was sampled.
         """
@@ -51,9 +51,9 @@ class PlainPicture:
     def at(self, number: int, sigma: float, lists: int, own: bool) -> Moment:
         """Return the moment of call `number`. Raises RuntimeError where the take had none like it.
 
-        lists: how many lists of conditioning it is for; own: it is the sampler's own call. A sampler that chooses its own step
-        sizes may ask at another noise level than in the first take: what is between two levels is taken as straight in σ, as
-        one Euler step takes it.
+        lists: the number of lists of conditioning. own: whether the sampler itself calls. A sampler with adaptive step
+        sizes may ask at another noise level than in the first take; between two levels the moment is interpolated
+        linearly in σ, as an Euler step does.
         """
 
         def is_alike(moment: Moment) -> bool:
@@ -93,5 +93,5 @@ class PlainTake(Take):
         view.show(step, steps, self.start.guider.inner_model.latent_format, denoised, None, None, {})
 
     def picture(self) -> PlainPicture:
-        """Return what the take was; once it is over."""
+        """Return the finished take."""
         return PlainPicture(self.moments)

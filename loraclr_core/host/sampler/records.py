@@ -1,4 +1,4 @@
-"""What finished runs looked at, for CLoRA Attention Maps."""
+"""Attention and areas of finished runs, for CLoRA Attention Maps."""
 
 import hashlib
 from collections import OrderedDict
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Finished runs that a patched model remembers.
+# How many finished runs a patched model remembers.
 LIMIT = 8
 
 
@@ -15,9 +15,9 @@ class Record(NamedTuple):
     """One finished run, on the CPU."""
 
     concepts: list[str]
-    # As used in the last step, (batch, concepts, height, width).
+    # The areas of the last step, (batch, concepts, height, width).
     masks: Tensor
-    # Attention of each concept's tokens in its own branch, 0…1, mean over the steps, (batch, concepts, h, w).
+    # Attention of each concept's tokens in its own branch, 0…1, averaged over the steps, (batch, concepts, h, w).
     heat: Tensor
     # The separation loss of each step after its updates, each (batch,).
     losses: dict[int, Tensor]
@@ -26,13 +26,13 @@ class Record(NamedTuple):
 
 
 class Records:
-    """The records of the last runs, by the latent that each has made."""
+    """The records of the last runs, by the latent that each of them made."""
 
     def __init__(self):
         self.by_latent: OrderedDict[str, Record] = OrderedDict()
 
     def keep(self, latent: Tensor, record: Record) -> None:
-        """Remember a run; the oldest goes."""
+        """Remember a run, and forget the oldest."""
         self.by_latent[_fingerprint(latent)] = record
         while len(self.by_latent) > LIMIT:
             self.by_latent.popitem(last=False)

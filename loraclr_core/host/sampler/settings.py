@@ -16,20 +16,20 @@ SURROUNDINGS: tuple[Surroundings, ...] = ("plain", "composed (paper)")
 class UpdateSettings:
     """When the latent is moved to separate the concepts, and how far."""
 
-    # Of one update, in `unit`; 0 for none.
+    # Size of one update, in `unit`; 0 for none.
     strength: float = 0.0
-    # *relative*: root mean square of the move as a share of the latent's size, which is the same to every model.
+    # *relative*: root mean square of the move as a share of the latent's size, which is the same for every model.
     # *absolute (paper)*: α of z ← z − α ∇L, z as the model sees it; 20 for SD1.5, 0.02 in a public SDXL port.
     unit: UpdateUnit = "relative"
     # The part of the schedule with updates, in ComfyUI's percents: 0 is the first noise level, 1 the last.
     start: float = 0.0
     end: float = 0.5
-    # At these steps of a run, counted from 0, an update is followed by so many more.
+    # At these steps of a run, counted from 0, an update is followed by `refine_repeats` more.
     refine_steps: tuple[int, ...] = (0, 10, 20)
     refine_repeats: int = 0
     # τ of the contrastive loss.
     temperature: float = 0.5
-    # One branch at a time needs less memory, and more time.
+    # One branch at a time needs less memory but more time.
     gradient_memory: GradientMemory = "all at once"
 
 

@@ -1,9 +1,9 @@
-"""What a concept's branch sees around its area.
+"""The surroundings of a concept's area, as its branch sees them.
 
-As published, every branch is run on the composed picture. A LoRA then meets subjects of the others that it was never trained
-beside, and redraws them; the base meets nothing but strangers, and its layout drifts; and a concept is drawn wherever its
-words look, more often than once. With the plain picture around its area, a branch meets nothing but the plain picture and its
-own concept, and the base branch is the plain picture.
+As published, every branch runs on the composed picture. A LoRA then sees the other concepts' subjects, which it was
+never trained beside, and redraws them; the base sees only subjects it does not know, and its layout drifts; and a
+concept is drawn wherever its words attend, often more than once. With the plain picture around its area, a branch sees
+only the plain picture and its own concept, and the base branch is the plain picture.
 """
 
 from typing import NamedTuple, Protocol
@@ -17,9 +17,9 @@ from .plain import PlainPicture
 
 
 class Known(NamedTuple):
-    """What is known of an evaluation beforehand."""
+    """The results of an evaluation that are known beforehand."""
 
-    # The branches that are still to be evaluated; they come after the known ones.
+    # The branches still to be evaluated; they come after the known ones.
     missing: list[int]
     maps: Maps
     # The known branches' predictions for each of ComfyUI's lists of conditioning.
@@ -28,11 +28,11 @@ class Known(NamedTuple):
 
 class Surroundings(Protocol):
     def plain_claims(self, base: Branch) -> Tensor | None:
-        """Return the concepts' claims in the plain picture, (batch, concepts, h, w), where there is one."""
+        """Return the concepts' claims in the plain picture, (batch, concepts, h, w); None without one."""
         ...
 
     def prepare(self, evaluation: Evaluation, areas: Areas, own: bool) -> Known:
-        """Put the surroundings into an evaluation, and return what is known of it. own: it is the sampler's own call."""
+        """Set an evaluation's surroundings and return its known results. own: whether the sampler itself calls."""
         ...
 
 
@@ -50,13 +50,13 @@ class ComposedSurroundings:
 
 
 class PlainSurroundings:
-    """A branch sees the composed picture in its area, and the plain picture around it."""
+    """Every branch sees the composed picture in its area, and the plain picture around it."""
 
     def __init__(self, branches: int, picture: PlainPicture):
         self.branches = branches
         self.picture = picture
         self.calls = 0
-        self.seen: Tensor | None = None  # areas as they were before the sampler's last own call
+        self.seen: Tensor | None = None  # the areas before the sampler's last own call
 
     def plain_claims(self, base: Branch) -> Tensor | None:
         return self.picture.claims(base)

@@ -1,6 +1,6 @@
-"""Which entries of conditioning belong to which branch: a sampler node tags what it makes, its model reads the tags.
+"""Tags that mark which branch a conditioning entry belongs to: a sampler node writes them, its model reads them.
 
-Extra keys of an entry survive the host's nodes and its samplers, through ControlNet and mask nodes too.
+Extra keys of an entry survive ComfyUI's nodes, ControlNet and mask nodes among them, and its samplers.
 """
 
 import uuid
@@ -18,18 +18,18 @@ class Tag(NamedTuple):
 
 
 class Tags:
-    """Those of one sampler node."""
+    """The tags of one sampler node."""
 
     def __init__(self, branches: int):
         self.owner = uuid.uuid4().hex
         self.branches = branches
 
     def of(self, role: Role, branch: int) -> dict[str, Tag]:
-        """What a conditioning entry of this branch carries."""
+        """Return the extra keys for a conditioning entry of this branch."""
         return {KEY: Tag(self.owner, role, branch)}
 
     def check(self, conds: dict[str, list[dict]]) -> None:
-        """Raises ValueError where the sampler was given anything but this node's conditioning."""
+        """Raise ValueError where the sampler was given anything but this node's conditioning."""
         for name, entries in conds.items():
             tags: list[Tag | None] = [entry.get(KEY) for entry in entries]
             if not any(tags) and name not in ("positive", "middle", "negative"):
@@ -53,7 +53,7 @@ class Tags:
                 )
 
     def call(self, cond: list[dict] | None) -> Call:
-        """One list that the host asks predictions for, by branches."""
+        """Return a list of conditioning that ComfyUI asks predictions for, split by branch."""
         tags = [entry.get(KEY) for entry in cond or []]
         if cond is None or not any(tags):
             return Call(None, [cond])

@@ -25,9 +25,10 @@ SAME_SIGMA = 1e-5
 
 @dataclass(frozen=True)
 class Composition:
-    """What is composed, and how. branches: the base branch first, then one for each concept."""
+    """The concepts to compose, and how."""
 
     concepts: list[Concept]
+    # The base branch first, then one for each concept.
     branches: list[Branch]
     adapters: BranchAdapters
     tags: Tags
@@ -35,7 +36,7 @@ class Composition:
 
 
 class Start(NamedTuple):
-    """What ComfyUI starts a sampler with."""
+    """The arguments with which ComfyUI starts a sampler."""
 
     guider: comfy.samplers.CFGGuider
     sigmas: Tensor
@@ -51,7 +52,7 @@ class Start(NamedTuple):
 
 
 class Take(ABC):
-    """A run of the sampler. Subclasses say what a prediction is, and where the latent really is."""
+    """A run of the sampler. Subclasses define how to predict, and where the latent really is."""
 
     def __init__(self, composition: Composition, start: Start, view: LiveView | None):
         self.composition = composition
@@ -62,23 +63,23 @@ class Take(ABC):
     def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
         """Return a prediction like `x` for each list of conditioning.
 
-        recorder: reads the attention; None where another node asks, and not the sampler itself.
+        recorder: reads the attention; None where another node asks, rather than the sampler itself.
         """
 
     @abstractmethod
     def show(self, view: LiveView, step: int, steps: int, denoised: Tensor) -> None:
-        """Show what there is after a step, 0 first."""
+        """Show the state after a step, counted from 0."""
 
     def moved(self, x: Tensor) -> Tensor:
         """Return the latent that the model sees while the sampler is at `x`."""
         return x
 
     def finish(self, samples: Tensor) -> Tensor:
-        """Return what the sampler returned, at the place where the latent really is."""
+        """Return the sampler's result, moved to where the latent really is."""
         return samples
 
     def run(self, executor: Callable, extra_args: dict, callback: Callable | None, latent_image: Tensor, disable_pbar):
-        """Run ComfyUI's sampler; a SAMPLER_SAMPLE wrapper's part."""
+        """Run ComfyUI's sampler, as a SAMPLER_SAMPLE wrapper."""
         guider = self.start.guider
         set_wrapper(guider.model_options, WrappersMP.PREDICT_NOISE, self._predict_noise)
         set_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, self._calc_cond_batch)
@@ -106,7 +107,7 @@ class Take(ABC):
         return self.finish(samples)
 
     def _predict_noise(self, executor: Callable, x: Tensor, sigma: Tensor, model_options: dict, seed: int | None):
-        # Other nodes may ask for predictions on the way; the sampler's own call is the first with conditioning of ours.
+        # Other nodes may ask for predictions on the way; the sampler's own call is the first with our conditioning.
         own_call = iter((True,))
         return executor(x, sigma, {**model_options, KEY: own_call}, seed)
 
@@ -121,6 +122,6 @@ class Take(ABC):
 
 
 def set_wrapper(options: dict, kind: str, wrapper: Callable) -> None:
-    """Set our wrapper of a kind in model options, in place of the one that is there."""
+    """Set our wrapper of a kind in model options, replacing any earlier one of ours."""
     wrappers = options["transformer_options"].setdefault("wrappers", {})
     wrappers[kind] = {**wrappers.get(kind, {}), KEY: [wrapper]}

@@ -1,12 +1,13 @@
 """Where a phrase's tokens stand in the text conditioning, found by its words.
 
-The host's tokenizers do not say which characters a token came from. So the prompt is tokenised twice more with the
-phrase replaced by a stand-in word: what the token sequences have in common before and after it is not the phrase.
-Prompt weights, embeddings and repeated words around it are tokenised by the host as ever and cancel out.
+ComfyUI's tokenizers do not report which characters a token came from. The prompt is therefore tokenised twice more with
+the phrase replaced by a stand-in word; tokens that all three sequences share before and after it do not belong to the
+phrase. Prompt weights, embeddings and repeated words around it are tokenised by ComfyUI as usual and cancel out.
 
-A token's place among the tokens need not be its place in the conditioning: an encoder may give only a pooled text, or cut
-its template off, and a model may fill the text up on the left. So each encoder is watched while it runs, one row for each
-token, and its rows are looked for in the conditioning; the conditioning's, in what the model gets (`first_row`).
+A token's index among the tokens need not be its index in the conditioning: an encoder may return only pooled text, or
+cut its template off, and a model may pad the text on the left. Each encoder is therefore watched while it runs and
+yields one row per token. Those rows are looked up in the conditioning, and the conditioning's rows in the text that the
+model gets (`first_row`).
 """
 
 import contextlib
@@ -20,36 +21,38 @@ from torch import Tensor
 from ...braces import PromptError
 from ...sampler.prompt import BranchPrompt, Span
 
-# Two words, so that a phrase which shares a token with the one differs from the other. Letters, because punctuation
-# beside the phrase would be tokenised together with any other character.
+# Two words: a phrase that shares a token with one differs from the other. Letters, because punctuation beside the
+# phrase would be tokenised together with any other character.
 STAND_INS = ("qzx", "wvk")
 
-# Words that any prompt must have room for: a stand-in may be longer than the phrase.
+# Words that every prompt must leave room for, because a stand-in may be longer than the phrase.
 FURTHER = " " + " ".join(4 * STAND_INS)
 
-Id = int | Tensor  # of a token, or the vector of an embedding
+Id = int | Tensor  # a token's number in the vocabulary, or the vector of an embedding
 
 
 class Token(NamedTuple):
-    """number: among all of its encoder's, start, end and padding included."""
-
     id: Id
+    # Index among all tokens of its encoder, including start, end and padding.
     number: int
     is_word: bool
 
 
 class Watched(NamedTuple):
-    """What an encoder made of its tokens. tokens: of each chunk. rows: (chunks, tokens, width)."""
+    """One run of a text encoder."""
 
+    # The tokens of each chunk.
     tokens: list[list[Id]]
+    # (chunks, tokens, width)
     rows: Tensor
 
 
 def encode(clip, prompt: BranchPrompt) -> tuple[list, list[list[int]]]:
-    """The prompt's conditioning and, for each concept in the concepts' order, where its tokens stand along the token axis.
+    """Return the prompt's conditioning and, for each concept in order, the positions of its tokens on the token axis.
 
-    Of several text encoders the union: their conditionings lie side by side along the same axis.
-    Raises PromptError where a phrase has no token of its own there, ValueError where its tokens' places cannot be known.
+    With several text encoders the positions are their union, because their conditionings lie side by side along that
+    axis. Raises PromptError where a phrase has no token of its own there, ValueError where its tokens' places cannot be
+    determined.
     """
     tokens = _tokens(clip, prompt.text)
     with _watching(clip) as watched:
@@ -74,7 +77,7 @@ def encode(clip, prompt: BranchPrompt) -> tuple[list, list[list[int]]]:
 
 
 def first_row(part: Tensor, whole: Tensor) -> int | None:
-    """Where the rows of `part` stand in `whole`, one after the other. None if nowhere, or in several places."""
+    """Return where the rows of `part` stand in `whole`, one after the other. None if nowhere, or in several places."""
     if len(part) > len(whole):
         return None
     alike = (whole[: len(whole) - len(part) + 1] == part[0]).all(dim=-1)
@@ -86,11 +89,11 @@ def first_row(part: Tensor, whole: Tensor) -> int | None:
 
 
 def _tokens(clip, text: str) -> dict[str, list[Token]]:
-    """For each text encoder its tokens, chunk after chunk."""
+    """Return each text encoder's tokens, chunk after chunk."""
     result = {}
     for encoder, chunks in clip.tokenize(text, return_word_ids=True).items():
         flat = [token for chunk in chunks for token in chunk]
-        # Word 0 marks start, end and padding; some tokenizers give templates' tokens no word at all.
+        # Word 0 marks start, end and padding; some tokenizers give no word to the tokens of their template.
         result[encoder] = [Token(token, number, word != [0]) for number, (token, _, *word) in enumerate(flat)]
     return result
 
@@ -100,14 +103,14 @@ def _words(tokens: list[Token]) -> list[Token]:
 
 
 def _check_room(clip, text: str, words: dict[str, list[Token]]) -> None:
-    """Raises PromptError where an encoder cuts the prompt off: its end would be lost, and phrases could not be told apart."""
+    """Raise PromptError where an encoder truncates the prompt: its end would be lost, and phrases not be found."""
     longer = _tokens(clip, text + FURTHER)
     if any(len(_words(longer[encoder])) < len(own) + len(FURTHER.split()) for encoder, own in words.items()):
         raise PromptError(f"The prompt “{text}” is too long: the text encoder cuts its end off. Shorten it.")
 
 
 def _of_span(clip, text: str, span: Span, words: dict[str, list[Token]]) -> set[tuple[str, int]]:
-    """Encoder and number of each of a phrase's tokens."""
+    """Return (encoder, number) of each of a phrase's tokens."""
     start, stop = span
     changed = [_tokens(clip, text[:start] + word + text[stop:]) for word in STAND_INS]
     found = set()
@@ -120,7 +123,7 @@ def _of_span(clip, text: str, span: Span, words: dict[str, list[Token]]) -> set[
 
 
 def _common(one: list[Token], other: list[Token]) -> int:
-    """How many tokens the two begin with alike."""
+    """Return the length of the common prefix."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if not _equal(a.id, b.id):
@@ -140,8 +143,9 @@ def _equal(a, b) -> bool:
 
 @contextlib.contextmanager
 def _watching(clip) -> Iterator[list[Watched]]:
-    """What each text encoder makes of its tokens while the context lasts. Its rows stay the same tensor in which the host
-    applies prompt weights afterwards.
+    """Collect every run of a text encoder within the context.
+
+    The rows are the tensor in which ComfyUI applies prompt weights afterwards.
     """
     watched = []
     with contextlib.ExitStack() as hooks:
@@ -155,16 +159,16 @@ def _watching(clip) -> Iterator[list[Watched]]:
 
 
 def _places(clip, tokens: dict[str, list[Token]], watched: list[Watched], text: Tensor) -> dict[str, dict[int, int]]:
-    """For each text encoder whose tokens the conditioning holds, where there each one stands, by its number.
+    """Return, for each text encoder found in the conditioning, the position there of each token by its number.
 
-    text: the conditioning, (tokens, width). Raises ValueError where it holds nothing of any encoder.
+    text: the conditioning, (tokens, width). Raises ValueError where it holds no encoder's tokens.
     """
     found = {}
     for encoder, own in tokens.items():
         for run in watched:
             if places := _places_of(own, run, text):
                 found[encoder] = places
-    # Other packs change what encoders give, and then a length is all there is to compare.
+    # Other packs change the encoders' output; then the length is all there is to compare.
     same_length = {encoder: {n: n for n in range(len(own))} for encoder, own in tokens.items() if len(own) == len(text)}
     if not found and not same_length:
         raise ValueError(
@@ -176,10 +180,13 @@ def _places(clip, tokens: dict[str, list[Token]], watched: list[Watched], text: 
 
 
 def _places_of(tokens: list[Token], run: Watched, text: Tensor) -> dict[int, int]:
-    """Where in the conditioning each token stands, by its number; empty if this run is not theirs, or not in there."""
-    rows = run.rows[:, 0] if run.rows.ndim == 4 else run.rows  # of several layers, side by side in the conditioning
+    """Return the position of each token in the conditioning, by its number.
+
+    Empty if this run was not made from `tokens`, or is not in the conditioning.
+    """
+    rows = run.rows[:, 0] if run.rows.ndim == 4 else run.rows  # several layers lie side by side in the conditioning
     length, width = rows.shape[1:]
-    ids = [token for chunk in run.tokens for token in chunk][: len(tokens)]  # weights need an empty chunk behind them
+    ids = [token for chunk in run.tokens for token in chunk][: len(tokens)]  # prompt weights append an empty chunk
     if any(len(chunk) != length for chunk in run.tokens) or width > text.shape[-1] or len(ids) < len(tokens):
         return {}
     if not all(_equal(token.id, other) for token, other in zip(tokens, ids, strict=True)):
@@ -194,7 +201,7 @@ def _places_of(tokens: list[Token], run: Watched, text: Tensor) -> dict[int, int
         if token.number % length == 0:
             row = token.number
         if isinstance(token.id, Tensor) and token.id.shape[-1] != width:
-            continue  # the host leaves out an embedding that was made for another encoder, and what follows moves up
+            continue  # ComfyUI drops an embedding that was made for another encoder, and later tokens move up
         places[token.number] = row - start
         row += 1
     return {number: place for number, place in places.items() if 0 <= place < len(text)}
