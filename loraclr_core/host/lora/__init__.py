@@ -1,1 +1,1 @@
-"""What a LoRA file is, and what it does to the weights of a model that ComfyUI has loaded."""
+"""LoRA files, and their effect on the weights of a model that ComfyUI has loaded."""

@@ -1,7 +1,7 @@
-"""Which layer each tensor of a LoRA file belongs to, which of them the host's patches hold, and what becomes of the others.
+"""The layer of each tensor of a LoRA file, and what becomes of the tensors that ComfyUI's patches leave out.
 
-The host reads one adapter per weight and passes over whatever else a file holds for it. Here each such tensor is made use
-of, known to say nothing new, or named.
+ComfyUI reads one adapter per weight and skips whatever else a file holds for it. Here each skipped tensor is made use
+of, recognised as a repetition, or named in an error.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...lowrank import LowRank, add
 from . import peft
 
-# Endings of a LoRA's factors, up and down, in each naming that the host reads.
+# Endings of a LoRA's factors, up and down, in each naming scheme that ComfyUI reads.
 FACTORS = {
     ".lora_up.weight": ".lora_down.weight",
     "_lora.up.weight": "_lora.down.weight",
@@ -26,7 +26,7 @@ FACTORS = {
 ALPHA, RESHAPE, SCALAR = SCALES = (".alpha", ".reshape_weight", ".scalar")
 ROLES = dict.fromkeys(FACTORS, "up") | dict.fromkeys(FACTORS.values(), "down")
 ROLES |= dict.fromkeys(peft.MAGNITUDES, "magnitude") | dict.fromkeys(peft.BIASES, "bias")
-# Relative difference below which two products of factors count as the same: what their norms in float32 can tell.
+# Relative difference below which two products of factors count as the same: the precision of their norms in float32.
 SAME = 1e-3
 
 Patch = WeightAdapterBase | tuple
@@ -34,31 +34,36 @@ Patches = dict[str | tuple, Patch]
 
 
 class UnreadError(ValueError):
-    """A tensor that would be lost, though the weight's adapter means something else without it."""
+    """A tensor that would be lost, though the weight's adapter is a different one without it."""
 
 
 class Part(NamedTuple):
-    """A tensor of a file: the name of its layer, what it is there, and the weight."""
+    """A tensor of a file."""
 
+    # The name of its layer.
     layer: str
+    # Its role there, such as "up" or ".alpha".
     role: str
+    # The weight, or a slice of it.
     target: str | tuple
 
 
 class Accounts(NamedTuple):
-    """What became of a file's keys: `used` change the model, `repeated` say again what others say and count once."""
+    """What became of a file's keys."""
 
+    # Those that change the model.
     used: set[str]
+    # Those that repeat others and count once.
     repeated: set[str]
 
 
 def weight_of(target: str | tuple) -> str:
-    """Return the key of a target's weight: itself, or the first of (key, slice of it[, function])."""
+    """Return the key of a target's weight: the target itself, or the first of (key, slice of it[, function])."""
     return target[0] if isinstance(target, tuple) else target
 
 
 def part_of(key: str, key_map: dict) -> Part | None:
-    """Return the layer that a file's key belongs to, by the longest name of `key_map` that it begins with."""
+    """Return the part that a file's key stands for. Its layer is the longest name of `key_map` that begins the key."""
     stem = key.rpartition(".")[0]
     while stem:
         for name in (stem, stem.removesuffix("_lora")):
@@ -70,10 +75,10 @@ def part_of(key: str, key_map: dict) -> Part | None:
 
 
 def account(state: dict[str, Tensor], key_map: dict, patches: Patches) -> Accounts:
-    """Complete `patches`, as the host has read them from `state`, and say what became of every key.
+    """Complete `patches`, as ComfyUI has read them from `state`, and return what became of every key.
 
-    Patches of biases that the model does not have, or of slices of them, are taken out.
-    Raises UnreadError, naming the keys, where a layer that matched has a tensor that is not in its adapter.
+    Patches of biases that the model does not have, or of slices of them, are removed. Raises UnreadError, naming the
+    keys, where a layer that matched has a tensor that is not in its adapter.
     """
     parts = {key: part for key in state if (part := part_of(key, key_map))}
     weights = {weight_of(target) for target in key_map.values()}
@@ -97,7 +102,7 @@ def _keys_of(tensors: list[Tensor], state: dict[str, Tensor], parts: dict[str, P
 
 
 def _scales(state, parts: dict[str, Part], used: set[str]) -> set[str]:
-    """Return the keys that go with layers in use and that no patch holds as tensors."""
+    """Return the keys of scales that belong to layers in use; no patch holds them as tensors."""
     layers = {parts[key].layer for key in used}
     # LyCORIS's own factor, which its trainers leave at 1.
     neutral = {key for key, part in parts.items() if part.role == SCALAR and bool((state[key] == 1).all())}
@@ -106,7 +111,7 @@ def _scales(state, parts: dict[str, Part], used: set[str]) -> set[str]:
 
 
 def _repeated(state, parts: dict[str, Part], used: set[str], read: set[str]) -> set[str]:
-    """Return the keys that say again what others of the same weight say; raise UnreadError where one says something else."""
+    """Return the keys that repeat others of the same weight. Raises UnreadError where one differs from them."""
     targets = {parts[key].target for key in used}
     rest = {key for key in parts.keys() - used - read if parts[key].target in targets}
     rest -= {key for key in rest if parts[key].role in (ALPHA, RESHAPE)}
@@ -121,13 +126,13 @@ def _tensors(patch: Patch) -> list[Tensor]:
 
 
 def _remove_placeless(patches: Patches, weights: set[str]) -> list[Tensor]:
-    """Remove patches of what is no weight of the model; return their tensors."""
+    """Remove patches whose target is not a weight of the model; return their tensors."""
     placeless = [target for target in patches if weight_of(target) not in weights]
     return [tensor for target in placeless for tensor in _tensors(patches.pop(target))]
 
 
 def _add_magnitudes(state, parts: dict[str, Part], patches: Patches, used: set[str]) -> set[str]:
-    """Turn LoRAs into PEFT's DoRAs where the file has their magnitudes; return the keys of these."""
+    """Turn LoRAs into PEFT's DoRAs where the file has their magnitudes; return the keys of the magnitudes."""
     taken = set()
     for key, part in parts.items():
         lora = patches.get(part.target)
@@ -140,7 +145,7 @@ def _add_magnitudes(state, parts: dict[str, Part], patches: Patches, used: set[s
 
 
 def _add_biases(state, parts: dict[str, Part], patches: Patches, used: set[str], weights: set[str]) -> set[str]:
-    """Add the differences of biases that PEFT trained within a LoRA, where the layer has one; return their keys."""
+    """Add the differences of biases that PEFT trained within a LoRA, where the layer has a bias; return their keys."""
     taken = set()
     for key, part in parts.items():
         lora = patches.get(part.target)
@@ -154,7 +159,7 @@ def _add_biases(state, parts: dict[str, Part], patches: Patches, used: set[str],
 
 
 def _is_of(patch: Patch, part: Part, state, parts: dict[str, Part], used: set[str]) -> bool:
-    """Whether the patch was read from the layer's name that `part` has."""
+    """Return whether the patch was read from the same layer name as `part`."""
     up = _tensors(patch)[0]
     return any(state[key] is up for key in used if parts[key].layer == part.layer)
 
@@ -183,9 +188,9 @@ def _alpha(state: dict[str, Tensor], part: Part) -> float | None:
 
 
 def _remove_repeated_slices(patches: Patches) -> list[Tensor]:
-    """Remove LoRAs on a slice of a weight whose rows are those of a LoRA on more of it; return their tensors.
+    """Remove LoRAs on a slice of a weight that repeat rows of a LoRA on a larger part of it; return their tensors.
 
-    A file may name a fused layer and its parts at once; the host adds all of them up.
+    A file may name both a fused layer and its parts; ComfyUI would add all of them up.
     """
     by_weight: dict[str, list[str | tuple]] = {}
     for target, patch in patches.items():
@@ -202,12 +207,12 @@ def _remove_repeated_slices(patches: Patches) -> list[Tensor]:
 
 
 def _is_plain(patch: Patch) -> bool:
-    """Whether it is two factors and a scale; weights = (up, down, alpha, mid, dora_scale, reshape)."""
+    """Return whether a patch is two factors and a scale; weights = (up, down, alpha, mid, dora_scale, reshape)."""
     return isinstance(patch, LoRAAdapter) and patch.weights[3:6] == (None,) * 3
 
 
 def _holds(whole: Patch, target: str | tuple, part: Patch, part_target: str | tuple) -> bool:
-    """Whether the rows of `part` are some of those of `whole`, and the same there."""
+    """Return whether `whole` contains the rows of `part`, with the same values."""
     rows, product = _rows(target), _product(whole)
     part_rows, part_product = _rows(part_target), _product(part)
     if rows is None or part_rows is None or product is None or part_product is None:
@@ -221,7 +226,7 @@ def _holds(whole: Patch, target: str | tuple, part: Patch, part_target: str | tu
 
 
 def _rows(target: str | tuple) -> int | None:
-    """Return the first row of the weight that a target addresses, or None of a slice along its columns."""
+    """Return the first row of the weight that a target addresses, or None for a slice along its columns."""
     if isinstance(target, str):
         return 0
     dimension, start, _ = target[1]

@@ -1,7 +1,7 @@
-"""A concept at work in a model, without a weight that changes for its low-rank part.
+"""A concept active in a model, whose low-rank part changes no weight.
 
-Forward hooks add the concept's low-rank product to each layer's output. They leave nothing to undo but themselves, and a
-quantised base serves as well as any. Differences that no hook can add become ordinary patches of a clone.
+Forward hooks add the concept's low-rank product to each layer's output. Removing the hooks undoes everything, and a
+quantised base works as well as any other. Differences that no hook can add become ordinary patches of a clone.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ Observer = Callable[[str, Tensor, Tensor], None]  # the weight's key, inputs (to
 
 
 def with_summed(patcher: ModelPatcher, *effects: Effect) -> ModelPatcher:
-    """Return a clone with what can only be summed (biases, norms, wide convolutions) of all effects as patches."""
+    """Return a clone patched with those differences of all effects that can only be summed: biases, norms and so on."""
     if not any(effect.add for effect in effects):
         return patcher
     patcher = patcher.clone()
@@ -30,7 +30,7 @@ def with_summed(patcher: ModelPatcher, *effects: Effect) -> ModelPatcher:
 
 
 def clip_with_summed(clip: comfy.sd.CLIP, *effects: Effect) -> comfy.sd.CLIP:
-    """Return the same of a text encoder."""
+    """Return a text encoder patched in the same way."""
     if any(effect.add for effect in effects):
         clip, patcher = clip.clone(), clip.patcher
         clip.patcher = with_summed(patcher, *effects)
@@ -39,7 +39,7 @@ def clip_with_summed(clip: comfy.sd.CLIP, *effects: Effect) -> comfy.sd.CLIP:
 
 @contextlib.contextmanager
 def active(layers: Layers, deltas: dict[str, LowRank], observe: Observer | None = None) -> Iterator[None]:
-    """Add each layer's weight difference to its output, in place, and let `observe` see its tokens."""
+    """Add the effect of each weight difference to its layer's output, in place, and let `observe` see the tokens."""
     ready: dict[str, LowRank] = {}
 
     def add(key: str, module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def active(layers: Layers, deltas: dict[str, LowRank], observe: Observer | None 
 
 @contextlib.contextmanager
 def differentiable(layers: Layers, deltas: dict[str, LowRank]) -> Iterator[None]:
-    """Add each layer's weight difference to its output, as a function of the difference's factors."""
+    """Add the effect of each weight difference to its layer's output, differentiable by the difference's factors."""
 
     def add(key: str, module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
         return output + product(module, deltas[key].to(inputs), inputs) if key in deltas else output

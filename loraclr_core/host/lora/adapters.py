@@ -1,8 +1,9 @@
-"""What a concept LoRA does to each weight of the model, for every adapter type the host can load.
+"""The effect of a concept LoRA on each weight of the model, for every adapter type that ComfyUI can load.
 
-The host's own `calculate_weight` is the truth. A plain LoRA's two factors are taken as they are (their product is what
-`calculate_weight` adds); any other adapter is asked for its weight difference: on the weight itself where the adapter
-depends on it (DoRA, OFT, BOFT, GLoRA), on zeros where it only adds to it, so that no base weight is needed.
+ComfyUI's own `calculate_weight` is the reference. A plain LoRA's two factors are taken as they are: their product is
+the difference that `calculate_weight` adds. Any other adapter's difference is found by applying it: to the weight
+itself where the adapter depends on it (DoRA, OFT, BOFT, GLoRA), to zeros where it only adds to it, which needs no base
+weight.
 """
 
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ from ...lowrank import LowRank
 from .. import weights
 from .match import AdapterError, MatchedLoRA, key_names, match_lora
 
-# Relative error below which a difference counts as of low rank: what float32 leaves of a zero.
+# Relative error below which a difference counts as low-rank: the rounding error of float32.
 RANK_TOLERANCE = 3e-6
 # Position of the DoRA scale among an adapter's weights, for the adapters that only add to the weight without it.
 ADDITIVE = {weight_adapter.LoRAAdapter: 4, weight_adapter.LoHaAdapter: 7, weight_adapter.LoKrAdapter: 8}
@@ -29,15 +30,18 @@ ADDITIVE = {weight_adapter.LoRAAdapter: 4, weight_adapter.LoHaAdapter: 7, weight
 
 @dataclass
 class Effect:
-    """One concept's effect on a model: differences to merge, and differences that can only be summed."""
+    """One concept's effect on a model, by weight key."""
 
+    # Differences that can be merged.
     merge: dict[str, LowRank] = field(default_factory=dict)
+    # Differences that can only be summed.
     add: dict[str, LowRank | Tensor] = field(default_factory=dict)
+    # Weights whose difference is zero.
     idle: list[str] = field(default_factory=list)
 
 
 def load_alone(name: str, tensors: dict[str, Tensor], model, clip, strength_model: float, strength_clip: float):
-    """Return (model, clip) with this LoRA alone; either may be None, and then its part of the file is left out.
+    """Return (model, clip) with this LoRA alone. Either may be None; its part of the file is then ignored.
 
     Raises AdapterError, naming file and key, where the LoRA is for another model.
     """
@@ -51,12 +55,12 @@ def load_alone(name: str, tensors: dict[str, Tensor], model, clip, strength_mode
 
 
 def _of_text(key: str) -> bool:
-    """Whether a file's key names a layer of a text encoder, in any naming that the host reads."""
+    """Return whether a file's key names a layer of a text encoder, in any naming scheme that ComfyUI reads."""
     return key.startswith(("lora_te", "lora_prior_te", "text_encoder"))
 
 
 def patched(target, lora: MatchedLoRA, strength: float):
-    """Return the model or text encoder with the LoRA's part for it, as the stock loader patches it."""
+    """Return the model or text encoder patched with its part of the LoRA, as by the stock loader."""
     patches = {
         (key, offset, function): patch
         for key, found in _patches_of(lora, getattr(target, "patcher", target)).items()
@@ -70,15 +74,15 @@ def patched(target, lora: MatchedLoRA, strength: float):
 
 
 def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: torch.device) -> Effect:
-    """The differences that `lora` at `strength` makes to the weights of `patcher`.
+    """Return the differences that `lora` at `strength` makes to the weights of `patcher`.
 
-    Raises AdapterError, naming file and key, where shapes do not fit, where the host cannot apply an adapter, or where
-    a base weight is needed and cannot be had.
+    Raises AdapterError, naming file and key, where shapes do not fit, where ComfyUI cannot apply an adapter, or where a
+    base weight is needed but unavailable.
     """
     result = Effect()
     own, known = _own_shapes(patcher, lora.patches), shapes(patcher, lora.patches)
     for key, patches in _patches_of(lora, patcher).items():
-        # What a widened layer takes in is not what its module says.
+        # The input of a widened layer is not of the width that its module states.
         width = _merge_width(patcher, key) if known[key] == own[key] else None
         difference = _difference(lora.name, key, known[key], patches, strength, patcher, device)
         size = difference.norm()
@@ -98,7 +102,7 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
 
 
 def _patches_of(lora: MatchedLoRA, patcher: ModelPatcher) -> dict[str, list]:
-    """Return the LoRA's patches of the patcher's weights, made wider where upstream patches have widened the weight."""
+    """Return the LoRA's patches of the patcher's weights, widened where upstream patches have widened the weight."""
     own, widened = _own_shapes(patcher, lora.patches), shapes(patcher, lora.patches)
     return {
         key: [(_filled(patch, own[key], widened[key]), *where) for patch, *where in patches]
@@ -108,7 +112,7 @@ def _patches_of(lora: MatchedLoRA, patcher: ModelPatcher) -> dict[str, list]:
 
 
 def _filled(patch, own: torch.Size, shape: torch.Size):
-    """Return a plain LoRA for a weight of `own` width with zeros for the columns that upstream patches added to it."""
+    """Return a plain LoRA for a weight of shape `own` with zeros for the columns that upstream patches added to it."""
     if own == shape or len(own) != 2 or not _plain(patch, None) or patch.weights[1].shape[1:] != own[1:]:
         return patch
     up, down, *others = patch.weights
@@ -116,9 +120,9 @@ def _filled(patch, own: torch.Size, shape: torch.Size):
 
 
 def check(lora: MatchedLoRA, patcher: ModelPatcher) -> None:
-    """Raise AdapterError, naming file and key, where the shapes of a patch do not fit or the host cannot apply it.
+    """Raise AdapterError, naming file and key, where the shapes of a patch do not fit or ComfyUI cannot apply it.
 
-    Nothing of the size of a weight is computed.
+    Computes nothing of the size of a weight.
     """
     known = shapes(patcher, lora.patches)
     for key, patches in _patches_of(lora, patcher).items():
@@ -130,10 +134,7 @@ def check(lora: MatchedLoRA, patcher: ModelPatcher) -> None:
 
 
 def shapes(patcher: ModelPatcher, keys: Iterable[str]) -> dict[str, torch.Size]:
-    """Return the shapes of those of the weights that the model has, as upstream patches leave them.
-
-    A control LoRA may widen one.
-    """
+    """Return the shapes of those weights that the model has, with upstream patches: a control LoRA may widen one."""
     result = _own_shapes(patcher, keys)
     for key in result.keys() & patcher.patches.keys():
         before = torch.empty(result[key], device="meta")
@@ -142,7 +143,7 @@ def shapes(patcher: ModelPatcher, keys: Iterable[str]) -> dict[str, torch.Size]:
 
 
 def _own_shapes(patcher: ModelPatcher, keys: Iterable[str]) -> dict[str, torch.Size]:
-    """Return the same without patches; a quantised weight may be stored packed, so the layer's own word counts."""
+    """Return the same without patches. A quantised weight may be stored packed; its layer knows the true shape."""
     state = patcher.model_state_dict()
     result = {}
     for key in keys:
@@ -153,7 +154,7 @@ def _own_shapes(patcher: ModelPatcher, keys: Iterable[str]) -> dict[str, torch.S
 
 
 def _base_weight(patcher: ModelPatcher, key: str, shape: torch.Size, device: torch.device) -> Tensor:
-    """The weight as the model came in: upstream patches included."""
+    """Return the weight as it reaches this node, upstream patches included."""
     weight = weights.dequantised(patcher, key, device)
     if not weight.is_floating_point() or weight.shape != shape:
         raise ValueError(f"it is stored as {weight.dtype} {tuple(weight.shape)}")
@@ -163,7 +164,7 @@ def _base_weight(patcher: ModelPatcher, key: str, shape: torch.Size, device: tor
 def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, device) -> LowRank | Tensor:
     if all(_plain(patch, function) for patch, _, function in patches):
         factors = [_factors(name, key, shape, patch, offset, strength) for patch, offset, _ in patches]
-        # A file may claim any rank; what is made of one needs memory of its square.
+        # A file may claim any rank, and what follows needs memory proportional to the rank squared.
         return lowrank.squeeze(lowrank.add(factors))
     for patch, offset, _ in patches:
         _rehearse(name, key, shape, patch, offset)
@@ -184,7 +185,7 @@ def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, devi
 
 
 def _plain(patch, function) -> bool:
-    """A LoRA that is two factors and a scale; weights = (up, down, alpha, mid, dora_scale, reshape)."""
+    """Return whether a patch is two factors and a scale; weights = (up, down, alpha, mid, dora_scale, reshape)."""
     return isinstance(patch, weight_adapter.LoRAAdapter) and function is None and patch.weights[3:6] == (None,) * 3
 
 
@@ -218,7 +219,7 @@ def _factors(name, key, shape, patch, offset, strength) -> LowRank:
 
 
 def _apply(name, key, weight, patch, offset, function, strength) -> Tensor:
-    """`calculate_weight` of one patch, in place of the host's log line an error where it fails."""
+    """Apply one patch with `calculate_weight`, raising AdapterError where ComfyUI would only log."""
     if not isinstance(patch, WeightAdapterBase):
         if patch[0] not in ("diff", "set"):
             raise AdapterError(f"LoRA {name}: {key} has a patch of type {patch[0]!r}, which cannot be merged.")
@@ -251,10 +252,10 @@ def _apply(name, key, weight, patch, offset, function, strength) -> Tensor:
 
 
 def _rehearse(name, key, shape, patch, offset) -> None:
-    """Apply a patch to a weight without data, so that factors that do not fit fail before they fill the memory.
+    """Apply a patch to a weight without data: factors that do not fit fail here, before they fill the memory.
 
-    The product of two small factors can be of any size. Those of OFT and BOFT are of the weight's own and act on its rows,
-    so one column tells.
+    The product of two small factors can be of any size. The factors of OFT and BOFT are as large as the weight and act
+    on its rows, so one column suffices.
     """
     _refuse_other_models(name, key, shape, patch)
     if isinstance(patch, weight_adapter.OFTAdapter | weight_adapter.BOFTAdapter):
@@ -279,7 +280,7 @@ def _refuse_other_models(name, key, shape, patch) -> None:
 
 
 def _refuse_ignored_rescale(name, key, patch) -> None:
-    """Raise AdapterError where an OFT scales its rows: ComfyUI reads that and leaves it out."""
+    """Raise AdapterError where an OFT rescales its rows, which ComfyUI reads but ignores."""
     rescale = patch.weights[1]
     if isinstance(patch, weight_adapter.OFTAdapter) and rescale is not None and not bool((rescale == 1).all()):
         raise AdapterError(
@@ -290,18 +291,18 @@ def _refuse_ignored_rescale(name, key, patch) -> None:
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
-# A convolution whose unfolded input is wider than this is summed, not merged: its second moments would take
+# A convolution whose unfolded input is wider than this is summed rather than merged: its second moments would take
 # 4 · width² bytes, 127 MiB at this width.
 MAX_UNFOLDED_WIDTH = 5760
 
 
 def layer(patcher: ModelPatcher, key: str) -> torch.nn.Module:
-    """The module that owns the weight `key`."""
+    """Return the module that owns the weight `key`."""
     return patcher.model.get_submodule(key.rpartition(".")[0])
 
 
 def _merge_width(patcher: ModelPatcher, key: str) -> int | None:
-    """Width of the layer's input as a matrix product sees it, or None if the weight can only be summed."""
+    """Return the width of the layer's input in a matrix product, or None if the weight can only be summed."""
     module = layer(patcher, key)
     if not key.endswith(".weight"):
         return None

@@ -1,4 +1,4 @@
-"""LoRA files: read with every fault named, and written whole or not at all."""
+"""LoRA files: reading, with every fault named, and writing, whole or not at all."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 SAFETENSORS = (".safetensors", ".sft")
-# What a pickle of weights is made of. torch would also call others, by which a few bytes ask for gigabytes.
+# The names in a pickle of weights. torch would also call others, through which a few bytes can allocate gigabytes.
 WEIGHT_GLOBALS = {
     "collections OrderedDict",
     "torch Size",
@@ -28,7 +28,7 @@ WEIGHT_GLOBALS = {
 }
 WEIGHT_GLOBALS |= {f"torch._utils _rebuild_{what}" for what in ("tensor_v2", "tensor_v3", "parameter")}
 PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}  # two numbers to a byte; not every torch has it
-# A file is written within a folder of this name beside its place; the process that writes it is in the name.
+# A file is first written to a folder beside its destination, whose name is this and the number of the writing process.
 SCRATCH = ".loraclr-saving-"
 
 
@@ -37,7 +37,7 @@ class LoRAFileError(ValueError):
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a LoRA file.
+    """Return tensors and metadata of a LoRA file.
 
     Raises LoRAFileError if it is missing, truncated, forged, a pickle with code in it, claims more than it holds, holds
     no tensors, or holds NaN or Inf.
@@ -64,9 +64,9 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """Metadata of a LoRA file, by the header alone where it has one.
+    """Return the metadata of a LoRA file, reading the header alone where there is one.
 
-    Raises LoRAFileError for what `read` refuses, but for the numbers in a safetensors file.
+    Raises LoRAFileError for the same faults as `read`, except for bad numbers in a safetensors file.
     """
     path = Path(path)
     if path.suffix.lower() not in SAFETENSORS:
@@ -77,7 +77,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Refuses a file by its name where it is missing or the block fails."""
+    """Raise LoRAFileError, naming the file, where it is missing or the block fails."""
     if not path.is_file():
         raise LoRAFileError(f"LoRA file {path} does not exist; choose another file or put it back.")
     try:
@@ -95,19 +95,19 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], overwrite: bool) -> None:
-    """Writes a safetensors file in a scratch folder beside `path` and moves it: whole or not at all.
+    """Write a safetensors file to a scratch folder beside `path`, then move it: it is written whole or not at all.
 
-    What earlier saves left there because they were killed is removed. Raises FileExistsError if `path` is there and
+    Scratch folders of earlier saves that were killed are removed. Raises FileExistsError if `path` exists and
     `overwrite` is false; OSError if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
     try:
         with _scratch_folder(path.parent) as folder:
-            # Not .safetensors, which the host would list. The library's own temporary file lands in the folder too.
+            # Not .safetensors, which ComfyUI would list. The library's own temporary file lands in the folder too.
             scratch = folder / "whole.tmp"
             safetensors.torch.save_file(tensors, scratch, metadata=metadata)
-            # The library makes files only their owner can read; a model is an ordinary file.
+            # The library makes files that only their owner can read; a model should be an ordinary file.
             umask = os.umask(0)
             os.umask(umask)
             scratch.chmod(0o666 & ~umask)
@@ -139,7 +139,7 @@ _in_use: set[Path] = set()
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Scratch folders whose process is gone, or is this one by number only, as after a container's restart."""
+    """Remove scratch folders whose process is gone, or shares only its number with this one, as after a restart."""
     for folder in parent.glob(f"{SCRATCH}*"):
         pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
         alive = pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))
@@ -148,10 +148,10 @@ def _remove_leftovers(parent: Path) -> None:
 
 
 def _check_pickle(path: Path) -> None:
-    """Raises ValueError if reading the pickle could take far more memory than the file has bytes, or run anything."""
+    """Raise ValueError if reading the pickle could take far more memory than the file has bytes, or run code."""
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
-            for _ in range(4):  # an old file holds a mark, a version and its machine's traits before the weights
+            for _ in range(4):  # an old file holds a magic number, a version and system information before the weights
                 _check_globals(file)
         return
     with zipfile.ZipFile(path) as archive:
@@ -164,7 +164,7 @@ def _check_pickle(path: Path) -> None:
 
 
 def _check_globals(file: IO[bytes]) -> None:
-    """Raises ValueError if the next pickle of `file` names anything but weights."""
+    """Raise ValueError if the next pickle of `file` names anything but weights."""
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name != "GLOBAL" or argument in WEIGHT_GLOBALS:
             continue
@@ -174,13 +174,13 @@ def _check_globals(file: IO[bytes]) -> None:
 
 
 def _plain(tensor: Tensor) -> bool:
-    """Numbers in memory one by one: not sparse, not quantised, not two to a byte, not without data."""
+    """Return whether a tensor holds its numbers in memory one by one: not sparse, quantised, packed or without data."""
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return dense and not tensor.is_quantized and tensor.dtype not in PACKED
 
 
 def _finite(tensor: Tensor) -> bool:
-    # fp8 has no isfinite of its own; complex and integer tensors are not LoRA weights but may stand beside them.
+    # fp8 has no isfinite of its own; complex and integer tensors are no LoRA weights, but a file may hold them too.
     return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
 
 

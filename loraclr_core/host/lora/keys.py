@@ -1,4 +1,4 @@
-"""The names under which a merged LoRA is written, so that any ComfyUI (and, for SD1.5 and SDXL, any kohya tool) reads it."""
+"""The names in a merged LoRA file, which any ComfyUI reads and, for SD1.5 and SDXL, any kohya tool too."""
 
 import comfy.lora
 import torch
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ...lowrank import LowRank
 
-# Architectures with kohya names, by the host's configuration class, and what the trainers themselves write there.
+# Architectures with kohya names, by ComfyUI's configuration class, and the trainers' prefixes for text encoders there.
 KOHYA_TEXT = {"SD15": ("lora_te_",), "SD20": ("lora_te_",), "SDXL": ("lora_te1_", "lora_te2_")}
 
 
 def architecture(model: ModelPatcher) -> str:
-    """The host's name for the model's configuration: SD15, SDXL, Flux, …"""
+    """Return ComfyUI's name for the model's configuration: SD15, SDXL, Flux, …"""
     return type(model.model.model_config).__name__
 
 
@@ -25,7 +25,7 @@ class Names:
         self.clip_names = _inverse(comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
 
     def name(self, key: str) -> str:
-        """Raises KeyError where the stock loader has no name for the weight."""
+        """Return the LoRA name of a weight. Raises KeyError where the stock loader has none."""
         if key in self.model_names:
             names, generic = self.model_names[key], key.removesuffix(".weight")
             internal = "lora_unet_" + generic.removeprefix("diffusion_model.").replace(".", "_")
@@ -41,7 +41,7 @@ class Names:
         return next(iter(kohya), f"text_encoders.{key.removesuffix('.weight')}")
 
     def factors(self, key: str, delta: LowRank, shape: torch.Size) -> dict[str, Tensor]:
-        """Tensors of a difference kept as two factors; as the difference itself where that is no larger."""
+        """Return the tensors of a difference as two factors, or as the difference itself where that is no larger."""
         if delta.rank == 0:
             return {}
         if delta.up.numel() + delta.down.numel() >= shape.numel():
@@ -54,7 +54,7 @@ class Names:
         }
 
     def difference(self, key: str, difference: Tensor) -> dict[str, Tensor]:
-        """Tensors of a difference kept as it is."""
+        """Return the tensor of a dense difference, by its LoRA name."""
         if key.endswith(".bias"):
             return {f"{self.name(key.removesuffix('.bias') + '.weight')}.diff_b": difference.contiguous()}
         return {f"{self.name(key)}.diff": difference.contiguous()}

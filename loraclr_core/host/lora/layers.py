@@ -14,7 +14,7 @@ def output_width(module: nn.Module) -> int:
 
 
 def input_tokens(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the inputs of a linear layer (…, in) as (tokens, in), of a convolution (b, c, h, w) as (tokens, c·kh·kw)."""
+    """Return inputs as tokens: (…, in) -> (tokens, in), or for a convolution (b, c, h, w) -> (tokens, c·kh·kw)."""
     if not isinstance(module, nn.Conv2d):
         return inputs.reshape(-1, inputs.shape[-1])
     patches = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
@@ -22,14 +22,14 @@ def input_tokens(module: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def output_tokens(module: nn.Module, output: Tensor) -> Tensor:
-    """Return (…, out) or (b, out, h, w) as (tokens, out), in the order of `input_tokens`."""
+    """Return a layer's output, (…, out) or (b, out, h, w), as (tokens, out) in the order of `input_tokens`."""
     if not isinstance(module, nn.Conv2d):
         return output.reshape(-1, output.shape[-1])
     return output.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def product(module: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
-    """Return what the weight difference adds to the layer's output."""
+    """Return the contribution of a weight difference to the layer's output."""
     if not isinstance(module, nn.Conv2d):
         return delta.apply(inputs)
     down = delta.down.view(-1, module.in_channels, *module.kernel_size)
@@ -38,7 +38,7 @@ def product(module: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
 
 
 def add_product(module: nn.Module, delta: LowRank, inputs: Tensor, output: Tensor) -> None:
-    """Add to `output`, in place, what the weight difference makes of `inputs`."""
+    """Add the contribution of a weight difference to `output`, in place."""
     if isinstance(module, nn.Conv2d):
         output += product(module, delta, inputs)
         return
@@ -47,5 +47,5 @@ def add_product(module: nn.Module, delta: LowRank, inputs: Tensor, output: Tenso
 
 
 def dense(difference: LowRank | Tensor, shape: torch.Size) -> Tensor:
-    """Return a difference as the tensor of `shape` that is added to the weight."""
+    """Return a difference as a tensor of the weight's `shape`."""
     return difference.dense().reshape(shape) if isinstance(difference, LowRank) else difference

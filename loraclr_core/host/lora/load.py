@@ -1,4 +1,4 @@
-"""Concepts as they act on one model: files read, matched to its weights, and turned into weight differences."""
+"""Concepts for one model: their files read, matched to its weights, and turned into weight differences."""
 
 from typing import NamedTuple
 
@@ -19,12 +19,12 @@ class Loaded(NamedTuple):
 
     concept: Concept
     lora: MatchedLoRA
-    # What it does to the diffusion model, and to the text encoder; nothing where that is left as it is.
+    # The effects on the diffusion model and on the text encoder; the latter is empty where it is left unchanged.
     model: Effect
     clip: Effect
 
     def merged(self) -> dict[str, LowRank]:
-        """Return the low-rank differences of both, by weight key."""
+        """Return the mergeable differences of both, by weight key."""
         return self.model.merge | self.clip.merge
 
     def summed(self) -> list[str]:
@@ -45,7 +45,8 @@ def load(
 ) -> Loaded:
     """Read a concept's file and match it to a model. names: `key_names(model, clip)`.
 
-    with_clip: also say what it does to the text encoder. Raises LoRAFileError or AdapterError, naming file and key.
+    with_clip: whether to include its effect on the text encoder. Raises LoRAFileError or AdapterError, naming file and
+    key.
     """
     lora = match_lora(concept.lora_name, read(concept.path)[0], names)
     of_model = adapters.effect(lora, model, concept.strength_model, device)

@@ -13,7 +13,7 @@ from . import accounts
 
 log = logging.getLogger("loraclr")
 
-# A file with fewer than this share of its tensors matched is taken to be for another model.
+# A file of which less than this share of tensors matches is taken to be for another model.
 LEAST_MATCHED_SHARE = 0.5
 
 
@@ -21,7 +21,7 @@ class AdapterError(ValueError):
     """A LoRA that the model cannot take; the message names the file, the key and what to do."""
 
 
-# A patch of ComfyUI's, the slice of the weight that it is for, and a function of its result.
+# (ComfyUI's patch, the slice of the weight that it is for, a function applied to its result)
 Patch = tuple[object, tuple | None, object]
 
 
@@ -35,12 +35,12 @@ class MatchedLoRA:
     unmatched: list[str] = field(default_factory=list)
     # Names of bundled embeddings, which are no weights.
     embeddings: list[str] = field(default_factory=list)
-    # Those of `matched` that say of a weight what others say already, and count once.
+    # Those of `matched` that repeat others of the same weight and count once.
     repeated: list[str] = field(default_factory=list)
 
 
 class _ReadKeys(dict):
-    """A state dict that remembers which of its tensors the host's loader read."""
+    """A state dict that remembers which of its tensors ComfyUI's loader has read."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -61,8 +61,8 @@ class _ReadKeys(dict):
 def match_lora(name: str, tensors: dict[str, Tensor], names: dict) -> MatchedLoRA:
     """Return ComfyUI's patches for a LoRA's tensors. names: `key_names(model, clip)`.
 
-    Raises AdapterError if too few of the tensors find a place in the model, or if one of those that do is missing its other
-    half or cannot be part of an adapter.
+    Raises AdapterError if too few of the tensors match the model, or if one that does lacks its other half or cannot be
+    part of an adapter.
     """
     embeddings = sorted({key.split(".")[1] for key in tensors if key.startswith("bundle_emb.")})
     state, patches = _read(name, {k: tensor for k, tensor in tensors.items() if not k.startswith("bundle_emb.")}, names)
@@ -83,7 +83,7 @@ def match_lora(name: str, tensors: dict[str, Tensor], names: dict) -> MatchedLoR
 
 
 def _read(name: str, tensors: dict[str, Tensor], names: dict) -> tuple[_ReadKeys, dict]:
-    """Return the tensors, as ComfyUI names them, and its patches by target. Raises AdapterError for what is no adapter."""
+    """Return the tensors by ComfyUI's names, and its patches by target. Raises AdapterError for anything else."""
     state = _ReadKeys(tensors)
     try:
         state = _ReadKeys(comfy.lora_convert.convert_lora(tensors))
@@ -126,16 +126,16 @@ def _warn(name: str, tensors: int, unmatched: list[str], embeddings: list[str]) 
 
 
 def _damaged(name: str, state: _ReadKeys, error: Exception) -> str:
-    """What to say where the host's loader failed on the tensor that it read last."""
+    """Return the error text for a failure of ComfyUI's loader, which was due to the tensor that it read last."""
     fault = f"{error.args[0]} is missing" if isinstance(error, KeyError) else f"{state.last} cannot be used ({error})"
     return f"LoRA {name}: {fault}. The file is damaged: download it again, or choose another LoRA."
 
 
 def key_names(model: ModelPatcher | None, clip) -> dict:
-    """Every name under which a LoRA file may address a weight -> the weight's key, as the stock loader maps them.
+    """Return every name by which a LoRA file may address a weight -> the weight's key, as the stock loader maps them.
 
-    The host also has names for weights that a variant of an architecture lacks; here those match nothing. Each bias has
-    its own key as a name, by which it is known to be there.
+    ComfyUI also has names for weights that a variant of an architecture lacks; they are left out. Each bias has its own
+    key as a name, which shows that the model has it.
     """
     names: dict = {}
     weights: set[str] = set()

@@ -1,4 +1,4 @@
-"""What PEFT writes beside a LoRA's two factors and the host does not read: DoRA's magnitudes, and the biases of `lora_bias`."""
+"""PEFT's tensors beside a LoRA's two factors that ComfyUI does not read: DoRA's magnitudes and `lora_bias`."""
 
 import comfy.model_management
 import torch
@@ -13,7 +13,7 @@ BIASES = (".lora_B.bias", ".lora_B.default.bias", ".lora_up.bias", ".lora.up.bia
 class DoRA(WeightAdapterBase):
     """A DoRA by PEFT's formula, m · (W + s BA) / ‖W + s BA‖ with the norm of each row; weights = (up, down, alpha, m).
 
-    The host's own `dora_scale` along the rows divides by ‖W‖ instead, so the magnitudes cannot take its place.
+    ComfyUI's own `dora_scale` along the rows divides by ‖W‖ instead, so the magnitudes cannot be passed to it.
     """
 
     name = "peft_dora"
@@ -33,7 +33,7 @@ class DoRA(WeightAdapterBase):
         intermediate_dtype=torch.float32,
         original_weight=None,
     ):
-        """Turn `weight` into W + strength · (W' − W), in place as the host's adapters do."""
+        """Turn `weight` into W + strength · (W' − W), in place like ComfyUI's adapters."""
         up, down, magnitude = (
             comfy.model_management.cast_to_device(self.weights[part], weight.device, intermediate_dtype)
             for part in (0, 1, 3)
@@ -49,12 +49,12 @@ class DoRA(WeightAdapterBase):
 
 
 def with_magnitude(lora: LoRAAdapter, magnitude: Tensor) -> DoRA | None:
-    """Return the LoRA as PEFT's DoRA, or None where it is no plain LoRA."""
+    """Return the LoRA as PEFT's DoRA, or None where it is not a plain LoRA."""
     up, down, alpha, *others = lora.weights
     return DoRA(lora.loaded_keys, (up, down, alpha, magnitude)) if others == [None, None, None] else None
 
 
 def bias_difference(lora: LoRAAdapter | DoRA, bias: Tensor) -> tuple[str, tuple[Tensor]]:
-    """Return what `lora_bias` adds to the layer's own bias, as a patch of the host's: it is scaled as the factors are."""
+    """Return the difference of `lora_bias` to the layer's bias, scaled like the factors, as a patch for ComfyUI."""
     _, down, alpha, *_ = lora.weights
     return "diff", (bias if alpha is None else bias * (alpha / down.shape[0]),)
