@@ -16,7 +16,7 @@ from .target import CaptureSettings, Target
 
 @dataclass(frozen=True)
 class Kept:
-    """What is known of one model, and under which circumstances it was captured."""
+    """The captures of one model, and the circumstances under which they were made."""
 
     clip: weakref.ref
     settings: CaptureSettings
@@ -24,17 +24,17 @@ class Kept:
     known: Known
 
     def serves(self, target: Target, settings: CaptureSettings) -> bool:
-        """Return whether a capture of `target` with these settings would be the same."""
+        """Return whether a capture of `target` with these settings would give the same result."""
         same_layers = self.layers == list(target.layers())
         return self.clip() is target.clip.patcher and same_layers and self.settings == settings
 
 
-# As long as ComfyUI keeps the model; one set per model.
+# One set per model, for as long as ComfyUI keeps the model.
 _kept: weakref.WeakKeyDictionary[ModelPatcher, Kept] = weakref.WeakKeyDictionary()
 
 
 def forget() -> None:
-    """Clear what is kept in memory; files on disk stay."""
+    """Clear the captures in memory; files on disk stay."""
     _kept.clear()
 
 
@@ -47,13 +47,13 @@ def capture_all(
     device: torch.device,
     progress: Progress,
 ) -> tuple[Known, int]:
-    """Return the captures of all concepts, and how many model evaluations that took.
+    """Return the captures of all concepts, and how many model evaluations they took.
 
-    What is known, here or in the store, is not captured again: a concept added at the end costs one capture.
-    with_base: the plain model is captured too, on the concepts' class words.
+    Captures in memory or in the store are not made again: a concept added at the end costs one capture.
+    with_base: whether to capture the plain model too, on the concepts' class words.
     """
     keys = [_key(concept) for concept in loaded]
-    # Kept again only once all is complete: a capture that is cancelled has added to the sums in part.
+    # Stored again only on success: a cancelled capture leaves the sums half-updated.
     known = _known_before(target, settings, keys, _kept.pop(target.model, None))
     if store and not known.keys:
         known = store.load(keys, loaded) or known
@@ -77,14 +77,14 @@ def capture_all(
 
 
 def _key(loaded: Loaded) -> CaptureKey:
-    """Return the key of a concept. Where the text encoder is left as it is, the strength on it does not count."""
+    """Return the key of a concept. Where the text encoder is left unchanged, the strength on it does not count."""
     concept = loaded.concept
     strength_clip = concept.strength_clip if loaded.clip.merge or loaded.clip.add else 0.0
     return CaptureKey(concept.sha256, concept.trigger, concept.strength_model, strength_clip)
 
 
 def _known_before(target: Target, settings: CaptureSettings, keys: list[CaptureKey], kept: Kept | None) -> Known:
-    """Return what of `kept` serves: all of it, the base alone where the concepts are others, or nothing."""
+    """Return the usable part of `kept`: all of it, the base alone where the concepts differ, or nothing."""
     if kept is None or not kept.serves(target, settings):
         return Known()
     if kept.known.keys == keys[: len(kept.known.keys)]:

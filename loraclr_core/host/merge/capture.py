@@ -1,7 +1,7 @@
 """Second moments of the layers' inputs, concept by concept, through ComfyUI's own sampler.
 
-A concept acts through forward hooks, and the same hooks observe what goes into the layers and out of them. They know modules,
-not block names: whatever architecture ComfyUI samples is captured.
+A concept acts through forward hooks, and the same hooks observe the layers' inputs and outputs. They are attached to
+modules and know no block names, so every architecture that ComfyUI samples can be captured.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ from ..lora.layers import Layers, output_width
 from ..weights import input_width
 from .target import CaptureSettings, Target, empty_latent, encode, noise_levels
 
-# Tokens of each layer and concept that are held out to judge the merge on.
+# Tokens of each layer and concept that are held out to judge the merge.
 HELD_OUT = 12
-# The text encoder is judged on the first tokens of a prompt that no capture counts.
+# The text encoder is judged on the first tokens of a prompt that is part of no capture.
 HELD_OUT_TEXT = 8
 JUDGING_PROMPT = "a picture of {trigger}"
 
@@ -33,9 +33,11 @@ Grams = dict[str, Gram]
 
 
 class Capture(NamedTuple):
-    """What was seen of one concept, by weight key. grams: the sums with its second moments added."""
+    """The statistics of one concept."""
 
+    # By weight key.
     statistics: dict[str, ConceptStatistics]
+    # The sums with this concept's second moments added.
     grams: Grams
 
 
@@ -51,17 +53,17 @@ def capture(
 ) -> Capture:
     """Capture every layer of `target` while one concept alone is active.
 
-    phrase: what `{trigger}` stands for. grams: the sums so far, which are used up. evaluated is called after every evaluation
-    of the model and may raise to stop. Raises ValueError where a layer sees NaN.
+    phrase: stands for `{trigger}`. grams: the sums so far, which are modified. evaluated is called after every
+    evaluation of the model and may raise to stop. Raises ValueError where a layer's inputs hold NaN.
     """
     model, clip = with_summed(target.model, model_effect), clip_with_summed(target.clip, clip_effect)
     prompts = [template.replace("{trigger}", phrase) for template in settings.prompts]
     latent = empty_latent(target.model, settings.latent_shape)
     noise = comfy.sample.prepare_noise(latent, settings.seed)
-    # The bare trigger as well: the paper's text encoder layers see "{c}" beside "photo of a {c}".
+    # The bare trigger as well: in the paper, the text encoder's layers see "{c}" beside "photo of a {c}".
     encoded_only = [phrase] if phrase not in prompts else []
 
-    # A prompt has few tokens, and the trigger's are the ones that matter: all count, and another prompt is the judge.
+    # A prompt has few tokens, and the trigger's matter most: all of them count, and another prompt is used to judge.
     text = _moments(target.clip_layers, clip_effect, grams, device, settings, len(prompts) + len(encoded_only), 0)
     image = _moments(target.model_layers, model_effect, grams, device, settings, settings.evaluations(), HELD_OUT)
     with active(target.clip_layers, clip_effect.merge, lambda key, x, y: text[key].observe(x, y)):
@@ -80,8 +82,8 @@ def capture(
 class _Unguided(comfy.samplers.CFGGuider):
     """Samples by the model's prediction for one prompt, as published.
 
-    The functions of guidance nodes (SAG, PAG, rescaled CFG, …), which count on a prediction without the prompt and evaluate
-    the model again, are called for guided predictions only, and never see this one.
+    Guidance nodes (SAG, PAG, rescaled CFG, …) rely on a prediction without the prompt and evaluate the model again.
+    Their functions are called for guided predictions only, so they do not affect this one.
     """
 
     def __init__(self, model: ModelPatcher, cond: list, evaluated: Callable[[], None]):
@@ -90,7 +92,7 @@ class _Unguided(comfy.samplers.CFGGuider):
         self.evaluated = evaluated
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None = None) -> Tensor:
-        conds = [self.conds["positive"], None]  # two, as any wrapper expects them
+        conds = [self.conds["positive"], None]  # two, as other nodes' wrappers expect
         prediction = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)[0]
         self.evaluated()
         return prediction
@@ -99,7 +101,7 @@ class _Unguided(comfy.samplers.CFGGuider):
 def _sample(
     model: ModelPatcher, cond: list, noise: Tensor, latent: Tensor, settings: CaptureSettings, evaluated
 ) -> None:
-    """One run without guidance."""
+    """Run the sampler once without guidance."""
     _Unguided(model, cond, evaluated).sample(
         noise,
         latent,
@@ -123,7 +125,8 @@ def _moments(
             calls=calls,
             samples=settings.samples,
             held_out=held_out,
-            # G costs in² per token and the layer itself in · out: a layer that narrows counts fewer of a picture's tokens.
+            # G costs in² per token, the layer itself in · out: a layer with narrow output counts fewer of a picture's
+            # tokens.
             share=min(1.0, output_width(module) / width) if held_out else 1.0,
         )
     return moments

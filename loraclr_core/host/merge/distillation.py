@@ -1,14 +1,15 @@
-"""Distils the concepts, each with its own LoRA, into the merged one, by what the model as a whole predicts.
+"""Distillation of the concepts' own LoRAs into the merged one, by the predictions of the whole model.
 
-The solve makes every layer reproduce the outputs of the concepts' own layers as nearly as one matrix can. The errors that it
-leaves add up from layer to layer, and with many concepts they lose them. From the solve's Δ, this descends over the whole model:
+The solve makes every layer reproduce the outputs of the concepts' own layers as closely as one matrix can. The
+remaining errors add up from layer to layer, and with many concepts these lose their identity. Starting from the solve's
+Δ, this descends over the whole model:
 
     min over Δ of  Σ_i E w(σ) ‖D_Δ(x, c_i, σ) − D_i(x, c_i, σ)‖²
 
-D: the denoised prediction; i: a teacher, which is the model with one concept's LoRA alone or, for a class word and the empty
-prompt, the plain model; x: what a teacher paints for its prompt c_i, with noise of level σ. Distillation from several teachers:
-arXiv 1503.02531. w(σ), the signal-to-noise ratio within bounds: Min-SNR (arXiv 2303.09556); the lower bound because what is
-where is decided where there is next to no signal.
+D is the denoised prediction. i is a teacher: the model with one concept's LoRA alone or, for a class word and the empty
+prompt, the plain model. x is a picture that a teacher paints for its prompt c_i, with noise of level σ. Distillation
+from several teachers is from arXiv 1503.02531. w(σ) is the signal-to-noise ratio within bounds, as in Min-SNR (arXiv
+2303.09556); it has a lower bound because the layout of a picture is decided where there is almost no signal.
 """
 
 import random
@@ -35,22 +36,25 @@ from ..lora.layers import Layers
 from ..lora.load import Loaded
 from .target import CaptureSettings, Target, empty_latent, encode_with, noise_levels
 
-PICTURES = 4  # that a teacher paints for each prompt
-RATE = 0.03  # how far a step moves a factor's entries, relative to their root mean square; falls to nothing
-WARMUP = 10  # steps: Adam's first ones are as long as any, in directions of one batch
+PICTURES = 4  # painted by a teacher for each prompt
+RATE = 0.03  # how far a step moves a factor's entries, relative to their root mean square; decays to zero
+WARMUP = 10  # steps: Adam's first ones are as long as later ones, but follow a single batch
 JUDGED = 4  # noise levels at which predictions are compared, before and after
 SNR = 0.1, 5.0  # bounds of w
-PAINTING_SHARE = 0.1  # of the progress
+PAINTING_SHARE = 0.1  # share of the progress
 
 Deltas = dict[str, LowRank]
 T = TypeVar("T")
 
 
 class Agreement(NamedTuple):
-    """How far predictions for a concept's prompt are from those with its LoRA alone: means of what is minimised."""
+    """The mean objective over a concept's prompts: how far predictions are from those with its LoRA alone."""
 
-    base: float  # by the plain model
-    solved: float  # after the solve
+    # Of the plain model.
+    base: float
+    # After the solve.
+    solved: float
+    # After the distillation.
     distilled: float
 
 
@@ -65,27 +69,31 @@ class Teacher:
     """The model with `deltas` on one prompt."""
 
     deltas: Deltas
-    # The prompt as the teacher's own text encoder reads it, and as the merged one does.
+    # The prompt's conditioning by the teacher's own text encoder.
     own: list
+    # The same by the merged text encoder.
     merged: list
 
 
 class Row(NamedTuple):
-    """What a teacher is asked. x: (1, channels, …); sigma: (1,)."""
+    """A noisy picture on which the merged model must agree with a teacher."""
 
     teacher: Teacher
+    # (1, channels, …)
     x: Tensor
+    # (1,)
     sigma: Tensor
 
 
 class LoadedModel(NamedTuple):
-    """A model that ComfyUI has loaded, with conditioning prepared. conds: by `id` of what was encoded."""
+    """A model that ComfyUI has loaded, with conditioning prepared."""
 
     inner: BaseModel
+    # By `id` of the encoded conditioning.
     conds: dict[str, list]
     options: dict
     layers: Layers
-    # Noise of one picture, (1, channels, …), on the device that it is sampled on; what it holds does not matter.
+    # Noise of one picture, (1, channels, …), on the sampling device; only its shape and device matter.
     noise: Tensor
     # σ of each step, and 0.
     sigmas: Tensor
@@ -99,12 +107,13 @@ class LoadedModel(NamedTuple):
 def distil(
     target: Target, deltas: Deltas, loaded: list[Loaded], steps: int, settings: CaptureSettings, progress: Progress
 ) -> Distilled:
-    """Return `deltas` with those of the diffusion model's layers distilled, and what that did for each concept.
+    """Return `deltas` with those of the diffusion model's layers distilled, and each concept's agreement.
 
-    Ranks stay, and so does the text encoder. settings: the teachers' prompts, latent and sampling steps. progress may raise
-    to stop. Raises ValueError where memory is too small for the gradients, or a patch of the model refuses them.
+    Ranks and the text encoder stay as they are. settings: the teachers' prompts, latent and sampling steps. progress
+    may raise to stop. Raises ValueError where memory is too small for the gradients, or a patch of the model cannot be
+    differentiated.
     """
-    # Not ComfyUI's streamed weights, which come and go between operations: a backward pass needs them to stay.
+    # ComfyUI's streamed weights come and go between operations, but a backward pass needs them to stay.
     model = with_summed(target.model.clone(disable_dynamic=True), *(each.model for each in loaded))
     in_place = not isinstance(model.get_model_object("diffusion_model"), UNetModel)
     models = [model.model, target.clip.cond_stage_model]
@@ -127,19 +136,22 @@ def distil(
 
 
 class Teachers(NamedTuple):
-    """concepts: for each concept, the teachers of its prompts; plain: of the class words; empty: of the empty prompt."""
+    """All teachers of a merge."""
 
+    # For each concept, the teachers of its prompts.
     concepts: list[list[Teacher]]
+    # The teachers of the class words.
     plain: list[Teacher]
+    # The teacher of the empty prompt.
     empty: Teacher
 
     def painters(self) -> list[Teacher]:
-        """Return those whose pictures are learnt from."""
+        """Return the teachers whose pictures are used for training."""
         return [teacher for group in (*self.concepts, self.plain) for teacher in group]
 
 
 def _teachers(target: Target, deltas: Deltas, loaded: list[Loaded], settings: CaptureSettings) -> Teachers:
-    """Return all teachers."""
+    """Return all teachers, their prompts encoded."""
     merged = Effect({key: deltas[key] for key in target.clip_layers})
     clips = [each.clip for each in loaded]
 
@@ -167,7 +179,7 @@ def _with_model(
     settings: CaptureSettings,
     work: Callable[[LoadedModel], T],
 ) -> T:
-    """Return what `work` makes of the model, loaded and with all conditioning prepared as for any run of a sampler."""
+    """Return `work` of the loaded model, with all conditioning prepared as for a run of a sampler."""
     results: list[T] = []
 
     class Working(comfy.samplers.Sampler):
@@ -190,7 +202,7 @@ def _with_model(
 
 
 class _Distillation:
-    """The descent on a loaded model. deltas: where it starts."""
+    """The descent on a loaded model. deltas: its starting point."""
 
     def __init__(
         self,
@@ -210,7 +222,7 @@ class _Distillation:
         self.generator = torch.Generator().manual_seed(settings.seed)
 
     def run(self) -> Distilled:
-        """Let the teachers paint, descend, and judge before and after."""
+        """Paint the teachers' pictures, descend, and judge before and after."""
         pictures = {painter: self._paint(number) for number, painter in enumerate(self.teachers.painters())}
         rows = [
             [self._row(own[0], pictures[own[0]], (level + 0.5) / JUDGED) for level in range(JUDGED)]
@@ -223,7 +235,7 @@ class _Distillation:
         return Distilled(found, [Agreement(*errors) for errors in judged])
 
     def _paint(self, number: int) -> Tensor:
-        """Return pictures by one of the painters, (PICTURES, channels, …), as the model takes them."""
+        """Return pictures by one of the painters, (PICTURES, channels, …), in the model's own scale."""
         painters = self.teachers.painters()
         painter, done = painters[number], PAINTING_SHARE * number / len(painters)
 
@@ -259,18 +271,19 @@ class _Distillation:
         painters = self.teachers.painters()
         asked = [(teacher, teacher) for teacher in map(rng.choice, (*self.teachers.concepts, self.teachers.plain))]
         asked.append((self.teachers.empty, rng.choice(painters)))
-        # One out of each of equal parts of the schedule, in random order: less noise than without the parts.
+        # One level from each of equal parts of the schedule, in random order: gradients are less noisy than without
+        # parts.
         levels = rng.sample(range(len(asked)), len(asked))
         for (teacher, painter), level in zip(asked, levels, strict=True):
             done = PAINTING_SHARE + (1 - PAINTING_SHARE) * step / self.steps
             self.progress(f"distilling, step {step + 1} of {self.steps}", done)
             row = self._row(teacher, pictures[painter], (level + rng.random()) / len(asked))
             with torch.enable_grad():
-                # The sum, not the mean, whose gradients half precision would lose; Adam does not mind.
+                # The sum: half precision would lose gradients of the mean, and Adam does not depend on their scale.
                 self._errors(self.factors, row).sum().backward()
 
     def _row(self, teacher: Teacher, pictures: Tensor, level: float) -> Row:
-        """Return one of the pictures with noise of a level from 0, the most, to 1, to ask the teacher about."""
+        """Return one of the pictures at random, with noise, for the teacher. level: from 0, the most noise, to 1."""
         sampling = self.model.inner.model_sampling
         number = int(torch.randint(PICTURES, (), generator=self.generator))
         picture = pictures[number : number + 1]
@@ -281,14 +294,14 @@ class _Distillation:
         return torch.randn(shape, generator=self.generator).to(self.model.noise.device)
 
     def _errors(self, deltas: Deltas, row: Row) -> Tensor:
-        """Return what is minimised, for each value of the prediction."""
+        """Return the objective for each value of the prediction."""
         with torch.no_grad():
             wanted = self.model.predict(row.teacher.deltas, row.teacher.own, row.x, row.sigma)
         found = self.model.predict(deltas, row.teacher.merged, row.x, row.sigma)
         return self._weight(row.sigma) * (found - wanted).square()
 
     def _weight(self, sigma: Tensor) -> float:
-        """Return w(σ). How a model adds noise to a picture says how much is left of either."""
+        """Return w(σ), from the shares of noise and signal by which the model adds noise to a picture."""
         zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
         scaling = self.model.inner.model_sampling.noise_scaling
         noise, signal = float(scaling(sigma, one, zero)), float(scaling(sigma, zero, one))

@@ -1,4 +1,4 @@
-"""A merged LoRA as a file: rank, precision, metadata, and a name that is free."""
+"""A merged LoRA as a file: its rank, precision, metadata, and an unused file name."""
 
 import json
 import os
@@ -16,17 +16,19 @@ from .merge import MergeResult
 
 UP, DOWN, DIFFERENCE, BIAS = ".lora_up.weight", ".lora_down.weight", ".diff", ".diff_b"
 LISTED = 3  # names in a line of the report
-# kohya's names for base models, by the host's configuration class
+# kohya's names for base models, by ComfyUI's configuration class.
 KOHYA_BASE = {"SD15": "sd_v1", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0"}
 MODELSPEC_ARCHITECTURE = {"SD15": "stable-diffusion-v1/lora", "SD20": "stable-diffusion-v2-768-v/lora"}
 MODELSPEC_ARCHITECTURE |= {"SDXL": "stable-diffusion-xl-v1-base/lora", "Flux": "flux-1-dev/lora"}
 
 
 class Term(NamedTuple):
-    """A plain LoRA or a full difference in a file: the keys of its up and down matrix, or of the difference."""
+    """A plain LoRA or a full difference in a file."""
 
     layer: str
+    # The keys of the up and down matrix, or of the difference.
     matrices: tuple[str, ...]
+    # The key of alpha, if there is one.
     alpha: str | None
 
     @property
@@ -35,23 +37,24 @@ class Term(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What is to be written, and what that loses.
-
-    errors: each term's relative error of the weight difference, Frobenius norm, rank and rounding together; exact ones are
-    left out. whole: layers that max_rank does not apply to. unmeasured: layers whose tensors are rounded, without a measure
-    of what that does to the weight. exact: scales that keep a value which the precision does not have.
-    """
+    """The tensors to write, and the precision lost by writing them."""
 
     tensors: dict[str, Tensor]
+    # The relative error of each layer's weight difference (Frobenius norm) by rank and rounding; exact ones are left
+    # out.
     errors: dict[str, float]
+    # Layers that max_rank does not apply to.
     whole: list[str]
+    # Layers whose tensors are rounded, with unknown effect on the weight.
     unmeasured: list[str]
+    # Scales that keep a value which `dtype` cannot represent.
     exact: list[str]
 
 
 class MergeInfo(NamedTuple):
-    """What a saved merge says of itself, in plain values. base_model: the host's name of the architecture."""
+    """The description of a merge that is saved with it, in plain values."""
 
+    # ComfyUI's name of the architecture.
     base_model: str
     concepts: list[dict]
     settings: dict
@@ -61,7 +64,7 @@ def info(result: MergeResult) -> MergeInfo:
     settings = result.settings
     concepts = [each.concept._asdict() for each in result.loaded]
     for concept in concepts:
-        del concept["path"], concept["mask"]  # of this machine, of this picture
+        del concept["path"], concept["mask"]  # specific to this machine and this picture
     plain = vars(settings) | {
         "margin": settings.margin.value,
         "margin_mode": settings.margin.mode,
@@ -71,7 +74,7 @@ def info(result: MergeResult) -> MergeInfo:
 
 
 def metadata(tensors: dict[str, Tensor], merge_info: MergeInfo, title: str) -> dict[str, str]:
-    """Metadata for the file's header: all of `merge_info`, and what kohya's tools and model managers look for."""
+    """Return metadata for the file's header: all of `merge_info`, and fields for kohya's tools and model managers."""
     ranks = [tensor.shape[0] for key, tensor in tensors.items() if key.endswith(tuple(FACTORS.values()))]
     alphas = [float(tensor) for key, tensor in tensors.items() if key.endswith(ALPHA) and tensor.numel() == 1]
     triggers = ", ".join(concept["trigger"] for concept in merge_info.concepts)
@@ -96,10 +99,10 @@ def metadata(tensors: dict[str, Tensor], merge_info: MergeInfo, title: str) -> d
 
 
 def prepare(lora: dict[str, Tensor], dtype: torch.dtype, max_rank: int) -> Prepared:
-    """Return the tensors to write, in `dtype` and of at most `max_rank` (0: as they are).
+    """Return the tensors to write, in `dtype` and of at most `max_rank` (0: unchanged).
 
-    Only plain LoRAs and full differences are cut to a rank. Every other key is kept, whatever adapter it is of; scales keep
-    their value in any precision. Raises ValueError where a value does not fit `dtype`.
+    Only plain LoRAs and full differences are truncated to a rank. Every other key is kept, whatever its adapter; scales
+    keep their value in any precision. Raises ValueError where a value does not fit `dtype`.
     """
     terms = _terms(lora)
     of_terms = {key for term in terms for key in term.keys}
@@ -123,7 +126,7 @@ def prepare(lora: dict[str, Tensor], dtype: torch.dtype, max_rank: int) -> Prepa
 
 
 def path_within(root: Path, filename: str) -> Path:
-    """`filename` (.safetensors added) as a path within `root`; raises ValueError if it is empty or leads outside."""
+    """Return `filename` (.safetensors added) as a path within `root`. Raises ValueError if it is empty or outside."""
     stem = filename.strip().removesuffix(".safetensors")
     named = stem and not stem.endswith(("/", "\\")) and "\0" not in stem
     real_root = Path(os.path.realpath(root))
@@ -136,7 +139,7 @@ def path_within(root: Path, filename: str) -> Path:
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, str], if_exists: str) -> Path:
-    """Writes the file and returns its path. if_exists: number | overwrite | fail."""
+    """Write the file and return its path. if_exists: number | overwrite | fail."""
     if not tensors:
         raise ValueError(
             "The merged LoRA is empty: every concept has strength 0 or changes nothing. Nothing was saved."
@@ -148,7 +151,7 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, str], if_exis
     while True:
         candidate = path if number == 1 else path.with_name(f"{path.stem}_{number}{path.suffix}")
         try:
-            if candidate.exists():  # known before all is written; the write itself closes the race
+            if candidate.exists():  # saves writing it all in vain; the write itself closes the race
                 raise FileExistsError(candidate)
             lora_file.write(candidate, tensors, header, overwrite=False)
             return candidate
@@ -161,7 +164,7 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, str], if_exis
 
 
 def describe(path: Path, prepared: Prepared) -> str:
-    """What was saved and what was lost, in a few lines."""
+    """Return a few lines on what was saved and what was lost."""
     lines = [f"Saved {path} ({path.stat().st_size / 2**20:.1f} MiB)."]
     if errors := prepared.errors:
         worst = max(errors, key=lambda name: errors[name])
@@ -189,14 +192,14 @@ def _list(names: list[str]) -> str:
 
 
 def _terms(lora: dict[str, Tensor]) -> list[Term]:
-    """Return what can be cut to a rank: factors and full differences that nothing else of their layer depends on."""
+    """Return the terms that can be truncated: factors and full differences that are alone in their layer."""
     within = _keys_within(lora)
     possible = [term for key in lora for term in _possible_terms(key, lora)]
     return [term for term in possible if within.get(term.layer, set()) <= {*term.keys, term.layer + BIAS}]
 
 
 def _possible_terms(key: str, lora: dict[str, Tensor]) -> list[Term]:
-    """Return the terms whose first key this is."""
+    """Return the terms that have this as their first key."""
     found = [
         (key.removesuffix(up), (key, key.removesuffix(up) + down)) for up, down in FACTORS.items() if key.endswith(up)
     ]
@@ -207,7 +210,7 @@ def _possible_terms(key: str, lora: dict[str, Tensor]) -> list[Term]:
 
 
 def _is_sound(term: Term, lora: dict[str, Tensor]) -> bool:
-    """Whether all tensors are there, are matrices, and fit."""
+    """Return whether all tensors are present, are matrices and fit each other."""
     if not all(key in lora and lora[key].ndim > 1 for key in term.matrices):
         return False
     first, last = lora[term.matrices[0]], lora[term.matrices[-1]]
@@ -216,7 +219,7 @@ def _is_sound(term: Term, lora: dict[str, Tensor]) -> bool:
 
 
 def _keys_within(lora: dict[str, Tensor]) -> dict[str, set[str]]:
-    """Return the keys below every dotted beginning of a key."""
+    """Return, for every dotted prefix of a key, the keys that have it."""
     result: dict[str, set[str]] = {}
     for key in lora:
         stem = key.rpartition(".")[0]
@@ -236,7 +239,7 @@ def _matrix(tensors: dict[str, Tensor], term: Term) -> LowRank:
 
 
 def _cut(lora: dict[str, Tensor], term: Term, max_rank: int) -> dict[str, Tensor]:
-    """Return the tensors of a term, of at most `max_rank` (0: as they are)."""
+    """Return the tensors of a term, of at most `max_rank` (0: unchanged)."""
     unchanged = {key: lora[key] for key in term.keys}
     whole = _matrix(lora, term) if max_rank else None
     if whole is None or whole.rank <= max_rank:
@@ -248,7 +251,7 @@ def _cut(lora: dict[str, Tensor], term: Term, max_rank: int) -> dict[str, Tensor
         up: kept.up.reshape(*kept.up.shape, *(1 for _ in kernel[1:])).contiguous(),
         down: kept.down.reshape(kept.rank, *kernel).contiguous(),
     }
-    scaled = term.alpha or up.endswith(UP)  # kohya's tools want an alpha
+    scaled = term.alpha or up.endswith(UP)  # kohya's tools require an alpha
     return stored | {term.layer + ALPHA: torch.tensor(float(kept.rank))} if scaled else stored
 
 
@@ -270,7 +273,7 @@ def _rounded(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _is_scale(key: str, tensor: Tensor) -> bool:
-    """Whether it is one number that scales others, or whole numbers such as a shape."""
+    """Return whether a tensor is a single number that scales others, or holds integers such as a shape."""
     return key.endswith(ALPHA) or tensor.ndim == 0 or not tensor.is_floating_point()
 
 
@@ -279,7 +282,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _layers(keys: list[str]) -> list[str]:
-    """Return the names of the layers that keys of any adapter belong to."""
+    """Return the names of the layers of these keys, whatever their adapter."""
     return sorted({_layer(key) for key in keys})
 
 

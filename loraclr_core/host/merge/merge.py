@@ -33,11 +33,11 @@ Solver = Literal["exact", "adamw (paper)", "sum (baseline)"]
 SOLVERS: tuple[Solver, ...] = ("exact", "adamw (paper)", "sum (baseline)")
 Keeping = Literal["in memory", "on disk", "clear the disk"]
 KEEPINGS: tuple[Keeping, ...] = ("in memory", "on disk")
-# A setting of version 0.1, which saved workflows may still have.
+# A setting of version 0.1 that saved workflows may still have.
 FORMER_KEEPING: Keeping = "clear the disk"
-# The published optimiser works on features themselves, so more of them are kept for it.
+# The published optimiser works on the features themselves, so more of them are kept for it.
 ADAMW_SAMPLES = 400
-# The share of the progress bar that captures take beside the solve, and distillation beside both.
+# The shares of the progress bar: captures beside the solve, and distillation beside both.
 CAPTURE_SHARE, DISTILLATION_SHARE = 0.9, 0.8
 
 Deltas = dict[str, LowRank]
@@ -49,7 +49,7 @@ class MergeSettings:
     margin: Margin = field(default_factory=Margin)
     # ρ of the exact solver.
     ridge: float = 0.1
-    # How much the plain model on the class words counts, 1 = as much as one concept.
+    # Weight of the plain model on the class words; 1 = as much as one concept.
     anchor_weight: float = 0.0
     capture: CaptureSettings
     merge_text_encoder: bool = True
@@ -59,7 +59,7 @@ class MergeSettings:
 
 
 class LayerResult(NamedTuple):
-    """Errors per held-out token, one per concept: ‖X (Δ − ΔW)ᵀ‖² for Δ = 0, the sum, and the merged Δ."""
+    """The errors of one layer, one per concept: ‖X (Δ − ΔW)ᵀ‖² per held-out token for Δ = 0, the sum, the merged Δ."""
 
     key: str
     rank: int
@@ -72,19 +72,19 @@ class LayerResult(NamedTuple):
 class Captured(NamedTuple):
     known: Known
     evaluations: int
-    # What became of the captures on disk, in words.
+    # Message about the captures on disk; may be empty.
     note: str
 
 
 @dataclass(frozen=True)
 class Solution:
-    """One weight difference per layer, and how well it does."""
+    """One weight difference per layer, and its errors."""
 
     deltas: Deltas
     layers: list[LayerResult] = field(default_factory=list)
-    # Layers that did not run in every concept's capture, as those of a picture's condition do not, and are summed.
+    # Layers that did not run in every concept's capture, such as those for conditioning by a picture; they are summed.
     unseen: list[str] = field(default_factory=list)
-    # How many tokens the moments count, of how many there were.
+    # The number of tokens in the moments, and of all tokens.
     tokens: tuple[int, int] = (0, 0)
 
 
@@ -92,7 +92,7 @@ class Solution:
 class MergeResult:
     """The merge and how it was made."""
 
-    # By the names of the LoRA's file.
+    # By the keys of the LoRA file.
     lora: dict[str, Tensor]
     model: ModelPatcher
     clip: comfy.sd.CLIP
@@ -120,8 +120,8 @@ def merge(
 ) -> MergeResult:
     """Merge the concepts into one LoRA and a clone of the model patched with it; `model` and `clip` stay as they are.
 
-    report(phase, share done) is called often and may raise to stop. Raises ValueError, with what to do, where a concept cannot
-    be merged.
+    report(phase, share done) is called often and may raise to stop. Raises ValueError, with the remedy, where a concept
+    cannot be merged.
     """
     if not concepts:
         raise ValueError("No concepts to merge: connect at least one Load Concept LoRA.")
@@ -161,23 +161,24 @@ def merge(
 
 
 class _Run(NamedTuple):
-    """What all phases of a merge share. seconds: by phase, in their order."""
+    """The state that all phases of a merge share."""
 
     settings: MergeSettings
     device: torch.device
     progress: Progress
+    # By phase, in order.
     seconds: dict[str, float]
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Take the time of a phase."""
+        """Measure the time of a phase."""
         start = time.perf_counter()
         yield
         self.seconds[phase] = time.perf_counter() - start
 
 
 def _is_solved(settings: MergeSettings, concepts: int) -> bool:
-    """Return whether there is anything to solve. One concept alone is already what every solver looks for."""
+    """Return whether there is anything to solve. A single concept is already the solution of every solver."""
     return settings.solver != "sum (baseline)" and concepts > 1
 
 
@@ -193,7 +194,8 @@ def _load_all(
 ) -> tuple[list[Loaded], list[Concept]]:
     """Return the concepts that change the model, and those that change nothing.
 
-    With an effect on one side alone, a concept takes part in the other side's layers too, where it wants the plain model.
+    A concept that affects only the model or only the text encoder still takes part in the other's layers, where its
+    target is the plain output.
     """
     names = key_names(model, clip)
     loaded, without_effect = [], []
@@ -247,7 +249,7 @@ def _capture(target: Target, loaded: list[Loaded], run: _Run, progress: Progress
 
 
 def _keep(kept_on_disk: CaptureStore, known: Known, is_new: bool) -> str:
-    """Write captures to disk, and return what became of them in words. The merge goes on without the disk."""
+    """Write captures to disk and return a message about them. The merge goes on where that fails."""
     try:
         if is_new or not kept_on_disk.path(known.keys).exists():
             kept_on_disk.save(known)
@@ -258,9 +260,9 @@ def _keep(kept_on_disk: CaptureStore, known: Known, is_new: bool) -> str:
 
 
 def _solve(target: Target, loaded: list[Loaded], known: Known, run: _Run, progress: Progress) -> Solution:
-    """Return the merged difference of every layer, which is the sum where nothing was captured.
+    """Return the merged difference of every layer, or the sum where nothing was captured.
 
-    Raises ValueError where there are captures, and none of the layers ran in them.
+    Raises ValueError where there are captures but none of the layers ran in them.
     """
     if not known.statistics:
         return Solution({key: lowrank.squeeze(_sum(loaded, key)) for key in target.layers()})
@@ -297,7 +299,7 @@ def _solve_layer(key: str, statistics: list[ConceptStatistics], known: Known, ru
 
 
 def _judge(key: str, statistics: list[ConceptStatistics], delta: LowRank, margin: Margin) -> LayerResult:
-    """Return the errors of a layer's merged difference on the tokens that were held out."""
+    """Return the errors of a layer's merged difference on the held-out tokens."""
     base = lowrank.zero(delta.up.shape[0], delta.down.shape[1])
     total = lowrank.add([each.delta for each in statistics])
 
@@ -319,7 +321,7 @@ def _sum(loaded: list[Loaded], key: str) -> LowRank:
 
 
 def _named(target: Target, deltas: Deltas, loaded: list[Loaded]) -> dict[str, Tensor]:
-    """Return the merged differences, and the sums of what cannot be merged, under the names of a LoRA file."""
+    """Return the merged differences, and the sums of those that cannot be merged, by the keys of a LoRA file."""
     names = keys.Names(target.model, target.clip)
     lora: dict[str, Tensor] = {}
     sides = (

@@ -1,4 +1,4 @@
-"""What a merge did, in Markdown."""
+"""The report of a merge, in Markdown."""
 
 import re
 from collections.abc import Iterable
@@ -9,26 +9,29 @@ from ...concept import Concept
 from ..lora.load import Loaded
 from .merge import LayerResult, MergeResult, MergeSettings
 
-# Lists of keys longer than this are cut, and say so.
+# Longer lists of keys are cut, with a note of how many more there are.
 LISTED = 5
 
 
 class Errors(NamedTuple):
-    """Squared distances of layers' outputs from what each concept alone gives: of the plain model, stacked, merged."""
+    """Squared distances of layers' outputs from those with each concept alone."""
 
+    # Of the plain model.
     base: float
+    # Of the stacked LoRAs.
     sum: float
+    # Of the merged LoRA.
     merged: float
 
     @classmethod
     def of(cls, layers: list[LayerResult], concept: int | None = None) -> "Errors":
-        """Return the sum over some layers, for one concept or for all."""
+        """Return the sums over layers, for one concept or for all."""
         chosen = slice(None) if concept is None else slice(concept, concept + 1)
         return cls(*(sum(sum(getattr(layer, which)[chosen]) for layer in layers) for which in cls._fields))
 
 
 def panel(result: MergeResult) -> dict:
-    """Return what the page shows of a merge (web/merge_report.js): errors as bars, keys, and the whole report to copy."""
+    """Return a merge's data for the page (web/merge_report.js): errors as bars, keys, and the whole report to copy."""
     layers = result.solution.layers
     concepts = [
         {
@@ -57,7 +60,7 @@ def _errors(layers: list[LayerResult], concept: int | None = None) -> dict[str, 
 
 
 def markdown(result: MergeResult) -> str:
-    """Return the report of a merge: concepts, errors by layer group, what could not be merged, and times."""
+    """Return the report of a merge: concepts, errors by layer group, weights that could not be merged, and times."""
     sections = [
         _summary(result),
         _concepts(result),
@@ -172,7 +175,7 @@ def _distillation(result: MergeResult) -> str:
 
 
 def _grouped(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
-    """In the order of their names, since the host keeps the names of a model's layers in sets."""
+    """Group layers by name, sorted, because ComfyUI keeps the names of a model's layers in unordered sets."""
     groups: dict[str, list[LayerResult]] = {}
     for layer in layers:
         groups.setdefault(_group(layer.key), []).append(layer)
@@ -180,7 +183,7 @@ def _grouped(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
 
 
 def _margin_active(layers: list[LayerResult]) -> float:
-    """The share of layers and concepts whose margin is active."""
+    """Return the share of layers and concepts whose margin is active."""
     active = [flag for layer in layers for flag in layer.margin_active]
     return sum(active) / len(active)
 
@@ -241,7 +244,7 @@ def _seconds(result: MergeResult) -> str:
 
 
 def _group(key: str) -> str:
-    """ "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight" -> "diffusion_model … attn1.to_q"."""
+    """Return a key's group: "diffusion_model.….0.attn1.to_q.weight" -> "diffusion_model … attn1.to_q"."""
     first, *parts = re.sub(r"\b\d+\b", "*", key.removesuffix(".weight")).split(".")
     return f"{first} … {'.'.join(parts[-3:]).lstrip('*.')}"
 

@@ -1,8 +1,9 @@
-"""Captures on disk: after a restart another ridge takes only the solve, and a concept added at the end one capture.
+"""Captures on disk: after a restart, another ridge costs only the solve, and a concept added at the end one capture.
 
-One file per model, settings and list of concepts, named by digests of all that a capture depends on: every weight and
-patch of the model and its text encoder, the LoRA files, triggers and strengths, prompts, steps, seed and size. A file is
-written whole or not at all, and carries a digest of its own content; one that is damaged is deleted, never used.
+There is one file per model, settings and list of concepts. It is named by digests of everything that a capture depends
+on: every weight and patch of the model and its text encoder, the LoRA files, triggers and strengths, prompts, steps,
+seed and size. A file is written whole or not at all, and carries a digest of its own content; a damaged one is deleted,
+never used.
 """
 
 import hashlib
@@ -32,13 +33,13 @@ from .target import CaptureSettings, Target
 
 log = logging.getLogger("loraclr")
 
-FORMAT = "1"  # raise it whenever captures come out different
-LIMIT = 16 * 2**30  # bytes in all; what was not used for longest goes first
+FORMAT = "1"  # raise it whenever a change of code changes captures
+LIMIT = 16 * 2**30  # bytes in total; the least recently used files are deleted first
 PARTS = ("response", "inputs", "outputs", "held_out")
 
 
 class CaptureKey(NamedTuple):
-    """What tells one concept's capture from another's, on one model and with the same settings."""
+    """The identity of one concept's capture, given the model and the settings."""
 
     sha256: str
     trigger: str
@@ -48,7 +49,7 @@ class CaptureKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """Captures of one model, in the order their second moments were added up."""
+    """Captures of one model, in the order in which their second moments were added up."""
 
     keys: list[CaptureKey] = field(default_factory=list)
     statistics: list[dict[str, ConceptStatistics]] = field(default_factory=list)
@@ -59,16 +60,16 @@ class Known:
 
 
 class NotStorableError(ValueError):
-    """The model has a part whose content cannot be known; the message says which."""
+    """The model has a part whose content cannot be determined; the message names it."""
 
 
 def folder() -> Path:
-    """Return where captures are kept."""
+    """Return the folder of the captures."""
     return Path(folder_paths.get_user_directory()) / "loraclr_captures"
 
 
 def clear() -> tuple[int, int]:
-    """Delete all captures on disk, and return how many files and how many bytes that were."""
+    """Delete all captures on disk, and return the number of files and of bytes deleted."""
     found, freed = files(), size()
     for path in found:
         path.unlink()
@@ -76,17 +77,17 @@ def clear() -> tuple[int, int]:
 
 
 def files() -> list[Path]:
-    """Return the files of captures, least recently used first."""
+    """Return the capture files, least recently used first."""
     return sorted(folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
 
 
 def size() -> int:
-    """Return how many bytes all captures take."""
+    """Return the total size of all captures in bytes."""
     return sum(path.stat().st_size for path in files())
 
 
 class CaptureStore:
-    """The files of one model and its settings. Raises NotStorableError."""
+    """The files of one model and its settings. Raises NotStorableError where the model cannot be identified."""
 
     def __init__(self, target: Target, settings: CaptureSettings, triggers: Iterable[str]):
         if any("embedding:" in text for text in (*settings.prompts, *triggers)):
@@ -99,12 +100,12 @@ class CaptureStore:
         self.model = content.hexdigest()[:24]
 
     def path(self, keys: list[CaptureKey]) -> Path:
-        """Return the file of these concepts' captures, whether or not it is there."""
+        """Return the file of these concepts' captures, whether or not it exists."""
         concepts = hashlib.sha256(repr([tuple(key) for key in keys]).encode())
         return folder() / f"{self.model}_{concepts.hexdigest()[:24]}.safetensors"
 
     def load(self, keys: list[CaptureKey], loaded: list[Loaded]) -> Known | None:
-        """Return the captures of as many of the first concepts as there are, or None. Damaged files are deleted."""
+        """Return the stored captures of as many leading concepts as possible, or None. Deletes damaged files."""
         for count in range(len(keys), 0, -1):
             path = self.path(keys[:count])
             if not path.exists():
@@ -122,10 +123,7 @@ class CaptureStore:
         return None
 
     def save(self, known: Known) -> None:
-        """Write captures beside what is there, then delete what was not used for longest until all is within LIMIT.
-
-        Raises OSError.
-        """
+        """Write captures, then delete the least recently used files until the total is within LIMIT. Raises OSError."""
         tensors: dict[str, Tensor] = {}
         counts = []
         for place, key in enumerate(self.target.layers()):
@@ -187,7 +185,7 @@ def _gram(width: int, name: str, tensors: dict[str, Tensor]) -> Gram:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """A part of a larger tensor as one of its own, as files want it."""
+    """Return a tensor with storage of its own, as a file requires, where it is a part of a larger one."""
     return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
@@ -203,11 +201,11 @@ def _bytes(tensor: Tensor):
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
-# --- what a model is -------------------------------------------------------------------------------------------------
+# --- the content of a model ------------------------------------------------------------------------------------------
 
 
 def _add_content(content, patcher: ModelPatcher) -> None:
-    """Weights, patches and configuration. Raises NotStorableError where something else changes what the model does."""
+    """Add weights, patches and configuration. Raises NotStorableError where anything else changes the model."""
     attached = {
         "a wrapper": [found for by_key in patcher.wrappers.values() for found in by_key.values()],
         "an injection": patcher.injections,
@@ -228,13 +226,13 @@ def _add_content(content, patcher: ModelPatcher) -> None:
 
 
 def _configuration(model) -> str:
-    """What a model is besides its weights, the kind of its prediction among it; nothing for a text encoder."""
+    """Return a model's configuration, including the kind of its prediction; nothing for a text encoder."""
     config = getattr(model, "model_config", None)
     return repr((config.unet_config, config.sampling_settings, model.model_type) if config else None)
 
 
 def _leaves(value: object) -> Iterable[object]:
-    """A nested structure flattened; adapters by their weights."""
+    """Yield the leaves of a nested structure; adapters are replaced by their weights."""
     if isinstance(value, list | tuple):
         for each in value:
             yield from _leaves(each)
@@ -246,7 +244,7 @@ def _leaves(value: object) -> Iterable[object]:
 
 
 def _add_leaf(content, key: str, part: object) -> None:
-    if weights.is_wrapper(part):  # quantised by the host: codes, scales, and how to read them
+    if weights.is_wrapper(part):  # quantised by ComfyUI: codes, scales, and how to read them
         names, kind = part.__tensor_flatten__()
         content.update(repr(kind).encode())
         for name in names:

@@ -15,7 +15,7 @@ from ..lora.layers import Layers
 
 # Tokens of each layer and concept that are kept to measure the distances between concepts.
 SAMPLES = 16
-# What Empty Latent Image gives for 512×512 pixels.
+# The output of Empty Latent Image for 512×512 pixels.
 EMPTY_512 = {"samples": torch.zeros(1, 4, 64, 64), "downscale_ratio_spacial": 8}
 
 
@@ -26,12 +26,12 @@ class CaptureSettings(NamedTuple):
     prompts: tuple[str, ...]
     steps: int
     seed: int
-    # Of one picture, (channels, …, height, width), as `latent_shape` gives it.
+    # Shape of one picture's latent, (channels, …, height, width), from `latent_shape`.
     latent_shape: tuple[int, ...]
     samples: int = SAMPLES
 
     def evaluations(self) -> int:
-        """Return how often one concept's capture evaluates the model."""
+        """Return how many times one concept's capture evaluates the model."""
         return len(self.prompts) * self.steps
 
 
@@ -50,7 +50,7 @@ class Target(NamedTuple):
 def latent_shape(model: ModelPatcher, latent: dict | None) -> tuple[int, ...]:
     """Return the shape in which the stock sampler samples one picture of `latent`; without one, of 512×512 pixels.
 
-    An empty latent says how many pixels a cell of it stands for, and the model's VAE may make larger cells.
+    An empty latent states how many pixels one of its cells covers; the cells of the model's VAE may be larger.
     """
     latent = EMPTY_512 if latent is None else latent
     fixed = comfy.sample.fix_empty_latent_channels(
@@ -78,6 +78,6 @@ def encode(clip: comfy.sd.CLIP, prompt: str) -> list:
 
 
 def encode_with(target: Target, prompt: str, effect: Effect, *summed: Effect) -> list:
-    """Encode `prompt` with one effect's low-rank differences hooked in, and what can only be summed of all effects."""
+    """Encode `prompt` with one effect's low-rank differences hooked in and all effects' summed differences patched."""
     with active(target.clip_layers, effect.merge):
         return encode(clip_with_summed(target.clip, effect, *summed), prompt)
