@@ -4,13 +4,13 @@ LoRACLR (arXiv 2412.09622), merge/
     objective.py     L = 1/n Σ [d_p² + max(0, m − d_n)²] + λ_mse MSE + λ_Δ ‖Δ‖, its distances and its margin
     exact.py         its minimum from second moments; the closed form is RegMean's (arXiv 2212.09849)
     adamw.py         its minimum by the published optimiser
-    moments.py       what both need of a layer's inputs: second moments and a few tokens
-    gram.py          second moments that come in portions
+    moments.py       statistics of a layer's inputs for both: second moments and a few tokens
+    gram.py          second moments of rows that arrive in portions
 
 CLoRA (arXiv 2403.19776), sampler/
     prompt.py        the prompt of each branch, and where each concept's words stand in it
     separation.py    the loss over the branches' attention maps, and the step against its gradient
-    contrast.py      NT-Xent, which that loss is
+    contrast.py      NT-Xent, the form of that loss
     displacement.py  z ← z − α ∇L, for samplers that keep latents of their own
     areas.py         which branch draws where, step by step
     masks.py         masks from attention, and ε = Σ M_k ε_k / Σ M_k
@@ -18,6 +18,6 @@ CLoRA (arXiv 2403.19776), sampler/
 
 Shared: concept.py (a LoRA with its words) and lowrank.py (a weight difference as two factors).
 
-host/ holds all that touches ComfyUI, in rooms of the same names: lora/ (what a file does to a model), merge/ and sampler/.
-Nothing else imports ComfyUI, and merge and sampler do not import each other; `make lint` checks both.
+host/ holds all code that touches ComfyUI, in folders of the same names: lora/ (a file's effect on a model), merge/ and
+sampler/. Nothing else imports ComfyUI, and merge and sampler do not import each other; `make lint` checks both.
 """

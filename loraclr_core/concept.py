@@ -1,4 +1,4 @@
-"""The unit everything here works on."""
+"""A concept, the unit that both methods work on."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,26 +7,25 @@ from torch import Tensor
 
 
 class Concept(NamedTuple):
-    """One subject: the LoRA that draws it, the words that call it, and how strongly.
+    """One subject: the LoRA that draws it, its words, and its strengths."""
 
-    trigger: the phrase the LoRA was trained on; class_word: plain words for the same thing, "" where nobody gave any; name:
-    what prompts call it.
-    mask: (batch, height, width) in 0…1, where the concept belongs, or None for anywhere.
-    """
-
+    # Its name in prompts.
     name: str
+    # The phrase that the LoRA was trained on.
     trigger: str
+    # Plain words for the same thing; "" where there are none.
     class_word: str
     lora_name: str
     path: Path
     sha256: str
     strength_model: float
     strength_clip: float
+    # Where the concept belongs, (batch, height, width), 0…1; None for anywhere.
     mask: Tensor | None = None
 
 
 def require_class_words(concepts: list[Concept], need: str) -> None:
-    """Raise ValueError for a concept without a class word. need: what needs it, as a clause."""
+    """Raise ValueError for a concept without a class word. need: a clause on why it is needed."""
     for concept in concepts:
         if not concept.class_word:
             raise ValueError(

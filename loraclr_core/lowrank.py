@@ -1,4 +1,4 @@
-"""Weight differences kept as two thin factors."""
+"""Weight differences stored as two thin factors."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class LowRank(NamedTuple):
         return self.down.shape[0]
 
     def dense(self) -> Tensor:
-        """The matrix itself, (out, in)."""
+        """Return the matrix itself, (out, in)."""
         return self.up @ self.down
 
     def to(self, *args, **kwargs) -> "LowRank":
@@ -27,11 +27,11 @@ class LowRank(NamedTuple):
         return LowRank(self.up * factor, self.down)
 
     def norm(self) -> Tensor:
-        """Frobenius norm, without forming the matrix."""
+        """Return the Frobenius norm, without forming the matrix."""
         return ((self.up.T @ self.up) * (self.down @ self.down.T)).sum().clamp(min=0).sqrt()
 
     def apply(self, inputs: Tensor) -> Tensor:
-        """inputs (..., in) -> (..., out)."""
+        """Multiply inputs by the matrix: (..., in) -> (..., out)."""
         return inputs @ self.down.T @ self.up.T
 
 
@@ -40,12 +40,12 @@ def zero(out_width: int, in_width: int) -> LowRank:
 
 
 def add(terms: list[LowRank]) -> LowRank:
-    """The sum of the matrices, exactly: the factors side by side."""
+    """Return the exact sum of the matrices, by placing their factors side by side."""
     return LowRank(torch.cat([t.up for t in terms], dim=1), torch.cat([t.down for t in terms], dim=0))
 
 
 def from_dense(matrix: Tensor) -> LowRank:
-    """The same matrix with the narrower side as its rank; nothing is decomposed."""
+    """Return the same matrix with its shorter side as the rank, without a decomposition."""
     out_width, in_width = matrix.shape
     if out_width <= in_width:
         return LowRank(torch.eye(out_width, dtype=matrix.dtype, device=matrix.device), matrix)
@@ -53,10 +53,10 @@ def from_dense(matrix: Tensor) -> LowRank:
 
 
 def compressed(matrix: Tensor, tolerance: float) -> LowRank:
-    """The same matrix, to `tolerance` relative Frobenius error, at its numerical rank.
+    """Return the same matrix at its numerical rank, to a relative Frobenius error of `tolerance`.
 
-    A random range finder (Halko et al., arXiv 0909.4061) tries ever larger ranks and stops long before a full
-    decomposition where the rank is low, as that of a LoHa is; a matrix of high rank is kept as it is.
+    A random range finder (Halko et al., arXiv 0909.4061) tries ever larger ranks. It stops long before a full
+    decomposition where the rank is low, like that of a LoHa; a matrix of high rank is returned undecomposed.
     """
     size, rank = matrix.norm(), 16
     generator = torch.Generator(matrix.device).manual_seed(0)
@@ -71,7 +71,7 @@ def compressed(matrix: Tensor, tolerance: float) -> LowRank:
 
 
 def squeeze(term: LowRank) -> LowRank:
-    """The same matrix with a rank of at most min(out, in)."""
+    """Return the same matrix with a rank of at most min(out, in)."""
     out_width, in_width = term.up.shape[0], term.down.shape[1]
     if term.rank <= min(out_width, in_width):
         return term
@@ -83,10 +83,10 @@ def squeeze(term: LowRank) -> LowRank:
 
 
 def truncate(term: LowRank, rank: int | None = None, tolerance: float = 0.0) -> tuple[LowRank, float]:
-    """The nearest matrix of at most `rank`, less the directions below `tolerance` of the strongest one.
+    """Return the nearest matrix of at most `rank`, less directions below `tolerance` of the strongest, and its error.
 
-    Returns it with its two factors equally strong, and the relative Frobenius error. The singular value
-    decomposition is that of the (rank, rank) core between the factors' orthonormal bases.
+    Its two factors are equally strong; the error is the relative Frobenius norm. The singular value decomposition is
+    that of the (rank, rank) core between the factors' orthonormal bases.
     """
     up_basis, up_core = torch.linalg.qr(term.up)
     down_basis, down_core = torch.linalg.qr(term.down.T)

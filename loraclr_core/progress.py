@@ -1,17 +1,17 @@
-"""How far a long computation is, for whoever waits for it."""
+"""The progress of a long computation."""
 
 from collections.abc import Callable
 
 
 class Progress:
-    """Tells `report(phase, share done)` of a whole whose part this is. `report` may raise to stop the computation."""
+    """Passes a part's progress on to `report(phase, share done)` of the whole, which may raise to stop the computation."""
 
     def __init__(self, report: Callable[[str, float], None], start: float = 0.0, end: float = 1.0):
         self.report = report
         self.start, self.end = start, end
 
     def __call__(self, phase: str, done: float) -> None:
-        """Tell what is being done, and how much of this part is done, 0…1."""
+        """Report the current phase, and how much of this part is done, 0…1."""
         self.report(phase, self.start + (self.end - self.start) * done)
 
     def part(self, start: float, end: float) -> "Progress":

@@ -1,8 +1,9 @@
-"""The phrase that a LoRA was trained on, out of the metadata in its file.
+"""The phrase that a LoRA was trained on, from the metadata in its file.
 
-Who writes what: kohya's trainers and those that build on them write folders (`10_ohwx woman`: ten repeats of “ohwx woman”),
-regularisation folders and how many captions have each tag, or `class_tokens` of data sets set up in a file; ai-toolkit its
-trigger word as such a folder; modelspec, model managers and sites a field of its own.
+Kohya's trainers, and those that build on them, write the training folders (`10_ohwx woman`: ten repeats of “ohwx
+woman”), the regularisation folders and the number of captions with each tag, or the `class_tokens` of data sets that
+were set up in a file. ai-toolkit writes its trigger word as such a folder. modelspec, model managers and sites write a
+field of its own.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .words import LEAD_IN, prompt_syntax
 
-# Fields that hold the trigger and nothing else, the surest first; as `_field` makes them of a key.
+# Fields that hold the trigger and nothing else, the most reliable first, spelled as by `_field`.
 FIELDS = [
     "triggerphrase",
     "triggerphrases",
@@ -32,13 +33,13 @@ FIELDS = [
 _PREFIX = re.compile(r"^(modelspec|ss|ssmd|civitai)[._]")
 _NOTHING = {"", "none", "null", "n/a", "-", "false", "true", "no", "yes", "[]", "{}"}
 
-NEARLY_ALL = 0.9  # share of the captions that have the trigger: some are always forgotten
+NEARLY_ALL = 0.9  # least share of captions with the trigger: it is forgotten in a few
 AHEAD = 0.75  # the next tag has at most this share of the trigger's captions
-FEW_CAPTIONS = 3  # of so few, each tag is in nearly all
-LONGEST_TAG = 4  # words; what is longer is a sentence
-LONGEST_PHRASE = 500  # characters; what is longer is a description
+FEW_CAPTIONS = 3  # with fewer captions, every tag is in nearly all of them
+LONGEST_TAG = 4  # words; anything longer is a sentence
+LONGEST_PHRASE = 500  # characters; anything longer is a description
 
-# What taggers write of any picture.
+# Tags that taggers give to any picture.
 _ADJECTIVES = (
     r"((black|white|grey|gray|red|blue|green|brown|blonde|blond|pink|purple|orange|yellow|silver|golden|aqua|dark|light|pale"
     r"|multicolored|colored|long|short|medium|very|large|small|huge|open|closed|parted|bare|blunt|wavy|curly|straight"
@@ -55,7 +56,7 @@ _GENERIC = re.compile(
     r"|photorealistic|photo( \(medium\))?|3d|anime|monochrome|gr[ae]yscale|comic|sketch|lineart|traditional media|signature"
     r"|watermark|artist name|simple|photograph|picture|image|illustration|painting|drawing"
 )
-# What people call folders that are named for no one.
+# Names of folders that do not name a subject.
 _GENERIC_FOLDER = re.compile(
     r"(new |my |training |train )?(img|image|pic|picture|photo|data|dataset|train|training|input|instance|subject|lora|concept"
     r"|character|folder|crop|cropped|resize|resized|raw|all|main|default|close|closeup|fullbody)s?|[\s\d.x×-]*|v[\d.]+"
@@ -63,30 +64,32 @@ _GENERIC_FOLDER = re.compile(
 
 
 class TrainedWords(NamedTuple):
-    """trigger: in the host's prompt syntax; "" where the file does not say one. source: where in the file it stands.
-    others: what else the file says, for who must choose.
-    """
+    """The trigger found in a file's metadata."""
 
+    # In ComfyUI's prompt syntax; "" where the file does not give one.
     trigger: str
+    # Where in the file it was found.
     source: str
+    # Other candidates from the file, for a user who must choose.
     others: list[str]
 
 
 class Dataset(NamedTuple):
-    """What a LoRA was trained on but for regularisation. folders: folder -> phrase it is called by; captions of each:
-    tags[folder][tag], in how many; images[folder], 0 where it is not said.
-    """
+    """The training data of a LoRA, without regularisation."""
 
+    # The phrase of each folder.
     folders: dict[str, str]
+    # tags[folder][tag]: the number of captions with the tag.
     tags: dict[str, Counter[str]]
+    # The number of pictures in each folder; 0 where it is unknown.
     images: dict[str, int]
 
 
 def trained_words(metadata: Mapping[str, str]) -> TrainedWords:
-    """Return the phrase a LoRA was trained on, where its file says so.
+    """Return the phrase that a LoRA was trained on, where its file gives one.
 
-    A field of its own decides; else the name of the training folder, unless there are captions and they do not say it;
-    else the one tag that nearly all captions have and that says more than what any picture has.
+    A field of its own takes precedence; then the name of the training folder, unless there are captions without it;
+    then the only tag that is in nearly all captions and is not a generic one.
     """
     for key, phrases in _fields(metadata):
         return TrainedWords(phrases[0], key, phrases[1:])
@@ -109,7 +112,7 @@ def trained_words(metadata: Mapping[str, str]) -> TrainedWords:
 
 
 def _fields(metadata: Mapping[str, str]) -> Iterable[tuple[str, list[str]]]:
-    """Yield the keys that hold triggers, the surest first, with what they hold."""
+    """Yield the keys that hold triggers, the most reliable first, with their phrases."""
     keys = sorted((key for key in metadata if _field(key) in FIELDS), key=lambda key: FIELDS.index(_field(key)))
     for key in keys:
         phrases = _phrases(metadata[key])
@@ -120,12 +123,12 @@ def _fields(metadata: Mapping[str, str]) -> Iterable[tuple[str, list[str]]]:
 
 
 def _field(key: str) -> str:
-    """Return a key without its writer's prefix and spelling: `ss_trigger_words`, `Trigger Words` → `triggerwords`."""
+    """Return a key without prefix and in one spelling: `ss_trigger_words`, `Trigger Words` → `triggerwords`."""
     return re.sub(r"[^a-z]", "", _PREFIX.sub("", key.lower()))
 
 
 def _phrases(value: str) -> list[str]:
-    """Return what a field holds: one phrase, or a list of them as JSON."""
+    """Return the phrases of a field, which holds one phrase or a JSON list of them."""
     listed = _json(value)
     values = listed if isinstance(listed, list) else [listed if isinstance(listed, str) else value]
     said = [each.strip() for each in values if isinstance(each, str) and len(each) <= LONGEST_PHRASE]
@@ -137,14 +140,14 @@ def _phrases(value: str) -> list[str]:
 
 
 def _dataset(metadata: Mapping[str, str]) -> Dataset:
-    """Return the folders and captions, regularisation left out."""
+    """Return the folders and captions, without regularisation."""
     folders, counts = _object(metadata.get("ss_dataset_dirs")), _object(metadata.get("ss_tag_frequency"))
     subsets = {str(each["image_dir"]): each for each in _subsets(metadata.get("ss_datasets")) if each.get("image_dir")}
     left_out = {
         *_object(metadata.get("ss_reg_dataset_dirs")),
         *(name for name, each in subsets.items() if each.get("is_reg")),
     }
-    # A folder that is given twice is there as “name (2)” too.
+    # A folder that was given twice also appears as “name (2)”.
     every = dict.fromkeys([*folders, *counts, *subsets])
     names = [name for name in every if not left_out & {name, re.sub(r" \(\d+\)$", "", name)}]
     tags = {name: _tags(counts.get(name)) for name in names}
@@ -160,7 +163,7 @@ def _subsets(text: str | None) -> list[dict]:
 
 
 def _phrase(folder: str, subset: dict) -> str:
-    """Return what a folder is called by: its class tokens, or its name after the repeats; "" where that says nothing."""
+    """Return a folder's phrase: its class tokens, or its name after the repeats; "" where that is generic."""
     repeats, _, name = folder.partition("_")
     tokens = subset.get("class_tokens")
     phrase = tokens if isinstance(tokens, str) and tokens.strip() else name if repeats.strip().isdigit() else ""
@@ -169,13 +172,13 @@ def _phrase(folder: str, subset: dict) -> str:
 
 
 def _as_captions_have_it(phrase: str, tags: Counter[str]) -> str:
-    """Return a folder's phrase with spaces for its underscores, unless captions have them or there are none."""
+    """Return a folder's phrase, with spaces for underscores unless a caption has these or there are no captions."""
     has_it = not tags or any(phrase.lower() in tag.lower() for tag in tags)
     return phrase if has_it else phrase.replace("_", " ")
 
 
 def _tags(counts: object) -> Counter[str]:
-    """Return in how many captions each tag is, spelled one way."""
+    """Return the number of captions with each tag, in one spelling."""
     found: Counter[str] = Counter()
     for tag, count in counts.items() if isinstance(counts, dict) else ():
         if type(count) is int and count > 0 and (spelled := LEAD_IN.sub("", " ".join(tag.split()))):
@@ -184,7 +187,7 @@ def _tags(counts: object) -> Counter[str]:
 
 
 def _trained_on(dataset: Dataset, folder: str) -> bool:
-    """Whether the folder's captions say its phrase; where there are none, its phrase is the caption of each picture."""
+    """Return whether a folder's captions have its phrase. Without captions, the phrase is each picture's caption."""
     tags = dataset.tags[folder]
     needed = NEARLY_ALL * _captions(dataset, folder)
     return not tags or all(_captions_with(word, tags) >= needed for word in _split(dataset.folders[folder]))
@@ -195,12 +198,12 @@ def _captions_with(word: str, tags: Counter[str]) -> int:
 
 
 def _captions(dataset: Dataset, folder: str) -> int:
-    """Return how many captions a folder has: as many as pictures, or at least as its commonest tag."""
+    """Return how many captions a folder has: as many as pictures or, if unknown, as its most common tag."""
     return dataset.images[folder] or max(dataset.tags[folder].values(), default=0)
 
 
 def _common_tags(dataset: Dataset) -> list[tuple[str, int]]:
-    """Return the tags that are not just any picture's with their captions, the commonest first."""
+    """Return the tags that are not generic, with their number of captions, the most common first."""
     every = sum(dataset.tags.values(), Counter())
     return [(tag, count) for tag, count in every.most_common() if not _GENERIC.fullmatch(_spelled(tag))]
 
@@ -215,7 +218,7 @@ def _tag_that_stands_out(dataset: Dataset, common: list[tuple[str, int]]) -> str
 
 
 def _spelled(phrase: str) -> str:
-    """Return a phrase as all trainers would spell it: `Ohwx_Woman` → `ohwx woman`."""
+    """Return a phrase in one spelling: `Ohwx_Woman` → `ohwx woman`."""
     return " ".join(phrase.replace("_", " ").replace("\\", "").lower().split())
 
 

@@ -1,7 +1,7 @@
-"""The words of a trigger, out of the host's prompt syntax: what the base model knows of them, and what a prompt calls them.
+"""The words of a trigger without ComfyUI's prompt syntax: its class word, and its name in prompts.
 
-In a ComfyUI prompt `(cat:1.2)` is a weight, `\\(` a parenthesis that is meant, `embedding:name` a file. Dynamic prompts
-(`{red|blue}`) and LoRA tags (`<lora:name:1>`) are other programs': the pack's fields do not read them.
+In a ComfyUI prompt `(cat:1.2)` is a weight, `\\(` a literal parenthesis, `embedding:name` a file. Dynamic prompts
+(`{red|blue}`) and LoRA tags (`<lora:name:1>`) belong to other programs; the pack's fields do not interpret them.
 """
 
 import re
@@ -20,9 +20,9 @@ _EDGES = " \t.:!?\"'“”‘’。[]"
 
 
 def class_word(trigger: str) -> str:
-    """Return the last plain word of the first part that has several (“sks cat” → “cat”); nothing where there is none.
+    """Return the last plain word of the first part that has several (“sks cat” → “cat”), or "" where there is none.
 
-    One word alone may be a rare one that only the LoRA knows, and so may a name with its origin (`saber \\(fate\\)`).
+    A single word may be a rare one that only the LoRA knows, and so may a name with its origin (`saber \\(fate\\)`).
     """
     text = _WEIGHT.sub("", _LORA_TAG.sub(" ", trigger))
     for part in _SEPARATORS.split(text):
@@ -34,7 +34,7 @@ def class_word(trigger: str) -> str:
 
 
 def concept_name(trigger: str, class_word: str) -> str:
-    """Return what a prompt calls a concept without a name of its own: its class word, else its trigger."""
+    """Return the name in prompts of a concept to which the user gave none: its class word, else its trigger."""
     name = re.sub(r"[{}]", "", class_word or plain(trigger))
     return " ".join(name.split()) or "concept"
 
@@ -46,13 +46,13 @@ def plain(trigger: str) -> str:
 
 
 def prompt_syntax(words: str) -> str:
-    """Return words of a file as a prompt must have them: parentheses escaped but for weights, LoRA tags gone."""
+    """Return words from a file in prompt syntax: parentheses escaped except for weights, LoRA tags removed."""
     text = _SYNTAX.sub(lambda found: found[0] if found["weighted"] else f"\\{found[0]}", _LORA_TAG.sub("", words))
     return " ".join(text.split()).strip(" ,，;")
 
 
 def remarks(field: str, text: str) -> list[str]:
-    """Return what in a field is not read as its writer may think, in sentences."""
+    """Return sentences on the parts of a field that are not read as its writer may expect."""
     found = []
     if tag := _LORA_TAG.search(text):
         found.append(f"{field} holds {tag[0]}, which is read as words here: take it out.")
@@ -69,6 +69,6 @@ def remarks(field: str, text: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words that have a letter, without the punctuation around them."""
+    """Return the words that contain a letter, without the punctuation around them."""
     words = (word.strip(_EDGES) for word in text.split())
     return [word for word in words if any(character.isalpha() for character in word) or "{" in word]

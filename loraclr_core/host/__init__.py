@@ -1,1 +1,1 @@
-"""All that touches ComfyUI. merge/ and sampler/ build on lora/, and not on each other."""
+"""All code that touches ComfyUI. merge/ and sampler/ build on lora/, but not on each other."""

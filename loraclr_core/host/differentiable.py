@@ -1,4 +1,4 @@
-"""Gradients through a model that the host has loaded for inference."""
+"""Gradients through a model that ComfyUI has loaded for inference."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -13,12 +13,12 @@ from . import weights
 
 @contextlib.contextmanager
 def gradients(in_place: bool, setting: str, models: Iterable[nn.Module] = ()) -> Iterator[None]:
-    """Autograd on, out of the inference mode that the executor runs nodes in.
+    """Turn autograd on, and leave the inference mode in which the executor runs nodes.
 
-    in_place: for models that add to their activations in place, which takes what is changed aside first, at a cost.
-    setting: of the node, at 0 does without gradients. models: whose weights the host may move meanwhile, beside those that
-    it has loaded now.
-    Raises ValueError where another patch's tensors refuse to be differentiated.
+    in_place: for models that add to their activations in place; autograd then saves copies of the changed tensors, at a
+    cost. setting: the node's setting that at 0 needs no gradients. models: further models whose weights ComfyUI may
+    move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's tensors cannot be
+    differentiated.
     """
     models = {*models, *_loaded()}
     keeping = torch.autograd.graph.allow_mutation_on_saved_tensors() if in_place else contextlib.nullcontext()
@@ -44,7 +44,7 @@ def _loaded() -> list[nn.Module]:
 
 @contextlib.contextmanager
 def _training() -> Iterator[None]:
-    """The host's own switch: its fused kernels, which have no gradients, give way to torch's operations."""
+    """Set ComfyUI's own switch that replaces its fused kernels, which have no gradients, by torch's operations."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:
@@ -54,11 +54,11 @@ def _training() -> Iterator[None]:
 
 
 def make_normal(model: nn.Module) -> None:
-    """Replaces parameters and buffers made in inference mode, which autograd refuses to save, by ordinary clones.
+    """Replace parameters and buffers made in inference mode, which autograd refuses to save, by ordinary clones.
 
-    One at a time, so the model is never held twice, and for good: the values are the same. Whenever the host patches
-    weights anew they are inference tensors again, so this belongs before every gradient pass. The host's quantised weights
-    are ordinary until the end of `gradients` only.
+    They are replaced one at a time, so the model is never held twice, and permanently, because the values are the same.
+    When ComfyUI patches weights again they become inference tensors again, so this must be called before every gradient
+    pass. ComfyUI's quantised weights stay ordinary only until the end of `gradients`.
     """
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -70,9 +70,10 @@ def make_normal(model: nn.Module) -> None:
 
 
 def _make_movable(model: nn.Module) -> None:
-    """Replaces quantised weights that are no inference tensors, which the host can neither move nor patch in inference mode.
+    """Turn quantised weights into inference tensors: ComfyUI can neither move nor patch others in inference mode.
 
-    They come from `make_normal`, and from the host itself where it moved or patched a model outside of that mode.
+    Ordinary ones come from `make_normal`, and from ComfyUI itself where it moved or patched a model outside of that
+    mode.
     """
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -81,7 +82,7 @@ def _make_movable(model: nn.Module) -> None:
 
 
 def check_weights_stay(model: nn.Module, device: torch.device, setting: str) -> None:
-    """Raises ValueError where weights pass through the host's reused transfer buffers, which spoils a backward pass."""
+    """Raise ValueError where weights pass through ComfyUI's reused transfer buffers, which breaks a backward pass."""
     if comfy.model_management.NUM_STREAMS == 0:
         return
     if any(parameter.device != device for parameter in model.parameters()):
@@ -92,13 +93,15 @@ def check_weights_stay(model: nn.Module, device: torch.device, setting: str) -> 
 
 
 def attention(function: Callable, *args, **kwargs) -> Tensor:
-    """An `optimized_attention_override` that can be differentiated: torch's own, whatever the host has chosen."""
+    """Attend by torch's own attention, which has gradients; an `optimized_attention_override`."""
     return attention_pytorch(*args, **kwargs)
 
 
 def part_from_skips(transformer_options: dict) -> None:
-    """Runs on from a copy after each input block: the host adds a ControlNet to the skip connections in place, which would
-    change what the backward pass still needs."""
+    """Continue from a copy after each input block.
+
+    ComfyUI adds a ControlNet to the skip connections in place, which would change tensors that the backward pass needs.
+    """
     patches = dict(transformer_options.get("patches", {}))
     name = "input_block_patch_after_skip"
     patches[name] = [*patches.get(name, []), lambda h, options: h.clone()]

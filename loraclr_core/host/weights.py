@@ -1,8 +1,8 @@
-"""Weights as a model keeps them: plain, quantised by the host, or packed by the loader of another pack.
+"""Weights as a model stores them: plain, quantised by ComfyUI, or packed by the loader of another pack.
 
-A packed weight has another shape than its layer, a state dict has keys that are no parameters (scales, tables, what a
-loader puts there to reserve memory), a quantised layer need not be an `nn.Linear`, and a loader's tensor class may answer
-`clone` with itself. Layers, not tensors, are asked for shapes here.
+A packed weight has another shape than its layer. A state dict has keys that are no parameters: scales, tables, and
+entries that a loader adds to reserve memory. A quantised layer need not be an `nn.Linear`, and the `clone` of a
+loader's tensor class may return the tensor itself. Shapes are therefore taken from layers, not from tensors.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 def is_linear(module: nn.Module) -> bool:
     """Return whether the layer is a product with one matrix.
 
-    The host's quantised layers and those of other packs only look like an `nn.Linear`. A bank of experts has the same two
+    Quantised layers of ComfyUI and of other packs only resemble an `nn.Linear`. A bank of experts has the same two
     sizes, but no `forward`.
     """
     sized = hasattr(module, "in_features") and hasattr(module, "out_features")
@@ -38,16 +38,16 @@ def weight_shape(module: nn.Module) -> torch.Size | None:
 
 
 def input_width(module: nn.Module) -> int:
-    """Return the width of a linear layer's input; of a convolution's as a matrix product sees it."""
+    """Return the width of a linear layer's input, or of a convolution's unfolded input."""
     shape = weight_shape(module)
     assert shape is not None
     return shape[1:].numel()
 
 
 def stored(patcher: ModelPatcher, key: str) -> Tensor:
-    """Return a weight without its patches: the host's copy of it while they are applied.
+    """Return a weight without its patches: ComfyUI's backup while they are applied.
 
-    The patcher's own `get_key_patches` fails on keys that are no parameters. Raises AttributeError for one of those.
+    The patcher's own `get_key_patches` fails on keys that are no parameters. Raises AttributeError for such a key.
     """
     if key in patcher.hook_backup:
         return patcher.hook_backup[key][0]
@@ -55,9 +55,10 @@ def stored(patcher: ModelPatcher, key: str) -> Tensor:
 
 
 def content(patcher: ModelPatcher, key: str, placed: object) -> object:
-    """Return what tells one model from another at a key of its state dict: the weight, or what is `placed` at another key.
+    """Return the content of a key of a model's state dict that identifies the model: a weight, or else `placed`.
 
-    None where there is no data, or where it follows from the layer's weight: the host's scales, which change as it patches.
+    None where there is no data, or where the content follows from the layer's weight, as ComfyUI's scales do, which
+    change when it patches.
     """
     with contextlib.suppress(AttributeError):
         if isinstance(weight := stored(patcher, key), Tensor):
@@ -68,7 +69,7 @@ def content(patcher: ModelPatcher, key: str, placed: object) -> object:
 
 
 def dequantised(patcher: ModelPatcher, key: str, device: torch.device) -> Tensor:
-    """Return a copy of a weight without its patches; as it is stored where its layer does not say how to dequantise it."""
+    """Return a dequantised copy of a weight without its patches; as stored where its layer has no way to dequantise."""
     path, _, name = key.rpartition(".")
     module = patcher.model.get_submodule(path)
     weight = stored(patcher, key)
@@ -76,17 +77,17 @@ def dequantised(patcher: ModelPatcher, key: str, device: torch.device) -> Tensor
         weight = copied(weight)
         weight.patches = []
         return module.get_weight(weight.to(device), torch.float32)
-    convert = getattr(module, f"convert_{name}", lambda weight, **_: weight)  # the host's
+    convert = getattr(module, f"convert_{name}", lambda weight, **_: weight)  # ComfyUI's
     return convert(weight.to(device=device, copy=True), inplace=True)
 
 
 def is_wrapper(parameter: object) -> bool:
-    """Return whether a tensor keeps its data in others, as the host's quantised ones do."""
+    """Return whether a tensor keeps its data in other tensors, as ComfyUI's quantised ones do."""
     return hasattr(parameter, "__tensor_flatten__")
 
 
 def rewrapped(parameter: Tensor) -> nn.Parameter:
-    """Return another wrapper of the same data; an inference tensor where that is the mode."""
+    """Return a new wrapper of the same data, which is an inference tensor in inference mode."""
     names, kind = parameter.__tensor_flatten__()
     parts = {name: getattr(parameter, name) for name in names}
     made = type(parameter).__tensor_unflatten__(parts, kind, parameter.shape, parameter.stride())
@@ -94,8 +95,8 @@ def rewrapped(parameter: Tensor) -> nn.Parameter:
 
 
 def copied(parameter: Tensor) -> Tensor:
-    """Return a copy, of the same class and with the same attributes; outside of inference mode no inference tensor."""
-    # Not the class's own `clone`, which may return the tensor itself.
+    """Return a copy of the same class with the same attributes; outside of inference mode it is an ordinary tensor."""
+    # The class's own `clone` may return the tensor itself.
     with torch._C.DisableTorchFunctionSubclass():
         copy = torch.Tensor.clone(torch.Tensor.detach(parameter))
     if type(copy) is not Tensor or type(parameter) is nn.Parameter:

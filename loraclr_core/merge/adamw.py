@@ -1,6 +1,7 @@
-"""The optimiser published with LoRACLR (arXiv 2412.09622), with its published settings, to compare with.
+"""The optimiser published with LoRACLR (arXiv 2412.09622), with its published settings, for comparison.
 
-AdamW over the full matrix Δ of one layer, from zero, the best iterate kept; here on sampled tokens.
+It runs AdamW over the full matrix Δ of one layer, starting from zero, and keeps the best iterate; here on sampled
+tokens.
 """
 
 from dataclasses import dataclass
@@ -32,13 +33,13 @@ def solve(
     device: torch.device,
     settings: AdamWSettings = PUBLISHED,
 ) -> LowRank:
-    """The merged Δ of one layer, on the CPU in float32, of full rank."""
+    """Return the merged Δ of one layer, on the CPU in float32, of full rank."""
     m = margin.resolve(concepts)
     samples = min(len(c.inputs) for c in concepts)
     with torch.inference_mode(False), torch.enable_grad():
         inputs = torch.stack([c.inputs[:samples].clone() for c in concepts]).to(device)
         targets = torch.stack([c.outputs[:samples].clone() for c in concepts]).to(device)
-        # Y_i = X_i Wᵀ + X_i ΔW_iᵀ, so what the base layer says follows from the two.
+        # Y_i = X_i Wᵀ + X_i ΔW_iᵀ, so the base layer's output follows from the other two.
         changes = torch.stack([c.delta.to(device).apply(x) for c, x in zip(concepts, inputs, strict=True)]).clone()
         base = targets - changes
 
@@ -58,7 +59,7 @@ def solve(
 def loss(
     delta: Tensor, inputs: Tensor, targets: Tensor, base: Tensor, margin: float, settings: AdamWSettings
 ) -> Tensor:
-    """The published objective of Δ (out, in); inputs (n, tokens, in), targets and base (n, tokens, out)."""
+    """Return the published objective of Δ (out, in). inputs: (n, tokens, in); targets, base: (n, tokens, out)."""
     outputs = base + inputs @ delta.T
     errors = (outputs - targets).flatten(1)
     positive = errors.square().sum(dim=1)

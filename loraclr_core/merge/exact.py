@@ -5,13 +5,13 @@ While no concept comes within the margin of another, the objective is a least-sq
     min over Δ of  Σ_i ‖X_i (Δ − ΔW_i)ᵀ‖² + μ ‖Δ − Σ_i ΔW_i‖²
     Δ* = (Σ_i ΔW_i (G_i + μ I)) S⁻¹,   S = Σ_i G_i + μ I,   G_i = X_iᵀ X_i
 
-and with ΔW_i = B_i A_i its solution is a LoRA as it stands: Δ* = [B_1 … B_n] · [A_1 (G_1 + μ I); …; A_n (G_n + μ I)] S⁻¹.
-Every concept keeps its up matrix, its down matrix is re-aimed.
+and with ΔW_i = B_i A_i its solution is itself a LoRA: Δ* = [B_1 … B_n] · [A_1 (G_1 + μ I); …; A_n (G_n + μ I)] S⁻¹.
+Every concept keeps its up matrix; its down matrix changes.
 
-Inputs of real layers are close to rank-deficient, and a capture sees few of the prompts to come: where its features say
-nothing, the ridge μ decides. It draws towards the sum, which is what the LoRAs do where they do not meet. (The paper's
-λ_Δ ‖Δ‖ would draw towards nothing there, and prompts unlike the captures' lose the concepts.) Second moments are in the
-thousands, so μ is relative to them: μ = ρ · mean diagonal of Σ G_i.
+Inputs of real layers are close to rank-deficient, and a capture sees few of the prompts to come. In directions that its
+features do not cover, the ridge μ decides: it pulls towards the sum, which is the effect of stacked LoRAs that do not
+interfere. (The paper's λ_Δ ‖Δ‖ would pull towards zero there, and prompts unlike the captured ones would lose the
+concepts.) Second moments are in the thousands, so μ is relative to them: μ = ρ · mean diagonal of Σ G_i.
 """
 
 from typing import NamedTuple
@@ -29,16 +29,16 @@ DESCENT_STEPS = 40
 
 
 def solve(gram: Gram, concepts: list[ConceptStatistics], ridge: float, margin: Margin, device: torch.device) -> LowRank:
-    """The merged Δ of one layer, on the CPU in float32, of rank ≤ min(Σ rank_i, out, in).
+    """Return the merged Δ of one layer, on the CPU in float32, of rank ≤ min(Σ rank_i, out, in).
 
-    gram: the sum of the concepts' second moments and of whatever else is to stay as it is.
+    gram: the sum of second moments of the concepts, and of whatever else must not change.
     ridge: ρ above, > 0.
     """
     if ridge <= 0:
         raise ValueError(f"ridge must be above 0, not {ridge}: second moments of real layers are close to singular")
     dtype = torch.float32 if device.type == "mps" else torch.float64
     up = torch.cat([c.delta.up for c in concepts], dim=1)
-    mu = ridge * (gram.mean_diagonal() or 1.0)  # a layer that only ever saw zeros is summed
+    mu = ridge * (gram.mean_diagonal() or 1.0)  # a layer whose inputs are all zero is summed
     down = torch.cat([c.delta.down for c in concepts]).to(device, dtype)
     response = torch.cat([c.response for c in concepts]).to(device, dtype) + mu * down
     system = None
@@ -58,13 +58,13 @@ def solve(gram: Gram, concepts: list[ConceptStatistics], ridge: float, margin: M
 
 
 def _factorise(gram: Tensor, mu: float) -> Tensor:
-    """Lower Cholesky factor of S = G + μ I, from the lower triangle of G, which is overwritten."""
+    """Return the lower Cholesky factor of S = G + μ I, from the lower triangle of G, which is overwritten."""
     gram.diagonal().add_(mu)
     return torch.linalg.cholesky(gram)
 
 
 def _solve_among(rows: Tensor, response: Tensor, mu: float) -> Tensor:
-    """response S⁻¹ by way of the (n, n) matrix X Xᵀ (Woodbury): S⁻¹ = (I − Xᵀ (X Xᵀ + μ I)⁻¹ X) / μ."""
+    """Return response S⁻¹ through the (n, n) matrix X Xᵀ (Woodbury): S⁻¹ = (I − Xᵀ (X Xᵀ + μ I)⁻¹ X) / μ."""
     kernel = rows @ rows.T
     kernel.diagonal().add_(mu)
     weights = torch.cholesky_solve(rows @ response.T, torch.linalg.cholesky(kernel))
@@ -79,13 +79,13 @@ class _Pair(NamedTuple):
 
 
 def _descend(start: LowRank, system: Tensor, concepts: list[ConceptStatistics], margin: float) -> LowRank:
-    """Goes on from the closed form where the margin is active, within the column space of the up matrices.
+    """Descend from the closed form where the margin is active, within the column space of the up matrices.
 
-    With S = C Cᵀ, U an orthonormal basis of the ups and Δ = Δ* + U E C⁻¹, the least-squares part is exactly ‖E‖², so
-    the problem is perfectly conditioned but for the hinge, and L-BFGS needs a few steps.
+    With S = C Cᵀ, U an orthonormal basis of the ups and Δ = Δ* + U E C⁻¹, the least-squares part is exactly ‖E‖². Apart
+    from the hinge, the problem is then perfectly conditioned, and L-BFGS needs only a few steps.
     """
     device, dtype = system.device, system.dtype
-    # Nodes run in inference mode, whose tensors autograd refuses: work on clones made outside of it.
+    # Nodes run in inference mode, whose tensors autograd refuses: this works on clones made outside of it.
     with torch.inference_mode(False), torch.enable_grad():
         system = system.clone()
         up, down = (t.clone().to(device, dtype) for t in start)
@@ -93,7 +93,7 @@ def _descend(start: LowRank, system: Tensor, concepts: list[ConceptStatistics], 
         down = rest @ down
         whitened = []
         pairs: list[list[_Pair]] = []
-        # Prompts of different length are not sampled alike where a capture is short.
+        # In a short capture, prompts of different lengths yield different numbers of samples.
         samples = min(len(concept.inputs) for concept in concepts)
         for i, concept in enumerate(concepts):
             x, y = (t[:samples].clone().to(device, dtype) for t in (concept.inputs, concept.outputs))
@@ -114,7 +114,7 @@ def _descend(start: LowRank, system: Tensor, concepts: list[ConceptStatistics], 
             for z, others in zip(whitened, pairs, strict=True):
                 moved = z @ step.T
                 squared = torch.stack([p.squared + 2 * (p.projected * moved).sum() for p in others])
-                # The floor keeps the square root differentiable where a concept meets another one exactly.
+                # The floor keeps the square root differentiable where one concept coincides with another.
                 nearest = (squared.min() + moved.square().sum()).clamp(min=1e-12 * margin**2).sqrt()
                 total = total + (margin - nearest).clamp(min=0).square()
             return total

@@ -1,4 +1,4 @@
-"""The second moments G = XᵀX of rows that come in portions."""
+"""The second moments G = XᵀX of rows that arrive in portions."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,10 @@ PANEL = 256
 
 
 class Gram:
-    """G of few rows is kept as the rows, of more as panels.
+    """G, stored as its rows while they are few, and as panels once they are more.
 
-    rows: (n, width) in portions, up to half of the width: there they take less room than G, and `exact` solves among
-    them.
-    panels: G is symmetric, so only panels of PANEL columns, from the diagonal down, are computed and kept.
+    rows: (n, width) in portions, up to n = width / 2. They take less memory than G, and `exact` solves in their span.
+    panels: G is symmetric, so only panels of PANEL columns, from the diagonal down, are computed and stored.
     """
 
     def __init__(self, width: int, device: torch.device):
@@ -20,13 +19,13 @@ class Gram:
         self.panels: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
-        """Adds rowsᵀ rows; rows (n, width) in float32, kept as they are."""
+        """Add rowsᵀ rows. rows: (n, width) in float32; the tensor itself is kept."""
         self.rows.append(rows)
         if self.panels or sum(map(len, self.rows)) > self.width // 2:
             self._multiply()
 
     def plus(self, other: "Gram", weight: float) -> "Gram":
-        """G + weight · other, weight > 0; neither is changed."""
+        """Return G + weight · other, weight > 0, without changing either."""
         total = Gram(self.width, self.device)
         total.panels = [panel.clone() for panel in self.panels]
         for rows in self.rows:
@@ -40,7 +39,7 @@ class Gram:
         return total
 
     def lower(self) -> Tensor:
-        """The (width, width) matrix; what stands above its diagonal is not to be read."""
+        """Return the (width, width) matrix, of which only the lower triangle is valid."""
         if not self.panels:
             rows = self._gathered()
             return rows.T @ rows
@@ -50,11 +49,11 @@ class Gram:
         return matrix
 
     def few_rows(self) -> Tensor | None:
-        """X (n, width) while that is all there is, n ≤ width / 2."""
+        """Return X (n, width) while G is stored as rows, n ≤ width / 2; None otherwise."""
         return None if self.panels else self._gathered()
 
     def mean_diagonal(self) -> float:
-        """trace G / width"""
+        """Return trace G / width."""
         parts = [rows.square().sum() for rows in self.rows] + [panel.diagonal().sum() for panel in self.panels]
         return float(sum(parts)) / self.width
 

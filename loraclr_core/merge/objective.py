@@ -1,13 +1,13 @@
 """The LoRACLR objective of one layer (arXiv 2412.09622), on sampled tokens.
 
-With inputs X_i, base weight W and concept differences ΔW_i, concept i wants Y_i = X_i (W + ΔW_i)ᵀ. A shared Δ is
-judged by
+With inputs X_i, base weight W and concept differences ΔW_i, the target of concept i is Y_i = X_i (W + ΔW_i)ᵀ. A shared
+Δ is measured by
 
     d_p,i = ‖X_i (W + Δ)ᵀ − Y_i‖ = ‖X_i (Δ − ΔW_i)ᵀ‖             how far concept i is from its own features
     d_n,i = min over j ≠ i of ‖X_i (W + Δ)ᵀ − Y_j‖                how near it comes to another concept's
     L     = 1/n Σ_i [ d_p,i² + max(0, m − d_n,i)² ] + λ_mse MSE + λ_Δ ‖Δ‖_F
 
-Y_i is what the layer said while concept i was active, so W itself is never needed, and a bias cancels.
+Y_i is the layer's output while concept i was active, so W itself is never needed, and a bias cancels.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ MarginMode = Literal["absolute", "relative"]
 
 @dataclass(frozen=True)
 class Margin:
-    """m of the objective: a distance as it stands in the paper, or a fraction of the mean distance of two concepts."""
+    """m of the objective: a distance, as in the paper, or a fraction of the mean distance between two concepts."""
 
     value: float = 0.5
     mode: MarginMode = "absolute"
 
     def resolve(self, concepts: list[ConceptStatistics]) -> float:
-        """The distance meant, over all tokens of the capture."""
+        """Return m as a distance over all tokens of the capture."""
         if self.mode == "absolute" or len(concepts) < 2:
             return self.value
         _, outputs = _samples(concepts)
@@ -41,13 +41,13 @@ class Margin:
 
 
 def held_out_error(concept: ConceptStatistics, delta: LowRank) -> float:
-    """d_p² per held-out token: ‖X (Δ − ΔW)ᵀ‖² / tokens."""
+    """Return d_p² per held-out token: ‖X (Δ − ΔW)ᵀ‖² / tokens."""
     x = concept.held_out
     return float((delta.apply(x) - concept.delta.apply(x)).square().sum() / max(1, len(x)))
 
 
 def negative_distances(concepts: list[ConceptStatistics], delta: LowRank) -> Tensor:
-    """d_n of every concept, (n,), over all tokens of the capture; infinite where there is no other concept."""
+    """Return d_n of every concept, (n,), over all tokens of the capture; infinite without another concept."""
     inputs, outputs = _samples(concepts)
     if not outputs.numel():
         return torch.full((len(concepts),), float("inf"))
@@ -57,15 +57,15 @@ def negative_distances(concepts: list[ConceptStatistics], delta: LowRank) -> Ten
 
 
 def _samples(concepts: list[ConceptStatistics]) -> tuple[Tensor, Tensor]:
-    """Inputs (n, samples, in) and outputs (n, samples, out): the tokens that every concept has.
+    """Return inputs (n, samples, in) and outputs (n, samples, out) of as many tokens as every concept has.
 
-    Prompts of different length are not sampled alike where a capture is short.
+    In a short capture, prompts of different lengths yield different numbers of samples.
     """
     count = min(len(concept.outputs) for concept in concepts)
     return torch.stack([c.inputs[:count] for c in concepts]), torch.stack([c.outputs[:count] for c in concepts])
 
 
 def _distances(own: Tensor, outputs: Tensor, concepts: list[ConceptStatistics]) -> Tensor:
-    """‖own_i − outputs_j‖, (n, n), of all pairs of (n, samples, out), as if of every token of concept i's capture."""
+    """Return ‖own_i − outputs_j‖, (n, n), for (n, samples, out), extrapolated to all tokens of concept i's capture."""
     scale = torch.tensor([concept.seen / own.shape[1] for concept in concepts]).sqrt()
     return torch.cdist(own.flatten(1), outputs.flatten(1)) * scale[:, None]

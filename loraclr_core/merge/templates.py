@@ -5,7 +5,7 @@ from ..concept import Concept
 
 
 def check_template(template: str, concepts: list[Concept]) -> None:
-    """Raise PromptError for a capture prompt without `{trigger}`, or with other braces that would stand for a phrase."""
+    """Raise PromptError for a capture prompt without `{trigger}`, or with a concept's name in braces."""
     if "{trigger}" not in template:
         raise PromptError(
             f"The capture prompt “{template}” lacks {{trigger}}: put it where the concept's trigger belongs."

@@ -1,11 +1,11 @@
 """Which branch draws where, from the first step of a run to the last (arXiv 2403.19776).
 
-A concept with a mask is drawn there. With the plain picture around the concepts, each other one is drawn at an object of that
-picture, and one for which there is none where its own words look, outside the others' areas. With the composed picture around
-them, as published, every area follows what the concept's own words look at in each step.
+A concept with a mask is drawn there. With the plain picture around the concepts, every other concept is drawn at an
+object of that picture; one without an object is drawn where its own words attend, outside the others' areas. With the
+composed picture around them, as published, every area follows the attention of the concept's own words in each step.
 
-Where areas overlap, a place goes to the concept whose words have looked at it most in all steps so far; as published, the
-predictions of all are averaged.
+Where areas overlap, a place goes to the concept whose words have attended to it most in all steps so far. As published,
+the predictions of all of them are averaged.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from .masks import Morphology, Overlap
 
 @dataclass(frozen=True, kw_only=True)
 class AreaSettings:
-    """How areas follow from attention."""
+    """How areas are derived from attention."""
 
-    # Share of a token's strongest attention above which a place belongs to its concept.
+    # A place belongs to a concept above this share of a token's strongest attention.
     threshold: float = 0.3
-    # Change of an area by its 3×3 neighbourhoods.
+    # How an area is changed by its 3×3 neighbourhoods.
     morphology: Morphology = "dilate"
     # Who gets a place in several areas.
     overlap: Overlap = "strongest"
@@ -35,13 +35,15 @@ class AreaSettings:
 class Areas:
     """The areas of one run.
 
-    concepts: (batch, concepts, height, width), 0…1, as they are now.
-    branches: (batch, 1 + concepts, height, width), what predictions are fused by; the base branch takes what is left.
+    concepts: the current areas, (batch, concepts, height, width), 0…1.
+    branches: the weights for fusing predictions, (batch, 1 + concepts, height, width); the base branch takes the rest.
     """
 
     def __init__(self, given: Tensor, has_mask: Sequence[bool], plain_claims: Tensor | None, settings: AreaSettings):
-        """given: masks of the concepts that have one, (batch, concepts, height, width), zero for the others.
-        plain_claims: claims of all concepts' words in the plain picture, (batch, concepts, h, w); None without one.
+        """Place the concepts.
+
+        given: the masks of the concepts that have one, (batch, concepts, height, width), zero for the others.
+        plain_claims: the claims of all concepts' words in the plain picture, (batch, concepts, h, w); None without one.
         """
         self.settings = settings
         self.has_mask = list(has_mask)
@@ -54,7 +56,7 @@ class Areas:
         self.branches = self._of_branches(step=0)
 
     def update(self, claims: Tensor, step: int) -> None:
-        """Follow the attention of one evaluation. claims: of each concept in its own branch, (batch, concepts, h, w)."""
+        """Follow the attention of one evaluation. claims: each concept's in its own branch, (batch, concepts, h, w)."""
         size = self.placed.shape[-2:]
         found = masks.resize(masks.concept_mask(claims, self.settings.threshold, self.settings.morphology), size)
         if self.taken is not None:
@@ -73,7 +75,7 @@ class Areas:
 
 
 def _placed(given: Tensor, has_mask: list[bool], plain_claims: Tensor | None, settings: AreaSettings) -> Tensor:
-    """Return the given masks, and an object of the plain picture for each other concept; empty where there is none."""
+    """Return the given masks, and for every other concept an object of the plain picture, empty where there is none."""
     others = [concept for concept, known in enumerate(has_mask) if not known]
     if plain_claims is None or not others:
         return given

@@ -1,11 +1,11 @@
-"""Which branch draws where: masks from attention, and predictions fused by them (arXiv 2403.19776).
+"""Masks from attention, and predictions fused by them (arXiv 2403.19776).
 
-A concept claims a place as far as any of its tokens' maps comes near that map's maximum; its mask is where the claim is
-above a threshold. Where masks overlap the published method averages the concepts' predictions. A concept's words attend to
-another's object too, at a third or more of their maximum, and the average of a concept and of a plain thing is neither: so
-a place can also go to the strongest claim alone. Of one step and one cell that claim is a coin toss between two concepts of
-one class, and an object gets both looks; so what counts is the mean of the neighbourhood and of the steps so far. Branch 0
-takes what no concept claims.
+A concept claims a place as strongly as the highest of its tokens' maps there, each relative to its own maximum; its
+mask is where the claim is above a threshold. Where masks overlap, the published method averages the concepts'
+predictions. But a concept's words also attend to another's object, at a third or more of their maximum, and the average
+of a concept and a plain thing is neither, so a place can also go to the strongest claim alone. The claim of a single
+step and cell is too noisy to tell two concepts of one class apart, and one object would get both looks; the mean over
+the neighbourhood and over the steps so far is compared instead. Branch 0 takes the places that no concept claims.
 """
 
 from typing import Literal
@@ -19,16 +19,16 @@ MORPHOLOGY: tuple[Morphology, ...] = ("none", "dilate", "erode", "open", "close"
 Overlap = Literal["strongest", "average (paper)"]
 OVERLAPS: tuple[Overlap, ...] = ("strongest", "average (paper)")
 
-ROUNDING = 1e-3  # a blurred mask is up to this beyond 0…1
-# Keeps a map without any attention from dividing by zero.
+ROUNDING = 1e-3  # a blurred mask may exceed 0…1 by this much
+# Avoids a division by zero for a map without any attention.
 NONE = 1e-12
 
 
 def given(mask: Tensor, concept: str) -> Tensor:
-    """Return a user's mask as (batch, height, width), 0…1: (height, width), (batch, height, width) and (batch, 1, height,
-    width) are taken, as the host's mask nodes take them.
+    """Return a user's mask as (batch, height, width), 0…1.
 
-    concept: its name, for the message. Raises ValueError, with the shape, for anything else.
+    Like ComfyUI's mask nodes, it accepts (height, width), (batch, height, width) and (batch, 1, height, width). Raises
+    ValueError, with the shape, for anything else. concept: its name, for the message.
     """
     if not isinstance(mask, Tensor):
         raise ValueError(f"The mask of concept “{concept}” is no mask but a {type(mask).__name__}: connect a MASK.")
@@ -54,19 +54,20 @@ def given(mask: Tensor, concept: str) -> Tensor:
 
 
 def claim(maps: Tensor) -> Tensor:
-    """maps: (batch, tokens, height, width) of one concept -> the largest share of its own maximum that any of them has at a
-    place, (batch, height, width), 0…1.
+    """Return how strongly a concept claims each place, (batch, height, width), 0…1.
+
+    maps: (batch, tokens, height, width). The claim is the largest of the tokens' maps, each divided by its own maximum.
     """
     return (maps / maps.amax(dim=(-2, -1), keepdim=True).clamp(min=NONE)).amax(dim=1)
 
 
 def concept_mask(claim: Tensor, threshold: float, morphology: Morphology = "none") -> Tensor:
-    """claim: (…, height, width) -> the concept's mask, 0 or 1."""
+    """Return a concept's mask, 0 or 1, from its claim, (…, height, width)."""
     return morphed((claim > threshold).to(claim.dtype), morphology)
 
 
 def morphed(mask: Tensor, morphology: Morphology) -> Tensor:
-    """mask: (…, height, width), 0 or 1 -> the same, changed by its 3×3 neighbourhoods."""
+    """Return a mask, (…, height, width), 0 or 1, changed by its 3×3 neighbourhoods."""
     if morphology in ("dilate", "close"):
         mask = _dilate(mask)
     if morphology in ("erode", "open", "close"):
@@ -77,34 +78,35 @@ def morphed(mask: Tensor, morphology: Morphology) -> Tensor:
 
 
 def smooth(claim: Tensor) -> Tensor:
-    """The mean of each place's 3×3 neighbourhood. (…, height, width) -> the same."""
+    """Return the mean of each place's 3×3 neighbourhood; (…, height, width)."""
     return F.avg_pool2d(claim, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def strongest(concepts: Tensor, claims: Tensor) -> Tensor:
-    """Masks and claims (batch, concepts, height, width) -> masks of which just the one with the strongest claim is left at
-    each place; where claims are equal, all of them.
+    """Keep, at each place, only the mask with the strongest claim, or all masks that tie for it.
+
+    concepts: masks. Both are (batch, concepts, height, width).
     """
     contested = claims * (concepts > 0)
     return concepts * (contested == contested.amax(dim=1, keepdim=True))
 
 
 def branch_masks(concepts: Tensor) -> Tensor:
-    """concepts: (batch, concepts, height, width), 0…1 -> (batch, 1 + concepts, height, width), the base branch first."""
+    """Put the base branch's mask, the places left over, first: (batch, n, h, w), 0…1 -> (batch, 1 + n, h, w)."""
     return torch.cat([1 - concepts.amax(dim=1, keepdim=True), concepts], dim=1)
 
 
 def resize(mask: Tensor, size: tuple[int, int], mode: Literal["nearest", "area"] = "nearest") -> Tensor:
-    """At the latent's size; (batch, concepts, h, w) -> (batch, concepts, *size).
+    """Resize masks to the latent's size: (batch, concepts, h, w) -> (batch, concepts, *size).
 
-    mode: nearest for a derived mask, so that it stays 0 or 1; area for a user's: each cell is the mean of the pixels it
-    covers.
+    mode: nearest for a derived mask, which keeps it 0 or 1; area for a user's, which makes each cell the mean of the
+    pixels that it covers.
     """
     return F.interpolate(mask, size=size, mode=mode)
 
 
 def fuse(predictions: Tensor, masks: Tensor) -> Tensor:
-    """Σ M_k ε_k / Σ M_k. predictions: (branches, batch, channels, h, w); masks: (batch, branches, h, w)."""
+    """Return Σ M_k ε_k / Σ M_k. predictions: (branches, batch, channels, h, w); masks: (batch, branches, h, w)."""
     weights = (masks / masks.sum(dim=1, keepdim=True)).movedim(1, 0)[:, :, None]
     return (predictions * weights).sum(dim=0)
 

@@ -1,7 +1,7 @@
 """The objects of a plain picture, one for each concept.
 
-Where a concept's own branch would draw it wherever its words look, a picture without LoRAs has each thing once. What the
-class words attend to there falls into connected parts, which are its objects.
+A concept's own branch would draw it wherever its words attend, but a picture without LoRAs has each thing once. The
+places that the class words attend to there form connected parts, which are its objects.
 """
 
 import numpy as np
@@ -11,22 +11,23 @@ from torch import Tensor
 
 from .masks import Morphology, morphed
 
-# What counts as one object: neighbours in eight directions, and this share of the picture at least.
+# An object is connected in eight directions and covers at least this share of the picture.
 EIGHT = np.ones((3, 3))
 SMALLEST = 1 / 64
-# The step by which the threshold rises until objects that touch are parted.
+# The step by which the threshold rises until touching objects separate.
 LEVEL = 0.05
 
 
 def masks(claims: Tensor, threshold: float, morphology: Morphology = "none") -> Tensor:
-    """One object for each concept: (batch, concepts, height, width) -> their masks, the same, 0 or 1.
+    """Return a mask of one object for each concept, 0 or 1: (batch, concepts, height, width) -> the same shape.
 
-    claims: of the concepts' words in the plain picture, 0…1 (`masks.claim`). An object is a connected part of the places
-    with a claim above the threshold; where there are fewer than concepts, a higher threshold parts what touches. Each
-    concept gets one, such that in sum the mean claims to their own objects are largest. Further objects are nobody's, and a
-    concept for which none is left has an empty mask.
+    claims: the claims of the concepts' words in the plain picture, 0…1 (`masks.claim`). An object is a connected part
+    of the places with a claim above the threshold; where there are fewer objects than concepts, a higher threshold
+    separates touching ones. Objects are assigned such that the sum of the concepts' mean claims to their own objects is
+    largest. Spare objects belong to no concept, and a concept for which no object is left has an empty mask.
 
-    A mask is one cell larger than the object: what of a plain thing stands out of its mask, a LoRA completes.
+    A mask is one cell larger than its object: a LoRA would continue any part of the plain thing that stood out of the
+    mask.
     """
     return torch.stack([_masks(each, threshold, morphology) for each in claims])
 
@@ -46,7 +47,7 @@ def _masks(claims: Tensor, threshold: float, morphology: Morphology) -> Tensor:
 
 
 def _parted(claimed: np.ndarray, threshold: float, wanted: int) -> tuple[np.ndarray, list[int]]:
-    """Places numbered by their object, 0 without one, and the numbers of those that are large enough for a concept."""
+    """Return places numbered by their object, 0 for none, and the numbers of objects large enough for a concept."""
 
     def parts(level: float) -> tuple[np.ndarray, list[int]]:
         labels, count = ndimage.label(claimed > level, EIGHT)  # pyright: ignore[reportGeneralTypeIssues]
@@ -58,7 +59,7 @@ def _parted(claimed: np.ndarray, threshold: float, wanted: int) -> tuple[np.ndar
 
 
 def _grown(labels: np.ndarray, within: np.ndarray, cells: int) -> np.ndarray:
-    """Each object with the free places around it, so many cells far at most."""
+    """Grow each object into the free places around it, by at most this many cells."""
     for _ in range(cells):
         wider = np.where((labels == 0) & within, ndimage.grey_dilation(labels, size=(3, 3)), labels)
         if np.array_equal(wider, labels):

@@ -1,7 +1,7 @@
 r"""One prompt for all branches: `a photo of {cat} and {dog} in a park`.
 
-Branch 0 reads every `{name}` as the concept's class word. Branch k reads concept k's as its trigger and the others' as
-their class words. Braces that are meant literally are written `\{` and `\}`.
+Branch 0 replaces every `{name}` by the concept's class word. Branch k replaces concept k's by its trigger and the
+others' by their class words. Literal braces are written `\{` and `\}`.
 """
 
 from typing import NamedTuple
@@ -15,17 +15,18 @@ _LITERALLY = "Braces that are meant literally are written \\{ and \\}."
 
 
 class BranchPrompt(NamedTuple):
-    """spans: for each concept, in the concepts' order, where its phrase stands in `text` (characters, end exclusive)."""
+    """The prompt of one branch."""
 
     text: str
+    # For each concept, in order, where its phrase stands in `text` (characters, end exclusive).
     spans: list[list[Span]]
 
 
 def branches(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
-    """The prompts of branch 0 (base) and of branches 1…K, one per concept.
+    """Return the prompts of branch 0 (base) and of branches 1…K, one per concept.
 
-    Raises PromptError for a `{name}` that no concept has, a concept the prompt never names or cannot name, or a stray brace;
-    ValueError for a concept without a class word.
+    Raises PromptError for a `{name}` that no concept has, a concept that the prompt never names or cannot name, or a
+    stray brace; ValueError for a concept without a class word.
     """
     require_class_words(concepts, "the sampler's plain picture shows each concept by its class word")
     for concept in concepts:
@@ -65,7 +66,7 @@ def branches(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
 def negative(text: str, concepts: list[Concept]) -> str:
     """Return the negative prompt of every branch. Raises PromptError where it names a concept in braces.
 
-    Other braces stay as they are: `braces.literal_marks` finds them.
+    Other braces are left unchanged; `braces.literal_marks` finds them.
     """
     if named := named_in(text, [concept.name for concept in concepts]):
         raise PromptError(

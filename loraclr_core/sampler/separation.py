@@ -1,6 +1,6 @@
-"""How far apart the concepts' attention is, and the step that moves it further apart (arXiv 2403.19776).
+"""The loss that measures how well the concepts' attention is separated, and the step against it (arXiv 2403.19776).
 
-The loss is NT-Xent over the maps that every concept's tokens have in every branch; a map's label is its concept. A step moves
+The loss is NT-Xent over the maps of every concept's tokens in every branch; a map's label is its concept. A step moves
 the latent against its gradient:
 
     z ← z − α ∇_z L
@@ -21,11 +21,11 @@ Maps = dict[int, Tensor]  # attention by branch number, each (batch, height, wid
 
 
 class Branch(NamedTuple):
-    """One prompt that the model is evaluated with."""
+    """One prompt with which the model is evaluated."""
 
     # Index of the concept whose LoRA and trigger the branch has; None for the base branch.
     concept: int | None
-    # For each concept, where its tokens stand in the branch's conditioning.
+    # For each concept, the positions of its tokens in the branch's conditioning.
     tokens: list[list[int]]
 
     def words(self, maps: Tensor, concept: int) -> Tensor:
@@ -56,13 +56,13 @@ def loss(branches: Sequence[Branch], maps: Maps, temperature: float) -> Tensor:
 def step(gradient: Tensor, scale: Tensor, strength: float, unit: UpdateUnit) -> Tensor:
     """Return the move against a gradient, both (batch, channels, h, w) in the sampler's units.
 
-    scale: the latent's size in these units; the model sees latent / scale, which has unit size. *relative* makes the move's
-    root mean square `strength` of that size, whatever the model and the size of its gradients. *absolute (paper)* takes
-    `strength` as α in the units that the model sees.
+    scale: the latent's size in these units; the model sees latent / scale, which has unit size. With *relative*, the
+    move's root mean square is `strength` times that size, whatever the model and the size of its gradients. With
+    *absolute (paper)*, `strength` is α in the units that the model sees.
     """
     if unit == "absolute (paper)":
         return gradient * scale.square() * -strength
     size = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    # One concept alone has nothing to be told apart from: no gradient, and no move.
+    # A single concept has nothing to be told apart from: no gradient, no move.
     direction = torch.where(size > 0, gradient / size, torch.zeros_like(gradient))
     return direction * scale * -strength

@@ -1,4 +1,4 @@
-"""The layer of each tensor of a LoRA file, and what becomes of the tensors that ComfyUI's patches leave out.
+"""The layer of each tensor of a LoRA file, and the use of the tensors that ComfyUI's patches leave out.
 
 ComfyUI reads one adapter per weight and skips whatever else a file holds for it. Here each skipped tensor is made use
 of, recognised as a repetition, or named in an error.
@@ -49,7 +49,7 @@ class Part(NamedTuple):
 
 
 class Accounts(NamedTuple):
-    """What became of a file's keys."""
+    """How a file's keys are used."""
 
     # Those that change the model.
     used: set[str]
@@ -75,7 +75,7 @@ def part_of(key: str, key_map: dict) -> Part | None:
 
 
 def account(state: dict[str, Tensor], key_map: dict, patches: Patches) -> Accounts:
-    """Complete `patches`, as ComfyUI has read them from `state`, and return what became of every key.
+    """Complete `patches`, as ComfyUI has read them from `state`, and return how every key is used.
 
     Patches of biases that the model does not have, or of slices of them, are removed. Raises UnreadError, naming the
     keys, where a layer that matched has a tensor that is not in its adapter.

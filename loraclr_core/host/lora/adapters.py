@@ -164,7 +164,7 @@ def _base_weight(patcher: ModelPatcher, key: str, shape: torch.Size, device: tor
 def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, device) -> LowRank | Tensor:
     if all(_plain(patch, function) for patch, _, function in patches):
         factors = [_factors(name, key, shape, patch, offset, strength) for patch, offset, _ in patches]
-        # A file may claim any rank, and what follows needs memory proportional to the rank squared.
+        # A file may claim any rank, and later steps need memory proportional to the rank squared.
         return lowrank.squeeze(lowrank.add(factors))
     for patch, offset, _ in patches:
         _rehearse(name, key, shape, patch, offset)

@@ -27,7 +27,7 @@ Patch = tuple[object, tuple | None, object]
 
 @dataclass(frozen=True)
 class MatchedLoRA:
-    """A LoRA file matched to a model: ComfyUI's patches by weight key, and what became of the file's keys."""
+    """A LoRA file matched to a model: ComfyUI's patches by weight key, and the use of the file's keys."""
 
     name: str
     patches: dict[str, list[Patch]] = field(default_factory=dict)

@@ -50,7 +50,7 @@ T = TypeVar("T")
 class Agreement(NamedTuple):
     """The mean objective over a concept's prompts: how far predictions are from those with its LoRA alone."""
 
-    # Of the plain model.
+    # By the plain model.
     base: float
     # After the solve.
     solved: float

@@ -16,11 +16,11 @@ LISTED = 5
 class Errors(NamedTuple):
     """Squared distances of layers' outputs from those with each concept alone."""
 
-    # Of the plain model.
+    # Distance of the plain model.
     base: float
-    # Of the stacked LoRAs.
+    # Distance of the stacked LoRAs.
     sum: float
-    # Of the merged LoRA.
+    # Distance of the merged LoRA.
     merged: float
 
     @classmethod

@@ -4,10 +4,10 @@ In a U-Net (SD1.x, SD2.x, SDXL), the maps are the probabilities of its cross att
 maps at 512×512 pixels: a quarter of the latent's side. The level whose number of queries comes nearest to that is read,
 averaged over all of its cross-attention layers.
 
-In a transformer that attends to text and image together (Flux, Z-Image and their kin), they are the text's part of the
-joint softmax, in the four blocks that end a third of the way down. In Flux these are the last blocks with two streams,
-where attention best covers what a word names (ConceptAttention, arXiv 2502.04320). A gradient through them costs a
-third of a pass. Each map has one place per image token.
+In a transformer that attends to text and image together (Flux, Z-Image and related models), they are the text's part of
+the joint softmax, in the four blocks that end a third of the way down. In Flux these are the last blocks with two
+streams, where attention best covers the thing that a word names (ConceptAttention, arXiv 2502.04320). A gradient
+through them costs a third of a pass. Each map has one place per image token.
 """
 
 import math
@@ -140,7 +140,7 @@ class Recorder:
     """Collects the maps of one or more forward passes; `maps` returns them by branch."""
 
     def __init__(self, layers: Layers, stop: bool):
-        """stop: whether to end each forward pass by `Enough` after the last of the layers."""
+        """Start without maps. stop: whether to end each forward pass by `Enough` after the last of the layers."""
         self.layers = layers
         self.stop = stop
         self.current = _Pass()

@@ -54,7 +54,11 @@ class Calls:
         reading: tuple[Recorder, list[Read], int] | None,
         differentiated: bool,
     ):
-        """args: the wrappers' arguments. rows: each row's branch. reading: the recorder, its reads and text tokens."""
+        """Prepare to tell what each call is for.
+
+        args: the wrappers' arguments. rows: the branch of each row. reading: the recorder, with the reads and the
+        number of text tokens that it has begun with. differentiated: whether a gradient is taken through the calls.
+        """
         self.model = model
         self.args = args
         self.who = suspects(wrappers)
@@ -111,7 +115,7 @@ class Calls:
         return output
 
     def _part(self, x: Tensor, numbers: Tensor | None) -> Part | None:
-        """Return what a call of the model is for; None where it is for ComfyUI's batch as it is."""
+        """Return the parts that a call of the model is for; None where it is for ComfyUI's batch as it is."""
         x, given = x.detach(), self.args["input"].detach()
         latents = self.model.model_sampling.calculate_input(self.args["timestep"], given).to(x)
         x = x[:, : latents.shape[1]]
@@ -163,7 +167,7 @@ class Mosaic:
     """One picture's maps, put together from those of tiles, in the resolution of the latent."""
 
     def __init__(self, size: torch.Size, tokens: int, device: torch.device):
-        """size: (height, width) of the latent."""
+        """Start empty. size: (height, width) of the latent."""
         self.size = size
         self.sum = torch.zeros(tokens, math.prod(size), device=device)
         self.count = torch.zeros(math.prod(size), device=device)

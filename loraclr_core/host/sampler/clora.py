@@ -31,7 +31,10 @@ class CLoRA:
     """The method for one composition. records: attention and areas of finished runs."""
 
     def __init__(self, composition: Composition, view: LiveView | None, warn: Callable[[str], None]):
-        """view: shows a run while it lasts. warn: called where the result differs from what was asked for."""
+        """Prepare for `patch`.
+
+        view: shows a run while it lasts. warn: called with a message where the result differs from what was asked for.
+        """
         self.composition = composition
         self.view = view
         self.warn = warn

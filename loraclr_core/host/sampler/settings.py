@@ -35,7 +35,9 @@ class UpdateSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
+    """All settings of CLoRA."""
+
     updates: UpdateSettings = field(default_factory=UpdateSettings)
     areas: AreaSettings = field(default_factory=AreaSettings)
-    # What a concept's branch sees around its area: the plain picture, or the picture with all concepts.
+    # The surroundings of a concept's area in its branch: the plain picture, or the picture with all concepts.
     surroundings: Surroundings = "plain"

@@ -122,6 +122,6 @@ class Take(ABC):
 
 
 def set_wrapper(options: dict, kind: str, wrapper: Callable) -> None:
-    """Set our wrapper of a kind in model options, replacing any earlier one of ours."""
+    """Set our wrapper of a kind in model options, replacing our earlier one, if any."""
     wrappers = options["transformer_options"].setdefault("wrappers", {})
     wrappers[kind] = {**wrappers.get(kind, {}), KEY: [wrapper]}

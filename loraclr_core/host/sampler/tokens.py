@@ -32,6 +32,8 @@ Id = int | Tensor  # a token's number in the vocabulary, or the vector of an emb
 
 
 class Token(NamedTuple):
+    """A token of a prompt."""
+
     id: Id
     # Index among all tokens of its encoder, including start, end and padding.
     number: int
