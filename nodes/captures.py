@@ -1,4 +1,4 @@
-"""Clear Captures: deletes what merges have kept on disk."""
+"""Clear Captures: deletes the captures that merges have kept on disk."""
 
 import logging
 
@@ -28,7 +28,7 @@ class ClearCaptures(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls) -> float:
-        return float("nan")  # never the same: it runs every time
+        return float("nan")  # unequal to itself, so the node runs every time
 
     @classmethod
     def execute(cls) -> io.NodeOutput:

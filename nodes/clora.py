@@ -1,4 +1,4 @@
-"""CLoRA: several concept LoRAs in one picture, kept apart while sampling; and what it looked at."""
+"""CLoRA: several concept LoRAs in one picture, kept apart while sampling; and a node for its attention maps."""
 
 import logging
 from collections.abc import Callable
@@ -145,7 +145,7 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "live_view",
-                    optional=True,  # came later: prompts saved before lack it
+                    optional=True,  # added later: prompts saved before lack it
                     default=True,
                     advanced=True,
                     tooltip="Show the concepts' masks and attention on this node while it samples. Costs next to nothing.",
@@ -153,7 +153,7 @@ class CLoRASampler(io.ComfyNode):
                 io.Combo.Input(
                     "mask_overlap",
                     options=list(OVERLAPS),
-                    optional=True,  # came later, too
+                    optional=True,  # added later, too
                     default=AreaSettings.overlap,
                     advanced=True,
                     tooltip="A place that several concepts take, as on the edge of two objects. strongest: it goes to the one"
@@ -162,7 +162,7 @@ class CLoRASampler(io.ComfyNode):
                 io.Combo.Input(
                     "surroundings",
                     options=list(SURROUNDINGS),
-                    optional=True,  # came later, too
+                    optional=True,  # added later, too
                     default=Settings.surroundings,
                     advanced=True,
                     tooltip="What a concept's LoRA sees around its own area. plain: the picture of the prompt with class words"
@@ -182,7 +182,7 @@ class CLoRASampler(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt for every branch."),
             ],
             hidden=[io.Hidden.unique_id],
-            not_idempotent=True,  # the live view is this node's: another of the same inputs has one of its own
+            not_idempotent=True,  # the live view belongs to this node: another with the same inputs has its own
         )
 
     @classmethod
@@ -231,7 +231,7 @@ class CLoRASampler(io.ComfyNode):
 
 
 def _view(node_id: str, concepts: list[Concept]) -> LiveView:
-    """Frames for this node on the page, while one is open (web/clora_view.js)."""
+    """Return a view that sends frames to this node on the page, while a page is open (web/clora_view.js)."""
     return LiveView(
         [concept.name for concept in concepts],
         lambda frame: page.send("loraclr.clora", {"node": node_id, **frame}),
@@ -240,7 +240,7 @@ def _view(node_id: str, concepts: list[Concept]) -> LiveView:
 
 
 def _warning(node_id: str) -> Callable[[str], None]:
-    """Warnings for this node on the page, and for the log."""
+    """Return a function that shows a warning under this node on the page, and logs it."""
 
     def warn(text: str) -> None:
         log.warning(text)

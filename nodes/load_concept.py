@@ -1,4 +1,4 @@
-"""Load Concept LoRA: a LoRA with the words that call it."""
+"""Load Concept LoRA: a LoRA with its words."""
 
 import logging
 import os
@@ -117,7 +117,7 @@ class LoadConceptLoRA(io.ComfyNode):
         mask=None,
     ) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
-        # The tensors are read where they are used: here only where a model is, to try the concept alone.
+        # The tensors are read where they are used; here only with a model connected, to try the concept alone.
         taken = None if trigger.strip() else _from_file(lora_name, path)
         trigger = trigger.strip() if taken is None else taken.trigger
         class_word = class_word.strip() or words.class_word(trigger)
@@ -141,7 +141,7 @@ class LoadConceptLoRA(io.ComfyNode):
 
 
 def _from_file(lora_name: str, path: Path) -> TrainedWords:
-    """Return the trigger that the file's metadata give. Raises ValueError where they give none."""
+    """Return the trigger from the file's metadata. Raises ValueError where there is none."""
     found = trained_words(lora_file.read_metadata(path))
     if not found.trigger:
         hint = f" What it does say: {_quoted(found.others)}." if found.others else ""
@@ -153,7 +153,7 @@ def _from_file(lora_name: str, path: Path) -> TrainedWords:
 
 
 def _tell(concept: Concept, taken: TrainedWords | None, node_id: str) -> None:
-    """Say under the node, and in the log, which words were taken and what of them is not read as meant."""
+    """Show under the node, and log, which words were taken and which parts of them are not read as intended."""
     lines = []
     if taken is not None:
         others = f" The file also names {_quoted(taken.others)}." if taken.others else ""

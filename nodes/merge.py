@@ -214,7 +214,7 @@ def _prompts(text: str, concepts: list[Concept]) -> tuple[str, ...]:
 
 
 def _progress(node_id: str):
-    """One bar from 0 to 1 and the phase in words under the node; stops the merge when the user cancels."""
+    """Return a function that shows a progress bar and the phase under the node, and raises when the user cancels."""
     bar = comfy.utils.ProgressBar(PROGRESS_UNITS, node_id=node_id)
 
     def report_progress(phase: str, done: float) -> None:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-Concepts = io.Custom("LORACLR_CONCEPTS")  # list[loraclr_core.concept.Concept], in the order they were chained
-MergeInfo = io.Custom("LORACLR_MERGE_INFO")  # loraclr_core.host.merged_file.MergeInfo
+Concepts = io.Custom("LORACLR_CONCEPTS")  # list[loraclr_core.concept.Concept], in the order of the chain
+MergeInfo = io.Custom("LORACLR_MERGE_INFO")  # loraclr_core.host.merge.export.MergeInfo
 
 CATEGORY = "LoRACLR"
