@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 
 class Progress:
-    """Passes a part's progress on to `report(phase, share done)` of the whole, which may raise to stop the computation."""
+    """Reports a part's progress to `report(phase, share done)` of the whole, which may raise to stop everything."""
 
     def __init__(self, report: Callable[[str, float], None], start: float = 0.0, end: float = 1.0):
         self.report = report

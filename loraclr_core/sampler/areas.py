@@ -4,8 +4,8 @@ A concept with a mask is drawn there. With the plain picture around the concepts
 object of that picture; one without an object is drawn where its own words attend, outside the others' areas. With the
 composed picture around them, as published, every area follows the attention of the concept's own words in each step.
 
-Where areas overlap, a place goes to the concept whose words have attended to it most in all steps so far. As published,
-the predictions of all of them are averaged.
+Where areas overlap, a place goes to the concept whose words have attended to it most in all steps so far. The published
+method averages the predictions of all of them instead.
 """
 
 from collections.abc import Sequence

@@ -165,7 +165,7 @@ def _is_of(patch: Patch, part: Part, state, parts: dict[str, Part], used: set[st
 
 
 def _check_repeats(key: str, part: Part, state, parts: dict[str, Part], used: set[str]) -> None:
-    """Raise UnreadError unless a used tensor of the same weight is the same, at the same scale."""
+    """Raise UnreadError unless a used tensor of the same weight equals this one, at the same scale."""
     others = [other for other in sorted(used) if parts[other].target == part.target and parts[other].role not in SCALES]
     for other in others:
         same = parts[other].role == part.role and _same(state[key], state[other])

@@ -19,7 +19,7 @@ Observer = Callable[[str, Tensor, Tensor], None]  # the weight's key, inputs (to
 
 
 def with_summed(patcher: ModelPatcher, *effects: Effect) -> ModelPatcher:
-    """Return a clone patched with those differences of all effects that can only be summed: biases, norms and so on."""
+    """Return a clone patched with all differences that can only be summed: biases, norms, wide convolutions."""
     if not any(effect.add for effect in effects):
         return patcher
     patcher = patcher.clone()

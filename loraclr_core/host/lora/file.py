@@ -28,7 +28,8 @@ WEIGHT_GLOBALS = {
 }
 WEIGHT_GLOBALS |= {f"torch._utils _rebuild_{what}" for what in ("tensor_v2", "tensor_v3", "parameter")}
 PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}  # two numbers to a byte; not every torch has it
-# A file is first written to a folder beside its destination, whose name is this and the number of the writing process.
+# A file is first written to a folder beside its destination, whose name begins with this and the number of the writing
+# process.
 SCRATCH = ".loraclr-saving-"
 
 

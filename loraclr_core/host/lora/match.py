@@ -33,7 +33,7 @@ class MatchedLoRA:
     patches: dict[str, list[Patch]] = field(default_factory=dict)
     matched: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
-    # Names of bundled embeddings, which are no weights.
+    # Names of bundled embeddings, which are not weights.
     embeddings: list[str] = field(default_factory=list)
     # Those of `matched` that repeat others of the same weight and count once.
     repeated: list[str] = field(default_factory=list)

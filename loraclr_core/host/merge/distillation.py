@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 class Agreement(NamedTuple):
-    """The mean objective over a concept's prompts: how far predictions are from those with its LoRA alone."""
+    """The mean objective on a concept's prompt: how far predictions are from those with its LoRA alone."""
 
     # By the plain model.
     base: float

@@ -192,7 +192,7 @@ def _list(names: list[str]) -> str:
 
 
 def _terms(lora: dict[str, Tensor]) -> list[Term]:
-    """Return the terms that can be truncated: factors and full differences that are alone in their layer."""
+    """Return the terms that can be truncated: factors and full differences that share a layer with a bias at most."""
     within = _keys_within(lora)
     possible = [term for key in lora for term in _possible_terms(key, lora)]
     return [term for term in possible if within.get(term.layer, set()) <= {*term.keys, term.layer + BIAS}]

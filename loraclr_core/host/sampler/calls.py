@@ -54,7 +54,7 @@ class Calls:
         reading: tuple[Recorder, list[Read], int] | None,
         differentiated: bool,
     ):
-        """Prepare to tell what each call is for.
+        """Prepare to find the parts that each call is for.
 
         args: the wrappers' arguments. rows: the branch of each row. reading: the recorder, with the reads and the
         number of text tokens that it has begun with. differentiated: whether a gradient is taken through the calls.

@@ -37,7 +37,7 @@ def fit(names: list[str], height: int, width: int, files: tuple[Path, ...]) -> l
 
 
 def _fit(line: str, number: int, height: int, width: int, files: tuple[Path, ...]) -> Label:
-    """Return the line, smaller where it is long; the number where a letter is in no font or would be too small."""
+    """Return the line, smaller if it is long, or the number if no font has all letters or they would be too small."""
     largest = max(SMALLEST, height // 20)
     font = find_font(line, files)
     if font is not None:

@@ -105,7 +105,10 @@ def _words(tokens: list[Token]) -> list[Token]:
 
 
 def _check_room(clip, text: str, words: dict[str, list[Token]]) -> None:
-    """Raise PromptError where an encoder truncates the prompt: its end would be lost, and phrases not be found."""
+    """Raise PromptError where an encoder truncates the prompt.
+
+    Its end would be lost, and phrases could not be told apart.
+    """
     longer = _tokens(clip, text + FURTHER)
     if any(len(_words(longer[encoder])) < len(own) + len(FURTHER.split()) for encoder, own in words.items()):
         raise PromptError(f"The prompt “{text}” is too long: the text encoder cuts its end off. Shorten it.")
