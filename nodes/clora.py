@@ -205,7 +205,11 @@ class CLoRASampler(io.ComfyNode):
             surroundings=surroundings,
         )
         view = _view(cls.hidden.unique_id, concepts) if live_view else None
-        return io.NodeOutput(*prompts.compose(model, clip, concepts, prompt, negative, settings, view))
+        node_id = cls.hidden.unique_id
+        found = prompts.compose(
+            model, clip, concepts, prompt, negative, settings, view, say=lambda text: page.say(text, node_id)
+        )
+        return io.NodeOutput(*found)
 
 
 def _view(node_id: str, concepts: list[Concept]) -> LiveView:

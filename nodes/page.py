@@ -10,3 +10,9 @@ def is_open() -> bool:
 
 def send(event: str, data: dict) -> None:
     PromptServer.instance.send_sync(event, data, PromptServer.instance.client_id)
+
+
+def say(text: str, node_id: str) -> None:
+    """Shows a text under a node."""
+    if is_open():
+        PromptServer.instance.send_progress_text(text, node_id, PromptServer.instance.client_id)

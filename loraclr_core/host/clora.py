@@ -32,12 +32,13 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy_execution.utils import ExecutionContext, get_executing_context
 from torch import Tensor
 
 from .. import contrast, masks, objects
 from ..concept import Concept
 from ..masks import Morphology, Overlap
-from . import differentiable
+from . import differentiable, given_masks
 from .attention import JointLayers, Recorder, read_layers
 from .branches import BranchAdapters
 from .evaluation import KEY, Call, Evaluation
@@ -159,8 +160,12 @@ class CLoRA:
         adapters: BranchAdapters,
         settings: Settings,
         view: LiveView | None = None,
+        say: Callable[[str], None] | None = None,
     ):
-        """positions: for each branch and concept, where its tokens stand in that branch's conditioning."""
+        """positions: for each branch and concept, where its tokens stand in that branch's conditioning.
+
+        say: tells the user, on the node, what may not be as asked.
+        """
         self.tags = Tags(len(positions))
         self.concepts = concepts
         self.positions = positions
@@ -168,6 +173,8 @@ class CLoRA:
         self.adapters = adapters
         self.settings = settings
         self.view = view
+        self.say = say
+        self.sampled_by: ExecutionContext | None = None
         self.records: OrderedDict[str, Record] = OrderedDict()
         self.plain: PlainPicture | None = None
         self.run: _Run | None = None
@@ -208,6 +215,7 @@ class CLoRA:
         self.tags.check(guider.conds)
         if noise.ndim != 4:
             raise ValueError(f"CLoRA samples pictures; this latent has the shape {tuple(noise.shape)}.")
+        self._doubt_masks(noise.shape)
         before, conds = (self.run, self.plain), guider.conds
         try:
             self.plain = PlainPicture() if self.settings.surroundings == "plain" else None
@@ -224,6 +232,16 @@ class CLoRA:
         finally:
             self.run, self.plain = before
         return samples
+
+    def _doubt_masks(self, shape: torch.Size) -> None:
+        """Says, on the node and in the log, what may be wrong with the concepts' masks."""
+        node = get_executing_context()
+        found = given_masks.doubts(self.concepts, (shape[-2], shape[-1]), node, self.sampled_by)
+        self.sampled_by = node
+        for doubt in found:
+            logging.warning("CLoRA: %s", doubt)
+        if found and self.say is not None:
+            self.say("\n".join(found))
 
     def _sampler_sample(
         self, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar

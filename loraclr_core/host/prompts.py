@@ -1,5 +1,7 @@
 """From concepts and one prompt to what CLoRA samples with: conditioning for every branch, adapters, token positions."""
 
+from collections.abc import Callable
+
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
@@ -21,6 +23,7 @@ def compose(
     negative: str,
     settings: Settings,
     view: LiveView | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[ModelPatcher, list, list]:
     """The patched model and its positive and negative conditioning, one tagged entry per branch in each.
 
@@ -38,7 +41,7 @@ def compose(
         (concept.lora_name, adapters.effect(match, model, concept.strength_model, device))
         for concept, match in zip(concepts, matches, strict=True)
     ]
-    clora = CLoRA(concepts, positions, BranchAdapters(model, effects), settings, view)
+    clora = CLoRA(concepts, positions, BranchAdapters(model, effects), settings, view, say)
     patched = clora.patch(model)
 
     clips = [clip, *(_with_lora(clip, m, c.strength_clip) for m, c in zip(matches, concepts, strict=True))]

@@ -1,0 +1,34 @@
+"""What a user must hear about masks given for a whole picture where that picture, or only a part of it, is sampled.
+
+Nothing tells a model which part of a picture an upscaler samples. But a part often has another shape than the mask, and an
+upscaler samples several within one run of its node.
+"""
+
+from comfy_execution.utils import ExecutionContext
+
+from ..concept import Concept
+
+SAME_SHAPE = 0.05  # of the ratio of width to height
+
+
+def doubts(
+    concepts: list[Concept], size: tuple[int, int], node: ExecutionContext | None, before: ExecutionContext | None
+) -> list[str]:
+    """Return what may be wrong with the concepts' masks for this latent, in words; size: its height and width.
+
+    node: whose run samples it. before: whose sampled with the same model before.
+    """
+    given = {concept.name: concept.mask for concept in concepts if concept.mask is not None}
+    found = [
+        f"The mask of “{name}” ({mask.shape[-1]}×{mask.shape[-2]}) has another shape than the picture and is stretched to it."
+        for name, mask in given.items()
+        if abs(mask.shape[-1] / mask.shape[-2] * size[0] / size[1] - 1) > SAME_SHAPE
+    ]
+    if given and node is not None and node == before:
+        names = " and ".join(f"“{name}”" for name in given)
+        found.append(
+            f"One node samples several times with masks for {names}. If it samples parts of the picture, as tiled upscalers"
+            " and detailers do, each mask is squeezed into each part: give that node a second CLoRA Attention Contrast"
+            " Sampler whose concepts have no masks."
+        )
+    return found
