@@ -4,24 +4,16 @@ import pytest
 import torch
 from clora.sampling import CLORA, concept, sample
 from comfy_execution.utils import CurrentNodeContext
-from loraclr.loraclr_core.host.sampler import clora, compose as prompts
+from loraclr.loraclr_core.host.sampler.compose import compose
+from loraclr.loraclr_core.host.sampler.settings import Settings
 
-NO_UPDATES = {"update_strength": 0.0, "update_unit": "relative", "update_start": 0.0, "update_end": 0.5}
-NO_UPDATES |= {"refine_steps": (), "refine_repeats": 0, "temperature": 0.5, "gradient_memory": "all at once"}
-SETTINGS = clora.Settings(
-    **NO_UPDATES,
-    threshold=0.3,
-    morphology="dilate",
-    first_masked_step=0,
-    overlap="strongest",
-    surroundings="composed (paper)",
-)
+SETTINGS = Settings(surroundings="composed (paper)")
 
 
 def told(demo, size: tuple[int, int], mask: torch.Tensor | None, nodes: tuple[str, ...]) -> list[str]:
     """What the user is told while these nodes sample latents of this size, one after another."""
     chain, said = concept("dog", concept("cat", mask=mask)), []
-    composed = prompts.compose(demo.model, demo.clip, chain, CLORA["prompt"], "", SETTINGS, say=said.append)
+    composed = compose(demo.model, demo.clip, chain, CLORA["prompt"], "", SETTINGS, warn=said.append)
     for node in nodes:
         with CurrentNodeContext("prompt", node):
             sample(*composed, {"samples": torch.zeros(1, 4, *size)}, steps=1)
@@ -36,10 +28,9 @@ def test_nothing_is_said_where_each_node_samples_a_picture_of_the_mask_s_shape(d
     assert told(demo, size, WHOLE, ("3", "5")) == []
 
 
-def test_a_mask_of_another_shape_is_told(demo, caplog):
+def test_a_mask_of_another_shape_is_told(demo):
     (text,) = told(demo, (8, 8), WHOLE, ("3",))
     assert text == "The mask of “cat” (96×64) has another shape than the picture and is stretched to it."
-    assert text in caplog.text
 
 
 def test_a_node_that_may_sample_parts_of_the_picture_is_told_what_becomes_of_masks(demo):
