@@ -7,7 +7,7 @@ import nodes
 import pytest
 import quantised
 import torch
-from clora.sampling import assert_same, compose, sample
+from host_sampler.sampling import assert_same, compose, sample
 from loraclr.loraclr_core.host import weights
 from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora.match import AdapterError, key_names, match_lora

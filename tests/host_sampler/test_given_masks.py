@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from clora.sampling import CLORA, concept, sample
 from comfy_execution.utils import CurrentNodeContext
+from host_sampler.sampling import CLORA, concept, sample
 from loraclr.loraclr_core.host.sampler.compose import compose
 from loraclr.loraclr_core.host.sampler.settings import Settings
 

@@ -5,8 +5,8 @@ import comfy.model_management
 import nodes
 import pytest
 import torch
-from clora.sampling import PLAIN, assert_same, clora, compose, plain, sample
 from comfy.model_patcher import ModelPatcher
+from host_sampler.sampling import PLAIN, assert_same, clora, compose, plain, sample
 from loraclr.loraclr_core.host.sampler import evaluation
 
 

@@ -21,7 +21,7 @@ import nodes
 import pytest
 import random_models
 import torch
-from clora.sampling import PLAIN, assert_same, clora, compose, encode, maps, plain, sample
+from host_sampler.sampling import PLAIN, assert_same, clora, compose, encode, maps, plain, sample
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 
 

@@ -5,7 +5,7 @@ import logging
 import comfy.latent_formats
 import pytest
 import torch
-from clora.sampling import maps, sample
+from host_sampler.sampling import maps, sample
 from loraclr.loraclr_core.host.sampler import labels
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 
