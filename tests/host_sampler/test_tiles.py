@@ -9,7 +9,7 @@ import pytest
 import torch
 from host_sampler.sampling import PLAIN, assert_same, clora, encode, plain, sample
 from host_sampler.tiles import record, tiled
-from loraclr.loraclr_core.host.calls import Mosaic
+from loraclr.loraclr_core.host.sampler.calls import Mosaic
 from loraclr.loraclr_core.host.sampler.attention import Recorder
 
 WIDE = {"samples": torch.zeros(2, 4, 4, 12)}
