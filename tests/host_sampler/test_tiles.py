@@ -9,8 +9,8 @@ import pytest
 import torch
 from host_sampler.sampling import PLAIN, assert_same, clora, encode, plain, sample
 from host_sampler.tiles import record, tiled
-from loraclr.loraclr_core.host.sampler.calls import Mosaic
 from loraclr.loraclr_core.host.sampler.attention import Recorder
+from loraclr.loraclr_core.host.sampler.calls import Mosaic
 
 WIDE = {"samples": torch.zeros(2, 4, 4, 12)}
 
