@@ -153,7 +153,7 @@ class LoRACLRMerge(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, captures: str | None) -> bool | str:
+    def validate_inputs(cls, captures: str | None = None) -> bool | str:
         if captures is None or captures in (*KEEPINGS, FORMER_KEEPING):
             return True
         return f"captures is “{captures}”: choose {' or '.join(KEEPINGS)}."
