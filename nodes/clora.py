@@ -3,17 +3,27 @@
 import logging
 from collections.abc import Callable
 
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..loraclr_core.concept import Concept
 from ..loraclr_core.host.sampler import labels, overlay
 from ..loraclr_core.host.sampler.compose import compose
 from ..loraclr_core.host.sampler.evaluation import KEY
 from ..loraclr_core.host.sampler.live import LiveView
-from ..loraclr_core.host.sampler.settings import GRADIENT_MEMORY, SURROUNDINGS, Settings, Surroundings, UpdateSettings
+from ..loraclr_core.host.sampler.settings import (
+    GRADIENT_MEMORY,
+    SURROUNDINGS,
+    GradientMemory,
+    Settings,
+    Surroundings,
+    UpdateSettings,
+)
 from ..loraclr_core.sampler.areas import AreaSettings
-from ..loraclr_core.sampler.masks import MORPHOLOGY, OVERLAPS, Overlap
-from ..loraclr_core.sampler.separation import UPDATE_UNITS
+from ..loraclr_core.sampler.masks import MORPHOLOGY, OVERLAPS, Morphology, Overlap
+from ..loraclr_core.sampler.separation import UPDATE_UNITS, UpdateUnit
 from . import page
 from .types import CATEGORY, Concepts
 
@@ -188,23 +198,23 @@ class CLoRASampler(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        clip,
-        concepts,
-        prompt,
-        negative,
-        update_strength,
-        update_unit,
-        update_start,
-        update_end,
-        refine_steps,
-        refine_repeats,
-        temperature,
-        mask_threshold,
-        mask_morphology,
-        first_masked_step,
-        gradient_memory,
-        live_view=True,
+        model: ModelPatcher,
+        clip: CLIP,
+        concepts: list[Concept],
+        prompt: str,
+        negative: str,
+        update_strength: float,
+        update_unit: UpdateUnit,
+        update_start: float,
+        update_end: float,
+        refine_steps: str,
+        refine_repeats: int,
+        temperature: float,
+        mask_threshold: float,
+        mask_morphology: Morphology,
+        first_masked_step: int,
+        gradient_memory: GradientMemory,
+        live_view: bool = True,
         mask_overlap: Overlap = "strongest",
         surroundings: Surroundings = "plain",
     ) -> io.NodeOutput:
@@ -301,7 +311,7 @@ class CLoRAMaps(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, latent, batch_index, image=None) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, latent: dict, batch_index: int, image: Tensor | None = None) -> io.NodeOutput:
         method = model.get_attachment(KEY)
         if method is None:
             raise ValueError(

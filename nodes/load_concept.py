@@ -5,13 +5,15 @@ import os
 from pathlib import Path
 
 import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
+from torch import Tensor
 
 from ..loraclr_core import words
 from ..loraclr_core.concept import Concept
-from ..loraclr_core.host.lora import adapters
-from ..loraclr_core.host.lora import file as lora_file
+from ..loraclr_core.host.lora import adapters, file
 from ..loraclr_core.sampler import masks
 from ..loraclr_core.trained_words import TrainedWords, trained_words
 from . import page
@@ -105,16 +107,16 @@ class LoadConceptLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        lora_name,
-        trigger,
-        class_word,
-        name,
-        strength_model,
-        strength_clip,
-        concepts=None,
-        model=None,
-        clip=None,
-        mask=None,
+        lora_name: str,
+        trigger: str,
+        class_word: str,
+        name: str,
+        strength_model: float,
+        strength_clip: float,
+        concepts: list[Concept] | None = None,
+        model: ModelPatcher | None = None,
+        clip: CLIP | None = None,
+        mask: Tensor | None = None,
     ) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         # The tensors are read where they are used; here only with a model connected, to try the concept alone.
@@ -128,21 +130,21 @@ class LoadConceptLoRA(io.ComfyNode):
                 f"Two concepts are called “{name}”: give {lora_name} a name of its own in Load Concept LoRA, for"
                 f" example “{name} {len(earlier) + 1}”."
             )
-        digest = lora_file.sha256(path)
+        digest = file.sha256(path)
         if digest in [concept.sha256 for concept in earlier]:
             log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
         mask = None if mask is None else masks.given(mask, name)
         concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
         _tell(concept, taken, cls.hidden.unique_id)
         if model is not None or clip is not None:
-            tensors, _ = lora_file.read(path)
+            tensors, _ = file.read(path)
             model, clip = adapters.load_alone(lora_name, tensors, model, clip, strength_model, strength_clip)
         return io.NodeOutput([*earlier, concept], _or_blocked(model, "model"), _or_blocked(clip, "clip"))
 
 
 def _from_file(lora_name: str, path: Path) -> TrainedWords:
     """Return the trigger from the file's metadata. Raises ValueError where there is none."""
-    found = trained_words(lora_file.read_metadata(path))
+    found = trained_words(file.read_metadata(path))
     if not found.trigger:
         hint = f" What it does say: {_quoted(found.others)}." if found.others else ""
         raise ValueError(

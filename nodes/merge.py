@@ -2,11 +2,13 @@
 
 import comfy.model_management
 import comfy.utils
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..loraclr_core.concept import Concept
 from ..loraclr_core.host.merge import export, report
-from ..loraclr_core.host.merge.merge import FORMER_KEEPING, KEEPINGS, SOLVERS, Keeping, MergeSettings, merge
+from ..loraclr_core.host.merge.merge import FORMER_KEEPING, KEEPINGS, SOLVERS, Keeping, MergeSettings, Solver, merge
 from ..loraclr_core.host.merge.target import CaptureSettings, latent_shape
 from ..loraclr_core.merge.objective import Margin, MarginMode
 from ..loraclr_core.merge.templates import check_template
@@ -151,7 +153,7 @@ class LoRACLRMerge(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, captures: str | None) -> bool | str:
+    def validate_inputs(cls, captures: str | None = None) -> bool | str:
         if captures is None or captures in (*KEEPINGS, FORMER_KEEPING):
             return True
         return f"captures is “{captures}”: choose {' or '.join(KEEPINGS)}."
@@ -159,21 +161,21 @@ class LoRACLRMerge(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        clip,
-        concepts,
-        solver,
-        margin,
-        margin_mode,
-        ridge,
-        anchor_weight,
-        capture_prompts,
-        capture_steps,
-        capture_seed,
-        merge_text_encoder,
-        latent=None,
+        model: ModelPatcher,
+        clip: CLIP,
+        concepts: list[Concept],
+        solver: Solver,
+        margin: float,
+        margin_mode: str,
+        ridge: float,
+        anchor_weight: float,
+        capture_prompts: str,
+        capture_steps: int,
+        capture_seed: int,
+        merge_text_encoder: bool,
+        latent: dict | None = None,
         captures: Keeping = "in memory",
-        distillation_steps=0,
+        distillation_steps: int = 0,
     ) -> io.NodeOutput:
         capture = CaptureSettings(
             prompts=_prompts(capture_prompts, concepts),

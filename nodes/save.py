@@ -7,7 +7,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..loraclr_core.host.merge import export as merged_file
+from ..loraclr_core.host.merge import export
 from .types import CATEGORY, MergeInfo
 
 log = logging.getLogger("loraclr")
@@ -75,14 +75,23 @@ class SaveMergedLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lora, filename, folder, if_exists, precision, max_rank, merge_info=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        lora: dict[str, torch.Tensor],
+        filename: str,
+        folder: str,
+        if_exists: str,
+        precision: str,
+        max_rank: int,
+        merge_info: export.MergeInfo | None = None,
+    ) -> io.NodeOutput:
         root = Path(
             folder_paths.get_folder_paths("loras")[0] if folder == "loras" else folder_paths.get_output_directory()
         )
-        path = merged_file.path_within(root, filename)
-        prepared = merged_file.prepare(lora, PRECISIONS[precision], max_rank)
-        metadata = {} if merge_info is None else merged_file.metadata(prepared.tensors, merge_info, path.stem)
-        path = merged_file.save(path, prepared.tensors, metadata, if_exists)
-        report = merged_file.describe(path, prepared)
+        path = export.path_within(root, filename)
+        prepared = export.prepare(lora, PRECISIONS[precision], max_rank)
+        metadata = {} if merge_info is None else export.metadata(prepared.tensors, merge_info, path.stem)
+        path = export.save(path, prepared.tensors, metadata, if_exists)
+        report = export.describe(path, prepared)
         log.info(report)
         return io.NodeOutput(path.relative_to(root).as_posix(), report, ui={"text": (report,)})

@@ -78,55 +78,69 @@ class _Pair(NamedTuple):
     projected: Tensor  # D U, (samples, rank)
 
 
+class _Hinge(NamedTuple):
+    """The hinge of one concept, max(0, m − d_n)², as a function of a step E."""
+
+    # X_i C⁻ᵀ, (samples, in).
+    whitened: Tensor
+    # The concept against each other one.
+    pairs: list[_Pair]
+
+    def penalty(self, step: Tensor, margin: float) -> Tensor:
+        """Return max(0, m − d_n)² after a step E, (rank, in)."""
+        moved = self.whitened @ step.T
+        squared = torch.stack([pair.squared + 2 * (pair.projected * moved).sum() for pair in self.pairs])
+        # The floor keeps the square root differentiable where one concept coincides with another.
+        nearest = (squared.min() + moved.square().sum()).clamp(min=1e-12 * margin**2).sqrt()
+        return (margin - nearest).clamp(min=0).square()
+
+
 def _descend(start: LowRank, system: Tensor, concepts: list[ConceptStatistics], margin: float) -> LowRank:
     """Descend from the closed form where the margin is active, within the column space of the up matrices.
 
     With S = C Cᵀ, U an orthonormal basis of the ups and Δ = Δ* + U E C⁻¹, the least-squares part is exactly ‖E‖². Apart
     from the hinge, the problem is then perfectly conditioned, and L-BFGS needs only a few steps.
     """
-    device, dtype = system.device, system.dtype
     # Nodes run in inference mode, whose tensors autograd refuses: this works on clones made outside of it.
     with torch.inference_mode(False), torch.enable_grad():
         system = system.clone()
-        up, down = (t.clone().to(device, dtype) for t in start)
+        up, down = (factor.clone().to(system) for factor in start)
         basis, rest = torch.linalg.qr(up)
         down = rest @ down
-        whitened = []
-        pairs: list[list[_Pair]] = []
-        # In a short capture, prompts of different lengths yield different numbers of samples.
-        samples = min(len(concept.inputs) for concept in concepts)
-        for i, concept in enumerate(concepts):
-            x, y = (t[:samples].clone().to(device, dtype) for t in (concept.inputs, concept.outputs))
-            delta_up, delta_down = (t.clone().to(device, dtype) for t in concept.delta)
-            own = x @ down.T @ basis.T - x @ delta_down.T @ delta_up.T + y
-            scale = concept.seen / samples
-            whitened.append(torch.linalg.solve_triangular(system, x.T, upper=False).T * scale**0.5)
-            pairs.append([])
-            for j, other in enumerate(concepts):
-                if i != j:
-                    difference = (own - other.outputs[:samples].clone().to(device, dtype)) * scale**0.5
-                    pairs[i].append(_Pair(difference.square().sum(), difference @ basis))
-
-        step = torch.zeros(basis.shape[1], system.shape[0], device=device, dtype=dtype, requires_grad=True)
-
-        def loss() -> Tensor:
-            total = step.square().sum()
-            for z, others in zip(whitened, pairs, strict=True):
-                moved = z @ step.T
-                squared = torch.stack([p.squared + 2 * (p.projected * moved).sum() for p in others])
-                # The floor keeps the square root differentiable where one concept coincides with another.
-                nearest = (squared.min() + moved.square().sum()).clamp(min=1e-12 * margin**2).sqrt()
-                total = total + (margin - nearest).clamp(min=0).square()
-            return total
-
+        hinges = _hinges(LowRank(basis, down), system, concepts)
+        step = torch.zeros(
+            basis.shape[1], system.shape[0], device=system.device, dtype=system.dtype, requires_grad=True
+        )
         optimizer = torch.optim.LBFGS([step], max_iter=DESCENT_STEPS, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            value = loss()
+            value = step.square().sum()
+            for hinge in hinges:
+                value = value + hinge.penalty(step, margin)
             value.backward()
             return value
 
         optimizer.step(closure)
         moved = torch.linalg.solve_triangular(system.T, step.detach().T, upper=True).T
         return LowRank(basis, down + moved).to("cpu", torch.float32)
+
+
+def _hinges(start: LowRank, system: Tensor, concepts: list[ConceptStatistics]) -> list[_Hinge]:
+    """Return the hinge of each concept at `start`, whose up matrix is orthonormal. system: C."""
+    # In a short capture, prompts of different lengths yield different numbers of samples.
+    samples = min(len(concept.inputs) for concept in concepts)
+    hinges = []
+    for i, concept in enumerate(concepts):
+        x, y = (tokens[:samples].clone().to(system) for tokens in (concept.inputs, concept.outputs))
+        delta_up, delta_down = (factor.clone().to(system) for factor in concept.delta)
+        own = x @ start.down.T @ start.up.T - x @ delta_down.T @ delta_up.T + y
+        scale = concept.seen / samples
+        pairs = []
+        for j, other in enumerate(concepts):
+            if i != j:
+                difference = (own - other.outputs[:samples].clone().to(system)) * scale**0.5
+                pairs.append(_Pair(difference.square().sum(), difference @ start.up))
+        whitened = torch.linalg.solve_triangular(system, x.T, upper=False).T * scale**0.5
+        hinges.append(_Hinge(whitened, pairs))
+    return hinges

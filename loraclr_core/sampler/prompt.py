@@ -22,7 +22,7 @@ class BranchPrompt(NamedTuple):
     spans: list[list[Span]]
 
 
-def branches(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
+def branch_prompts(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
     """Return the prompts of branch 0 (base) and of branches 1…K, one per concept.
 
     Raises PromptError for a `{name}` that no concept has, a concept that the prompt never names or cannot name, or a
@@ -63,7 +63,7 @@ def branches(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
     return [_branch(plain, named, concepts, own) for own in (None, *range(len(concepts)))]
 
 
-def negative(text: str, concepts: list[Concept]) -> str:
+def negative_prompt(text: str, concepts: list[Concept]) -> str:
     """Return the negative prompt of every branch. Raises PromptError where it names a concept in braces.
 
     Other braces are left unchanged; `braces.literal_marks` finds them.

@@ -13,10 +13,10 @@ import nodes
 import pytest
 import torch
 from architectures import ARCHITECTURES, Model
-from clora.sampling import assert_same, clora, maps, sample
-from clora.tiles import record, tiled
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
+from host_sampler.sampling import assert_same, clora, maps, sample
+from host_sampler.tiles import record, tiled
 from lora_files import StateDict
 from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge.target import CaptureSettings

@@ -7,7 +7,7 @@ import node_helpers
 import nodes
 import pytest
 import torch
-from clora.sampling import compose, encode, sample
+from host_sampler.sampling import compose, encode, sample
 from lora_files import StateDict
 from loraclr.loraclr_core.host.lora.match import AdapterError
 from node_tests.running import load, merge, save, weights, write_lora

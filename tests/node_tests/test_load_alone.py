@@ -12,7 +12,7 @@ from node_tests.running import load, weights, write_lora
 
 LINEAR = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"
 TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
-CONNECTED = [{"model", "clip"}, {"model"}, {"clip"}]
+CONNECTED = [("model", "clip"), ("model",), ("clip",)]
 SHAPE = (320, 768)
 
 
@@ -44,7 +44,7 @@ def test_shapes_that_do_not_fit_are_refused_and_nothing_is_patched(demo, kind):
     name = write_lora("odd.safetensors", state)
     with pytest.raises(AdapterError, match=r"odd\.safetensors.*attn2\.to_k"):
         load(name, "sks cat", model=demo.model, clip=demo.clip)
-    assert patches_of(demo, {"model", "clip"}) == [{}, {}]
+    assert patches_of(demo, ("model", "clip")) == [{}, {}]
 
 
 def test_shapes_that_do_not_fit_the_text_encoder_are_refused(demo):

@@ -126,6 +126,17 @@ def test_same_inputs_give_the_same_lora(demo, concepts):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_merge_does_not_depend_on_the_solver_that_ran_before(demo, concepts):
+    """The published optimiser's captures hold more tokens, on which an active margin depends."""
+    settings = {"margin": 1.0, "margin_mode": "relative"}
+    captures.forget()
+    fresh = merge(demo, concepts[:2], **settings)[2]
+    captures.forget()
+    merge(demo, concepts[:2], solver="adamw (paper)")
+    after = merge(demo, concepts[:2], **settings)[2]
+    assert all(torch.equal(fresh[key], after[key]) for key in fresh)
+
+
 def test_the_anchor_captures_the_base_and_holds_it(demo, concepts, evaluations):
     plain = merge(demo, concepts[:2])[2]
     evaluations.clear()

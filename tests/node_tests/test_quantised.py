@@ -7,7 +7,7 @@ import nodes
 import pytest
 import quantised
 import torch
-from clora.sampling import assert_same, compose, sample
+from host_sampler.sampling import assert_same, compose, sample
 from loraclr.loraclr_core.host import weights
 from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora.match import AdapterError, key_names, match_lora
@@ -99,7 +99,7 @@ def test_composed_pictures_are_those_of_the_dequantised_model(pair, form, name, 
     for model in pair:
         patched, positive, negative = compose(model, chain_of(name), update_strength=strength)
         found.append(sample(patched, positive, negative, empty(model)))
-        assert bool(patched.get_attachment(KEY).record_of(found[-1]["samples"]).updated) == (strength > 0)
+        assert bool(patched.get_attachment(KEY).records.of(found[-1]["samples"]).updated) == (strength > 0)
     assert_same(*found, tolerance=1e-3)
 
 
@@ -111,7 +111,7 @@ def test_updates_run_where_the_host_quantises_what_a_layer_sees(tmp_path):
             module._full_precision_mm = False
     patched, positive, negative = compose(model, chain_of("Flux"))
     found = sample(patched, positive, negative, empty(model))["samples"]
-    assert patched.get_attachment(KEY).record_of(found).updated
+    assert patched.get_attachment(KEY).records.of(found).updated
     assert found.isfinite().all()
 
 

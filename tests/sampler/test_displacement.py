@@ -4,7 +4,7 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from clora.sampling import assert_same, encode
+from host_sampler.sampling import assert_same, encode
 from loraclr.loraclr_core.sampler.displacement import Displacement
 
 SAMPLERS = ("euler", "uni_pc", "sa_solver", "dpm_2", "dpmpp_sde", "lcm", "er_sde", "res_multistep_cfg_pp")

@@ -3,8 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ...lowrank import LowRank
+from ..weights import weight_shape
 
 Layers = dict[str, nn.Module]  # by the key of the weight
 
@@ -30,11 +32,13 @@ def output_tokens(module: nn.Module, output: Tensor) -> Tensor:
 
 def product(module: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
     """Return the contribution of a weight difference to the layer's output."""
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, _ConvNd):
         return delta.apply(inputs)
-    down = delta.down.view(-1, module.in_channels, *module.kernel_size)
-    hidden = F.conv2d(inputs, down, stride=module.stride, padding=module.padding, dilation=module.dilation)
-    return F.conv2d(hidden, delta.up[:, :, None, None])
+    shape = weight_shape(module)
+    assert shape is not None
+    hidden = module._conv_forward(inputs, delta.down.view(-1, *shape[1:]), None)
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(module.kernel_size)]
+    return convolve(hidden, delta.up.reshape(*delta.up.shape, *(1 for _ in module.kernel_size)))
 
 
 def add_product(module: nn.Module, delta: LowRank, inputs: Tensor, output: Tensor) -> None:

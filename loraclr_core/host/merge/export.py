@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import lowrank
 from ...lowrank import LowRank
-from ..lora import file as lora_file
+from ..lora import file
 from ..lora.accounts import ALPHA, FACTORS, ROLES
 from .merge import MergeResult
 
@@ -145,7 +145,7 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, str], if_exis
             "The merged LoRA is empty: every concept has strength 0 or changes nothing. Nothing was saved."
         )
     if if_exists == "overwrite":
-        lora_file.write(path, tensors, header, overwrite=True)
+        file.write(path, tensors, header, overwrite=True)
         return path
     number = 1
     while True:
@@ -153,7 +153,7 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, str], if_exis
         try:
             if candidate.exists():  # saves writing it all in vain; the write itself closes the race
                 raise FileExistsError(candidate)
-            lora_file.write(candidate, tensors, header, overwrite=False)
+            file.write(candidate, tensors, header, overwrite=False)
             return candidate
         except FileExistsError:
             if if_exists == "fail":

@@ -24,7 +24,7 @@ from ... import lowrank
 from ...merge.gram import Gram
 from ...merge.moments import ConceptStatistics
 from .. import weights
-from ..lora import file as lora_file
+from ..lora.file import write
 from ..lora.layers import output_width
 from ..lora.load import Loaded
 from ..weights import input_width
@@ -140,7 +140,7 @@ class CaptureStore:
             "content": _digest(tensors),
         }
         path = self.path(known.keys)
-        lora_file.write(path, {name: _alone(tensor) for name, tensor in tensors.items()}, header, overwrite=True)
+        write(path, {name: _alone(tensor) for name, tensor in tensors.items()}, header, overwrite=True)
         for old in files():
             if size() <= LIMIT or old == path:
                 break

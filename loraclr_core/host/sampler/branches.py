@@ -20,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ...lowrank import LowRank
 from ..lora.adapters import layer
+from ..lora.layers import product
 from ..lora.load import Loaded
 from ..lora.match import AdapterError
 from ..weights import is_linear, weight_shape
@@ -130,9 +131,7 @@ class _Layer:
             for branch in self.factors.keys() & set(rows):
                 where = _where(rows, {branch}, inputs.device)
                 up, down = self._kept(("factors", branch), inputs, lambda b=branch: self.factors[b])
-                kernel = module.in_channels // module.groups, *module.kernel_size
-                hidden = module._conv_forward(_take(inputs, where), down.view(-1, *kernel), None)
-                _add(output, where, torch.einsum("or,br...->bo...", up, hidden))
+                _add(output, where, product(module, LowRank(up, down), _take(inputs, where)))
         for branch in self.parameters.keys() & set(rows):
             where = _where(rows, {branch}, inputs.device)
             names = list(self.parameters[branch])

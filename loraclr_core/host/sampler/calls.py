@@ -96,7 +96,7 @@ class Calls:
             return executor(x, *args, **kwargs)
         if self.differentiated:
             raise ValueError(
-                f"{self.who} regroups the rows or cuts the picture into tiles, through which CLoRA cannot move the latent. Set"
+                f"{self.who} cuts the picture into tiles or regroups its rows, through which CLoRA cannot move the latent. Set"
                 " update_strength to 0, or remove that node."
             )
         with self.adapters.routed(tuple(self.rows[row] for row in part.rows)):

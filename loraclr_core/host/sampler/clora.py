@@ -15,8 +15,10 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy_execution.utils import ExecutionContext, get_executing_context
 from torch import Tensor
 
+from . import given_masks
 from .composed import ComposedTake
 from .evaluation import KEY
 from .live import LiveView
@@ -39,6 +41,7 @@ class CLoRA:
         self.view = view
         self.warn = warn
         self.records = Records()
+        self.sampled_by: ExecutionContext | None = None  # the node's run that sampled last
 
     def patch(self, model: ModelPatcher) -> ModelPatcher:
         """Return a clone of `model` that samples by this method. Raises ValueError if `model` does so already."""
@@ -76,12 +79,10 @@ class CLoRA:
         self.composition.tags.check(guider.conds)
         if noise.ndim != 4:
             raise ValueError(f"CLoRA samples pictures; this latent has the shape {tuple(noise.shape)}.")
-        for concept in self.composition.concepts:
-            if concept.mask is not None and 1 < len(concept.mask) != len(noise):
-                self.warn(
-                    f"Concept “{concept.name}” has {len(concept.mask)} masks for {len(noise)} pictures: they are taken in order,"
-                    " from the first again where they are too few."
-                )
+        node, before = get_executing_context(), self.sampled_by
+        self.sampled_by = node
+        if doubts := given_masks.doubts(self.composition.concepts, noise.shape, node, before):
+            self.warn("\n".join(doubts))
 
     def _surroundings(self, executor: WrapperExecutor, sample: Callable) -> Surroundings:
         """Return the branches' surroundings, sampling the plain picture where they need it."""

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...braces import literal_marks
 from ...concept import Concept
-from ...sampler import prompt as branch_prompt
+from ...sampler.prompt import branch_prompts, negative_prompt
 from ...sampler.separation import Branch
 from ..lora import adapters
 from ..lora.load import load
@@ -46,7 +46,7 @@ def compose(
         raise ValueError("No concepts to compose: connect at least one Load Concept LoRA.")
     negative = _negative(negative, concepts, warn)
     read_layers(model.get_model_object("diffusion_model"), 64, 64)  # raises where there is nothing to read
-    prompts = branch_prompt.branches(prompt, concepts)
+    prompts = branch_prompts(prompt, concepts)
     device, names = comfy.model_management.get_torch_device(), key_names(model, clip)
     loaded = [load(concept, model, clip, names, device, with_clip=False) for concept in concepts]
     branch_adapters = BranchAdapters(model, loaded)
@@ -73,7 +73,7 @@ def _negative(text: str, concepts: list[Concept], warn: Callable[[str], None]) -
     """Return the negative prompt of every branch; warn of braces in it that are taken literally."""
     if literal := literal_marks(text):
         warn(f"The negative prompt has {', '.join(literal)}, which is taken as it stands.")
-    return branch_prompt.negative(text, concepts)
+    return negative_prompt(text, concepts)
 
 
 def _tagged(tags: Tags, role: Role, conditioning: list[list]) -> list:

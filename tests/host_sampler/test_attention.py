@@ -3,8 +3,8 @@
 import comfy.model_detection
 import pytest
 import torch
-from clora.sampling import clora, sample
 from comfy.ldm.modules.attention import BasicTransformerBlock
+from host_sampler.sampling import clora, sample
 from loraclr.loraclr_core.host.sampler.attention import CrossLayers, read_layers
 from sd15 import UNET_CONFIG as SD15
 

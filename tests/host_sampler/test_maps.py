@@ -5,7 +5,7 @@ import logging
 import comfy.latent_formats
 import pytest
 import torch
-from clora.sampling import maps, sample
+from host_sampler.sampling import maps, sample
 from loraclr.loraclr_core.host.sampler import labels
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 
@@ -17,18 +17,17 @@ def sampled(patched):
 
 
 @pytest.fixture
-def heat_maps(patched, sampled, monkeypatch):
+def heat_maps(patched, sampled):
     """The heat maps over black of a run like that of two concepts, with these names and no heat: their labels alone."""
 
     def drawn(names: list[str], height: int = 256, width: int = 256) -> torch.Tensor:
         records = patched[0].get_attachment(KEY).records
-        ((key, record),) = [
-            each for each in records.items() if torch.equal(each[1].masks[0], maps(patched[0], sampled)[0])
-        ]
-        unheated = record._replace(concepts=names, heat=torch.zeros_like(record.heat))
-        with monkeypatch.context() as patch:
-            patch.setitem(records, key, unheated)
+        record = records.of(sampled["samples"])
+        records.keep(sampled["samples"], record._replace(concepts=names, heat=torch.zeros_like(record.heat)))
+        try:
             return maps(patched[0], sampled, image=torch.zeros(1, height, width, 3))[1]
+        finally:
+            records.keep(sampled["samples"], record)
 
     return drawn
 

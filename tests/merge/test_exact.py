@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from core.problems import CPU, Problem, negative, positive, problem
 from loraclr.loraclr_core.merge import exact
 from loraclr.loraclr_core.merge.gram import Gram
 from loraclr.loraclr_core.merge.objective import Margin
+from merge.problems import CPU, Problem, negative, positive, problem
 
 IDLE = Margin(0.0)
 

@@ -4,8 +4,8 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from clora import restated
-from clora.sampling import assert_same, clora, maps, sample
+from host_sampler import restated
+from host_sampler.sampling import assert_same, clora, maps, sample
 
 STEPS = 3
 CFG = 5.0

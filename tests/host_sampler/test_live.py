@@ -15,8 +15,8 @@ import lora_files
 import numpy as np
 import pytest
 import torch
-from clora.sampling import CLORA, maps, sample
 from comfy.model_patcher import ModelPatcher
+from host_sampler.sampling import CLORA, maps, sample
 from loraclr.loraclr_core.host.sampler import live, overlay
 from loraclr.loraclr_core.host.sampler.compose import compose
 from loraclr.loraclr_core.host.sampler.settings import Settings, UpdateSettings

@@ -5,8 +5,8 @@ import comfy.model_management
 import nodes
 import pytest
 import torch
-from clora.sampling import PLAIN, assert_same, clora, compose, plain, sample
 from comfy.model_patcher import ModelPatcher
+from host_sampler.sampling import PLAIN, assert_same, clora, compose, concept, plain, sample
 from loraclr.loraclr_core.host.sampler import evaluation
 
 
@@ -57,6 +57,21 @@ def test_gradients_go_branch_by_branch_where_memory_runs_out(demo, concepts, lat
 def test_both_gradient_memories_are_the_same(demo, concepts, latent):
     one = sample(*clora(demo, concepts, gradient_memory="one branch at a time"), latent)
     assert_same(one, sample(*clora(demo, concepts, gradient_memory="all at once"), latent), 1e-4)
+
+
+def test_the_negative_is_encoded_once_where_loras_leave_the_text_encoder_as_it_is(demo):
+    """Seconds for a large text encoder."""
+    encoded = []
+    handle = demo.clip.cond_stage_model.clip_l.register_forward_pre_hook(lambda module, args: encoded.append(args))
+    counts = []
+    for strength in (0.0, 1.0):
+        chain = concept("dog", concept("cat", strength_clip=strength), strength_clip=strength)
+        encoded.clear()
+        _, positive, negative = compose(demo, chain)
+        counts.append(len(encoded))
+        assert len(positive) == len(negative) == 3
+    handle.remove()
+    assert counts == [4, 6]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import nodes
 import pytest
 import torch
 from architectures import LAYOUTS, Model
-from clora.sampling import compose, encode, sample
+from host_sampler.sampling import compose, encode, sample
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 from node_tests.running import load, write_lora
 from torch import Tensor, nn

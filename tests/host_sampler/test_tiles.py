@@ -7,10 +7,10 @@ import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import pytest
 import torch
-from clora.sampling import PLAIN, assert_same, clora, encode, plain, sample
-from clora.tiles import record, tiled
-from loraclr.loraclr_core.host.calls import Mosaic
+from host_sampler.sampling import PLAIN, assert_same, clora, encode, plain, sample
+from host_sampler.tiles import record, tiled
 from loraclr.loraclr_core.host.sampler.attention import Recorder
+from loraclr.loraclr_core.host.sampler.calls import Mosaic
 
 WIDE = {"samples": torch.zeros(2, 4, 4, 12)}
 

@@ -12,7 +12,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
-from clora.sampling import encode
+from host_sampler.sampling import encode
 from torch import Tensor
 
 

@@ -7,7 +7,7 @@ import comfy.sd
 import lora_files
 import pytest
 import torch
-from clora.sampling import encode
+from host_sampler.sampling import encode
 from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora.load import Loaded

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from core.problems import negative, positive, problem
 from loraclr.loraclr_core import lowrank
 from loraclr.loraclr_core.lowrank import LowRank
 from loraclr.loraclr_core.merge.objective import Margin, held_out_error, negative_distances
+from merge.problems import negative, positive, problem
 
 
 def test_held_out_error_is_the_positive_distance_per_token():

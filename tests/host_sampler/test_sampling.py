@@ -6,7 +6,7 @@ import comfy_extras.nodes_differential_diffusion as differential_diffusion
 import nodes
 import pytest
 import torch
-from clora.sampling import CLORA, PLAIN, assert_same, clora, compose, concept, encode, maps, plain, sample
+from host_sampler.sampling import CLORA, PLAIN, assert_same, clora, compose, concept, encode, maps, plain, sample
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 from loraclr.loraclr_core.host.sampler.settings import SURROUNDINGS
 

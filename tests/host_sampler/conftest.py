@@ -3,7 +3,7 @@
 import pytest
 import random_models
 import torch
-from clora.sampling import clora, concept
+from host_sampler.sampling import clora, concept
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from core.problems import CPU, negative, positive, problem
 from loraclr.loraclr_core.merge import adamw
 from loraclr.loraclr_core.merge.adamw import PUBLISHED, AdamWSettings
 from loraclr.loraclr_core.merge.objective import Margin
+from merge.problems import CPU, negative, positive, problem
 
 
 def literal_loss(case, delta, margin):

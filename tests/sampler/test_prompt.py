@@ -20,7 +20,7 @@ def phrases(branch: prompt.BranchPrompt) -> list[list[str]]:
 
 
 def test_each_branch_has_one_trigger_in_place():
-    found = prompt.branches("{my dog} and a {cat}, {cat}s", CONCEPTS)
+    found = prompt.branch_prompts("{my dog} and a {cat}, {cat}s", CONCEPTS)
     assert [branch.text for branch in found] == [
         "small dog and a cat, cats",
         "small dog and a sks cat, sks cats",
@@ -48,13 +48,13 @@ def test_each_branch_has_one_trigger_in_place():
 )
 def test_a_prompt_that_does_not_fit_is_shown(text, complaint):
     with pytest.raises(prompt.PromptError, match=complaint) as error:
-        prompt.branches(text, CONCEPTS)
+        prompt.branch_prompts(text, CONCEPTS)
     assert f"“{text}”" in str(error.value)
 
 
 def test_escaped_braces_are_braces():
     """As a prompt in JSON needs them."""
-    base, cat, _ = prompt.branches(r'\{"a": "{cat} and {my dog}"\}', CONCEPTS)
+    base, cat, _ = prompt.branch_prompts(r'\{"a": "{cat} and {my dog}"\}', CONCEPTS)
     assert base.text == '{"a": "cat and small dog"}'
     assert cat.text == '{"a": "sks cat and small dog"}'
     assert phrases(cat) == [["sks cat"], ["small dog"]]
@@ -63,11 +63,11 @@ def test_escaped_braces_are_braces():
 @pytest.mark.parametrize("text", ["blurry {cat}", "{ My Dog }", "{CAT}"])
 def test_a_negative_that_names_a_concept_is_an_error(text):
     with pytest.raises(prompt.PromptError, match="cannot name one: write plain words"):
-        prompt.negative(text, CONCEPTS)
+        prompt.negative_prompt(text, CONCEPTS)
 
 
 def test_other_braces_of_a_negative_stay():
     for text in ("blurry", "{a|b}", "{{blurry}}", "{", "cat}"):
-        assert prompt.negative(text, CONCEPTS) == text
-    assert prompt.negative(r"\{cat\}", CONCEPTS) == "{cat}"
+        assert prompt.negative_prompt(text, CONCEPTS) == text
+    assert prompt.negative_prompt(r"\{cat\}", CONCEPTS) == "{cat}"
     assert braces.literal_marks(r"{a|b} \{c\} {d}") == ["{a|b}", "{d}"]

@@ -1,0 +1,44 @@
+"""What is said about masks of the whole picture, where only a part of it may be sampled."""
+
+import pytest
+import torch
+from comfy_execution.utils import CurrentNodeContext
+from host_sampler.sampling import CLORA, concept, sample
+from loraclr.loraclr_core.host.sampler.compose import compose
+from loraclr.loraclr_core.host.sampler.settings import Settings
+
+SETTINGS = Settings(surroundings="composed (paper)")
+
+
+def told(demo, size: tuple[int, int], mask: torch.Tensor | None, nodes: tuple[str, ...]) -> list[str]:
+    """What the user is told while these nodes sample latents of this size, one after another."""
+    chain, said = concept("dog", concept("cat", mask=mask)), []
+    composed = compose(demo.model, demo.clip, chain, CLORA["prompt"], "", SETTINGS, warn=said.append)
+    for node in nodes:
+        with CurrentNodeContext("prompt", node):
+            sample(*composed, {"samples": torch.zeros(1, 4, *size)}, steps=1)
+    return said
+
+
+WHOLE = torch.ones(1, 64, 96)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (4, 6)])
+def test_nothing_is_said_where_each_node_samples_a_picture_of_the_mask_s_shape(demo, size):
+    assert told(demo, size, WHOLE, ("3", "5")) == []
+
+
+def test_a_mask_of_another_shape_is_told(demo):
+    (text,) = told(demo, (8, 8), WHOLE, ("3",))
+    assert text == "The mask of “cat” (96×64) has another shape than the picture and is stretched to it."
+
+
+def test_a_node_that_may_sample_parts_of_the_picture_is_told_what_becomes_of_masks(demo):
+    """Ultimate SD Upscale samples tile after tile in one run, and nothing tells a model where a tile is."""
+    (text,) = told(demo, (8, 12), WHOLE, ("3", "3"))
+    assert "“cat”. If it samples parts of the picture" in text
+    assert "whose concepts have no masks" in text
+
+
+def test_nothing_is_said_without_masks(demo):
+    assert told(demo, (8, 8), None, ("3", "3")) == []
