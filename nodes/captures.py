@@ -18,11 +18,12 @@ class ClearCaptures(io.ComfyNode):
             node_id="LoRACLR_ClearCaptures",
             display_name="Clear Captures",
             category=CATEGORY,
-            description="Deletes all captures that LoRACLR Merge has kept on disk, each time it runs. Add it, run it, remove it.",
+            description="Deletes all captures that LoRACLR Merge has kept on disk, every time it runs. Add it, run it"
+            " once, then remove it.",
             search_aliases=["loraclr", "clear cache", "captures"],
             is_output_node=True,
             inputs=[],
-            outputs=[io.String.Output(display_name="report", tooltip="How much space was freed, and where.")],
+            outputs=[io.String.Output(display_name="report", tooltip="How much space was freed, and in which folder.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -37,26 +37,31 @@ class CLoRASampler(io.ComfyNode):
             node_id="LoRACLR_CLoRASampler",
             display_name="CLoRA Attention Contrast Sampler",
             category=CATEGORY,
-            description="Composes concept LoRAs while sampling and keeps them apart by their attention, as CLoRA (arXiv"
-            " 2403.19776). Connect all three outputs to any sampler node.",
+            description="Composes concept LoRAs while sampling and keeps them apart by their attention, as in CLoRA"
+            " (arXiv 2403.19776). Connect all three outputs to any sampler node.",
             search_aliases=["clora", "multi lora", "compose lora", "attention contrast", "multi concept"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample with. LoRAs loaded before act in every branch."),
+                io.Model.Input(
+                    "model", tooltip="The model to sample with. LoRAs loaded before this node apply in every branch."
+                ),
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
-                Concepts.Input("concepts", tooltip="The concepts, from the last Load Concept LoRA of the chain."),
+                Concepts.Input(
+                    "concepts", tooltip="The concepts to compose. Connect the last Load Concept LoRA of the chain."
+                ),
                 io.String.Input(
                     "prompt",
                     default="a photo of {cat} and {dog} in a park",
                     multiline=True,
                     dynamic_prompts=False,
-                    tooltip="The picture, with each concept by its name in braces. Every concept of the chain must be named.",
+                    tooltip="Describes the picture, with each concept by its name in braces. Name every concept of"
+                    " the chain; type { to choose one.",
                 ),
                 io.String.Input(
                     "negative",
                     default="",
                     multiline=True,
                     dynamic_prompts=False,
-                    tooltip="What the picture must not show; for all branches.",
+                    tooltip="What to keep out of the picture, in plain words. Applies to all branches.",
                 ),
                 io.Float.Input(
                     "update_strength",
@@ -66,16 +71,17 @@ class CLoRASampler(io.ComfyNode):
                     step=0.005,
                     round=1e-5,
                     advanced=True,
-                    tooltip="How far one update moves the latent to keep the concepts apart. 0: no updates, masks only, and"
-                    " faster. relative: as a share of the latent, the same for every model (try 0.02). absolute (paper): 20"
-                    " for SD1.5, 0.02 for SDXL.",
+                    tooltip="How far each update moves the latent to keep the concepts apart. 0: no updates, only"
+                    " masks; faster. relative: a share of the latent's size, the same for every model; try 0.02."
+                    " absolute (paper): try 20 for SD1.5, 0.02 for SDXL.",
                 ),
                 io.Combo.Input(
                     "update_unit",
                     options=list(UPDATE_UNITS),
                     default=UpdateSettings.unit,
                     advanced=True,
-                    tooltip="What update_strength counts in.",
+                    tooltip="Unit of update_strength. relative: a share of the latent's size. absolute (paper): the"
+                    " published step size, which differs between models.",
                 ),
                 io.Float.Input(
                     "update_start",
@@ -84,7 +90,7 @@ class CLoRASampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Where in the schedule updates begin: 0 is pure noise, 1 the finished picture.",
+                    tooltip="Where in the schedule updates begin: 0 is pure noise, 1 is the finished picture.",
                 ),
                 io.Float.Input(
                     "update_end",
@@ -93,14 +99,16 @@ class CLoRASampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Where in the schedule updates end; 0.5 as published. Later steps only use the masks and are faster.",
+                    tooltip="Where in the schedule updates end; 0.5 as published. Later steps use only the masks and"
+                    " are faster.",
                 ),
                 io.String.Input(
                     "refine_steps",
                     default=", ".join(map(str, UpdateSettings.refine_steps)),
                     dynamic_prompts=False,
                     advanced=True,
-                    tooltip="Steps with further updates, counted from 0, separated by commas. They must lie in the update range.",
+                    tooltip="Steps that get extra updates, counted from 0 and separated by commas. They must lie"
+                    " between update_start and update_end.",
                 ),
                 io.Int.Input(
                     "refine_repeats",
@@ -108,7 +116,8 @@ class CLoRASampler(io.ComfyNode):
                     min=0,
                     max=1000,
                     advanced=True,
-                    tooltip="How many further updates those steps get. 20 as published, each as slow as an update.",
+                    tooltip="Number of extra updates at each of refine_steps; 20 as published. Each takes as long as"
+                    " any other update.",
                 ),
                 io.Float.Input(
                     "temperature",
@@ -117,7 +126,7 @@ class CLoRASampler(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Of the contrast between concepts. Smaller looks at the most similar maps only.",
+                    tooltip="Temperature of the contrastive loss. Lower values focus on the most similar maps.",
                 ),
                 io.Float.Input(
                     "mask_threshold",
@@ -126,16 +135,16 @@ class CLoRASampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="What counts as an object: places with at least this share of a word's strongest attention. Smaller:"
-                    " larger areas, and objects that are near each other run together.",
+                    tooltip="Selects what counts as an object: places with at least this share of a word's strongest"
+                    " attention. Lower values give larger areas, but nearby objects run together.",
                 ),
                 io.Combo.Input(
                     "mask_morphology",
                     options=list(MORPHOLOGY),
                     default=AreaSettings.morphology,
                     advanced=True,
-                    tooltip="Change the masks by 3×3 cells of attention: dilate grows, so that no plain thing is drawn around"
-                    " a concept, erode shrinks, open drops specks, close fills holes.",
+                    tooltip="Adjusts the masks by 3×3 cells of attention. dilate grows them, to keep a plain object"
+                    " from showing around a concept; erode shrinks them; open removes specks; close fills holes.",
                 ),
                 io.Int.Input(
                     "first_masked_step",
@@ -143,22 +152,23 @@ class CLoRASampler(io.ComfyNode):
                     min=0,
                     max=10000,
                     advanced=True,
-                    tooltip="Before this step there are no masks and every branch counts everywhere.",
+                    tooltip="Masks take effect from this step on; earlier steps average all branches.",
                 ),
                 io.Combo.Input(
                     "gradient_memory",
                     options=list(GRADIENT_MEMORY),
                     default=UpdateSettings.gradient_memory,
                     advanced=True,
-                    tooltip="all at once is the faster one, and needs about a fifth more memory than the step itself. one branch"
-                    " at a time needs no more than that, and is taken where memory runs out.",
+                    tooltip="How to compute the gradients of an update. “all at once” is faster but needs about 20 %"
+                    " more memory. “one branch at a time” needs none extra, and is the fallback when memory runs out.",
                 ),
                 io.Boolean.Input(
                     "live_view",
                     optional=True,  # added later: prompts saved before lack it
                     default=True,
                     advanced=True,
-                    tooltip="Show the concepts' masks and attention on this node while it samples. Costs next to nothing.",
+                    tooltip="Shows the concepts' masks and attention on this node while it samples. Costs next to"
+                    " nothing.",
                 ),
                 io.Combo.Input(
                     "mask_overlap",
@@ -166,8 +176,9 @@ class CLoRASampler(io.ComfyNode):
                     optional=True,  # added later, too
                     default=AreaSettings.overlap,
                     advanced=True,
-                    tooltip="A place that several concepts take, as on the edge of two objects. strongest: it goes to the one"
-                    " whose words have looked at it most so far. average (paper): all of them draw there, which blends them.",
+                    tooltip="Decides who gets a place that several concepts claim, such as the edge between two"
+                    " objects. strongest: the concept whose words have attended to it most so far. average (paper):"
+                    " all of them, which blends them.",
                 ),
                 io.Combo.Input(
                     "surroundings",
@@ -175,15 +186,15 @@ class CLoRASampler(io.ComfyNode):
                     optional=True,  # added later, too
                     default=Settings.surroundings,
                     advanced=True,
-                    tooltip="What a concept's LoRA sees around its own area. plain: the picture of the prompt with class words"
-                    " alone. It is made first, and each concept is drawn at one object in it, so that no LoRA redraws another's"
-                    " subject or draws its own twice. composed (paper): the picture with all subjects; areas follow the"
-                    " attention of each step.",
+                    tooltip="What a concept's LoRA sees around its own area. plain: a picture of the prompt with"
+                    " class words only, made first; each concept is drawn at one object in it. This keeps LoRAs from"
+                    " redrawing another's subject or drawing their own twice. composed (paper): the picture with all"
+                    " subjects; areas follow the attention of each step.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="The model that samples all branches. It works only with this node's conditioning."
+                    tooltip="The model that samples all branches. Works only with this node's conditioning."
                 ),
                 io.Conditioning.Output(
                     display_name="positive",
@@ -275,36 +286,41 @@ class CLoRAMaps(io.ComfyNode):
             node_id="LoRACLR_CLoRAMaps",
             display_name="CLoRA Attention Maps",
             category=CATEGORY,
-            description="What CLoRA Attention Contrast Sampler looked at while it sampled a latent: masks, heat maps, loss.",
+            description="Shows what CLoRA Attention Contrast Sampler attended to while it sampled a latent: masks,"
+            " heat maps and separation loss.",
             search_aliases=["clora", "attention map", "heat map", "lora mask"],
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL of CLoRA Attention Contrast Sampler."),
-                io.Latent.Input("latent", tooltip="The LATENT that a sampler made with that model."),
+                io.Model.Input("model", tooltip="The MODEL output of CLoRA Attention Contrast Sampler."),
+                io.Latent.Input("latent", tooltip="The LATENT sampled with that model."),
                 io.Int.Input(
                     "batch_index",
                     default=0,
                     min=0,
                     max=4096,
                     advanced=True,
-                    tooltip="Which picture of a batch to look at, counted from 0.",
+                    tooltip="Which picture of a batch to show, counted from 0.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The decoded picture, to draw the heat maps over. Without it the latent's rough colours are used.",
+                    tooltip="The decoded picture to draw the heat maps over. If not connected, a rough preview of the"
+                    " latent is used.",
                 ),
             ],
             outputs=[
                 io.Mask.Output(
                     display_name="masks",
-                    tooltip="Where each concept was drawn in the last step; one per concept, in order.",
+                    tooltip="Where each concept was drawn in the last step. One mask per concept, in the order of the"
+                    " chain.",
                 ),
                 io.Image.Output(
-                    display_name="heat_maps", tooltip="Each concept's attention, mean over all steps, with its name."
+                    display_name="heat_maps",
+                    tooltip="Each concept's attention, averaged over all steps, with its name.",
                 ),
                 io.LossMap.Output(
                     display_name="loss",
-                    tooltip="How alike the concepts' attention was, step by step. Connect to Plot Loss Graph.",
+                    tooltip="How similar the concepts' attention was at each step; lower is further apart. Connect to"
+                    " Plot Loss Graph.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

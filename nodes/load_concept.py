@@ -29,37 +29,40 @@ class LoadConceptLoRA(io.ComfyNode):
             node_id="LoRACLR_LoadConceptLoRA",
             display_name="Load Concept LoRA",
             category=CATEGORY,
-            description="One subject for a merge: a LoRA with the trigger it was trained on. Chain one node per subject.",
+            description="Loads one subject: a LoRA with the trigger it was trained on. Chain one node per subject and"
+            " connect the last one to LoRACLR Merge or CLoRA Attention Contrast Sampler.",
             search_aliases=["lora", "concept", "loraclr", "clora", "multi lora"],
             inputs=[
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="The LoRA file of this concept, from the loras folder.",
+                    tooltip="The concept's LoRA file, from the loras folder. Choosing a file fills in the trigger and"
+                    " class word if its metadata name them.",
                 ),
                 io.String.Input(
                     "trigger",
                     default="",
                     dynamic_prompts=False,
                     placeholder="sks cat",
-                    tooltip="The phrase the LoRA was trained on, as you would prompt it. Empty: taken from the file's"
-                    " own metadata, where it says so, and shown on the node.",
+                    tooltip="The phrase the LoRA was trained on, written as you would prompt it. Leave empty to read"
+                    " it from the file's metadata, if it is there; the node shows what it found.",
                 ),
                 io.String.Input(
                     "class_word",
                     default="",
                     dynamic_prompts=False,
                     placeholder="cat",
-                    tooltip="Plain words for the same thing, which the base model knows. Empty: the last word of the"
-                    " trigger, where it has several. The sampler needs it.",
+                    tooltip="Plain words for the same thing that the base model knows, such as “cat”. Leave empty to"
+                    " use the last word of a longer trigger. Needed by the sampler, and by anchor_weight and"
+                    " distillation_steps of the merge.",
                 ),
                 io.String.Input(
                     "name",
                     default="",
                     dynamic_prompts=False,
                     placeholder="cat",
-                    tooltip="Short name of the concept in reports and prompts; unique among the chained concepts."
-                    " Empty: the class word, else the trigger.",
+                    tooltip="Short name of the concept in prompts and reports. Must be unique in the chain. Leave"
+                    " empty to use the class word, or the trigger if there is none.",
                 ),
                 io.Float.Input(
                     "strength_model",
@@ -67,7 +70,7 @@ class LoadConceptLoRA(io.ComfyNode):
                     min=-100.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="How strongly the LoRA changes the diffusion model. May be negative.",
+                    tooltip="How strongly to modify the diffusion model. Can be negative.",
                 ),
                 io.Float.Input(
                     "strength_clip",
@@ -75,26 +78,40 @@ class LoadConceptLoRA(io.ComfyNode):
                     min=-100.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="How strongly the LoRA changes the text encoder. May be negative.",
+                    tooltip="How strongly to modify the text encoder. Can be negative.",
                 ),
-                Concepts.Input("concepts", optional=True, tooltip="The concepts so far; this one is added at the end."),
+                Concepts.Input(
+                    "concepts",
+                    optional=True,
+                    tooltip="The concepts so far, from the previous Load Concept LoRA; this one is added at the end."
+                    " Leave unconnected on the first node.",
+                ),
                 io.Model.Input(
-                    "model", optional=True, tooltip="Only to try this concept alone: gives the MODEL output."
+                    "model",
+                    optional=True,
+                    tooltip="Connect a model to try this concept alone, with the MODEL output. Not needed otherwise.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="Only to try this concept alone: gives the CLIP output."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Connect a text encoder to try this concept alone, with the CLIP output. Not needed"
+                    " otherwise.",
+                ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the concept belongs in the picture: 1 there, 0 elsewhere; one for all pictures of a"
-                    " batch, or one each. The merge ignores it.",
+                    tooltip="Where to draw the concept: 1 there, 0 elsewhere. Connect one mask for the whole batch,"
+                    " or one per picture. Only the sampler uses it; the merge ignores it.",
                 ),
             ],
             outputs=[
                 Concepts.Output(
-                    display_name="concepts", tooltip="All concepts so far. Connect to the next one or a merge."
+                    display_name="concepts",
+                    tooltip="All concepts so far. Connect to the next Load Concept LoRA, to LoRACLR Merge or to CLoRA"
+                    " Attention Contrast Sampler.",
                 ),
-                io.Model.Output(tooltip="The model with this concept alone, to try it by itself."),
-                io.Clip.Output(tooltip="The text encoder with this concept alone, to try it by itself."),
+                io.Model.Output(tooltip="The model with this concept alone. Needs the model input."),
+                io.Clip.Output(tooltip="The text encoder with this concept alone. Needs the clip input."),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -26,20 +26,25 @@ class LoRACLRMerge(io.ComfyNode):
             node_id="LoRACLR_Merge",
             display_name="LoRACLR Merge",
             category=CATEGORY,
-            description="Merges concept LoRAs into one model that knows all of them, by the contrastive objective of LoRACLR"
-            " (arXiv 2412.09622) over the layers' features. Prompt the result with the triggers.",
+            description="Merges concept LoRAs into one model that knows all of them, and into one LoRA, by minimising"
+            " the contrastive objective of LoRACLR (arXiv 2412.09622) on every layer's features. Prompt the merged"
+            " model with the triggers.",
             search_aliases=["merge lora", "loraclr", "combine lora", "multi lora", "multi concept"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to merge into. LoRAs loaded before count as part of it."),
+                io.Model.Input(
+                    "model", tooltip="The model to merge into. LoRAs loaded before this node count as part of it."
+                ),
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
-                Concepts.Input("concepts", tooltip="The concepts, from the last Load Concept LoRA of the chain."),
+                Concepts.Input(
+                    "concepts", tooltip="The concepts to merge. Connect the last Load Concept LoRA of the chain."
+                ),
                 io.Combo.Input(
                     "solver",
                     options=list(SOLVERS),
                     default="exact",
-                    tooltip="exact: the minimum of the objective, in seconds. adamw (paper): the published optimiser, to"
-                    " compare with; keeps 400 tokens per layer and concept in memory (0.6 GB per SD1.5 concept). sum: plain"
-                    " stacking.",
+                    tooltip="How to merge. exact: finds the minimum of the objective in seconds. adamw (paper): runs"
+                    " the published optimiser, for comparison; keeps 400 tokens per layer and concept in memory (0.6"
+                    " GB per SD1.5 concept). sum (baseline): plain stacking.",
                 ),
                 io.Float.Input(
                     "margin",
@@ -48,16 +53,17 @@ class LoRACLRMerge(io.ComfyNode):
                     max=1000.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="How far every concept is kept from the others' features. The report says how often it is active;"
-                    " the paper's 0.5, absolute, hardly ever is.",
+                    tooltip="How far to keep each concept from the features of the others. The paper's absolute 0.5"
+                    " is hardly ever active; the report shows how often. To see an effect, set margin_mode to"
+                    " relative and try 0.5 to 1.",
                 ),
                 io.Combo.Input(
                     "margin_mode",
                     options=list(MARGIN_MODES),
                     default="absolute (paper)",
                     advanced=True,
-                    tooltip="absolute: the margin is a distance between features. relative: it is a fraction of the mean"
-                    " distance between two concepts; try 0.5 to 1.",
+                    tooltip="Unit of the margin. absolute (paper): a distance between features. relative: a fraction"
+                    " of the mean distance between two concepts; try 0.5 to 1.",
                 ),
                 io.Float.Input(
                     "ridge",
@@ -67,9 +73,9 @@ class LoRACLRMerge(io.ComfyNode):
                     step=0.001,
                     round=1e-6,
                     advanced=True,
-                    tooltip="exact only. How soon the LoRAs' plain sum decides where the captured features say little,"
-                    " relative to their size. Larger: nearer to plain stacking. Smaller: concepts further apart, and weaker on"
-                    " prompts unlike the captures'.",
+                    tooltip="How strongly the merge falls back to plain stacking in directions the captures did not"
+                    " cover, relative to the size of the features. Lower values keep concepts further apart but"
+                    " weaken them on prompts unlike the captures'. Used by exact only.",
                 ),
                 io.Float.Input(
                     "anchor_weight",
@@ -78,8 +84,8 @@ class LoRACLRMerge(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     advanced=True,
-                    tooltip="exact only. How much the plain model on the class words counts as something to keep: 1 = as much"
-                    " as one concept. Above 0 costs one more capture per class word.",
+                    tooltip="How strongly to preserve the plain model's output on the class words. 1 counts as much"
+                    " as one concept. Above 0, takes one more capture per class word. Used by exact only.",
                 ),
                 io.String.Input(
                     "capture_prompts",
@@ -87,8 +93,8 @@ class LoRACLRMerge(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=False,
                     advanced=True,
-                    tooltip="One prompt per line; each concept is sampled once with each, {trigger} standing for its trigger."
-                    " More lines take more time.",
+                    tooltip="Prompts to sample each concept with, one per line. {trigger} stands for the concept's"
+                    " trigger. Each line adds one sampling run per concept.",
                 ),
                 io.Int.Input(
                     "capture_steps",
@@ -96,7 +102,8 @@ class LoRACLRMerge(io.ComfyNode):
                     min=1,
                     max=1000,
                     advanced=True,
-                    tooltip="Sampling steps per capture prompt. Fewer are faster and know less of each concept.",
+                    tooltip="Sampling steps per capture prompt. Fewer steps are faster but capture less of each"
+                    " concept.",
                 ),
                 io.Int.Input(
                     "capture_seed",
@@ -105,19 +112,20 @@ class LoRACLRMerge(io.ComfyNode):
                     max=0xFFFFFFFF,
                     control_after_generate=False,
                     advanced=True,
-                    tooltip="Noise and token choice of the captures; the same for every concept.",
+                    tooltip="Seed for the noise and the choice of tokens in the captures. All concepts share it.",
                 ),
                 io.Boolean.Input(
                     "merge_text_encoder",
                     default=True,
                     advanced=True,
-                    tooltip="Off: the text encoder stays as it is and the LoRAs' text-encoder parts are left out.",
+                    tooltip="Merges the text-encoder parts of the LoRAs, too. Turn off to leave the text encoder"
+                    " unchanged and drop those parts.",
                 ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="Sets the size of the capture (its content is not used). Without it 512×512; connect an Empty"
-                    " Latent Image of 1024×1024 for SDXL.",
+                    tooltip="Sets the size of the captures; its content is ignored. 512×512 if not connected. For"
+                    " SDXL, connect an Empty Latent Image of 1024×1024.",
                 ),
                 io.Combo.Input(
                     "captures",
@@ -125,9 +133,10 @@ class LoRACLRMerge(io.ComfyNode):
                     default="in memory",
                     optional=True,
                     advanced=True,
-                    tooltip="in memory: kept while the model stays loaded. on disk: after a restart too, up to 16 GiB in"
-                    " loraclr_captures in ComfyUI's user folder, the oldest go first; another ridge then takes only the solve,"
-                    " and a concept added at the end one capture. The node Clear Captures deletes them.",
+                    tooltip="Where to keep captures. With them, a new ridge takes only the solve, and a concept added"
+                    " at the end takes one capture. in memory: while the model stays loaded. on disk: after a"
+                    " restart, too, up to 16 GiB in loraclr_captures in ComfyUI's user folder; the least recently"
+                    " used are deleted first. Clear Captures deletes all of them.",
                 ),
                 io.Int.Input(
                     "distillation_steps",
@@ -135,18 +144,23 @@ class LoRACLRMerge(io.ComfyNode):
                     min=0,
                     max=10000,
                     optional=True,
-                    tooltip="After the solve, trains the merged LoRA for so many steps until the whole model predicts what each"
-                    " concept's own LoRA does. For many or similar concepts: 200. Takes minutes, and memory for the"
-                    " gradients of one picture of the latent's size. 0: the solve alone, in seconds.",
+                    tooltip="Fine-tunes the merged LoRA for this many steps to match each concept's own LoRA. Try 200"
+                    " for many or similar concepts. Takes minutes, and memory for the gradients of one picture of the"
+                    " latent's size. 0: the solve alone, in seconds.",
                 ),
             ],
             outputs=[
-                io.Model.Output(tooltip="The model with all concepts merged."),
-                io.Clip.Output(tooltip="The text encoder with all concepts merged."),
+                io.Model.Output(tooltip="The model with all concepts merged in."),
+                io.Clip.Output(tooltip="The text encoder with all concepts merged in."),
                 io.LoraModel.Output(display_name="lora", tooltip="The merge as one LoRA. Connect to Save Merged LoRA."),
-                MergeInfo.Output(display_name="merge_info", tooltip="What was merged and how, for the saved file."),
+                MergeInfo.Output(
+                    display_name="merge_info",
+                    tooltip="Concepts, triggers and settings of the merge. Connect to Save Merged LoRA to write them"
+                    " into the file.",
+                ),
                 io.String.Output(
-                    display_name="report", tooltip="What the merge did, in Markdown. Connect to Preview Any."
+                    display_name="report",
+                    tooltip="Report on the merge, in Markdown. Connect to Preview Any to read it.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -22,36 +22,38 @@ class SaveMergedLoRA(io.ComfyNode):
             node_id="LoRACLR_SaveMergedLoRA",
             display_name="Save Merged LoRA",
             category=CATEGORY,
-            description="Writes a merged LoRA as safetensors. The stock Load LoRA at strength 1 gives the same model again.",
+            description="Saves a merged LoRA as a safetensors file. Load it with the stock Load LoRA at strength 1 to"
+            " get the merged model again.",
             search_aliases=["save lora", "export lora", "loraclr"],
             is_output_node=True,
             inputs=[
-                io.LoraModel.Input("lora", tooltip="The merged LoRA."),
+                io.LoraModel.Input("lora", tooltip="The merged LoRA to save."),
                 io.String.Input(
                     "filename",
                     default="loraclr/merged",
                     dynamic_prompts=False,
-                    tooltip="Name of the file within the folder, with subfolders if you like; .safetensors is added.",
+                    tooltip="Name of the file within the folder. May contain subfolders; .safetensors is added.",
                 ),
                 io.Combo.Input(
                     "folder",
                     options=["loras", "output"],
                     default="loras",
-                    tooltip="loras: where Load LoRA finds it. output: beside the pictures.",
+                    tooltip="Where to save the file. loras: where Load LoRA finds it. output: next to your pictures.",
                 ),
                 io.Combo.Input(
                     "if_exists",
                     options=["number", "overwrite", "fail"],
                     default="number",
-                    tooltip="When the file is there already: number = save beside it as name_2, name_3, …; overwrite = replace"
-                    " it; fail = stop with an error.",
+                    tooltip="What to do if the file exists. number: save as name_2, name_3 and so on. overwrite:"
+                    " replace it. fail: stop with an error.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
                     default="float32",
                     advanced=True,
-                    tooltip="float32 reloads to exactly the same model. float16 halves the file; the report says what it loses.",
+                    tooltip="Number format of the saved weights. float32 reloads to exactly the same model. float16"
+                    " and bfloat16 halve the file; the report shows what is lost.",
                 ),
                 io.Int.Input(
                     "max_rank",
@@ -59,18 +61,21 @@ class SaveMergedLoRA(io.ComfyNode):
                     min=0,
                     max=8192,
                     advanced=True,
-                    tooltip="0 keeps the exact rank (the sum of the concepts' ranks). Below it the file gets smaller and the"
-                    " merge less exact; the report says by how much.",
+                    tooltip="Largest rank to save. 0 keeps the exact rank, the sum of the concepts' ranks. Lower"
+                    " ranks make the file smaller and the merge less exact; the report shows by how much.",
                 ),
                 MergeInfo.Input(
                     "merge_info",
                     optional=True,
-                    tooltip="From LoRACLR Merge: writes concepts, triggers and settings into the file.",
+                    tooltip="Connect merge_info of LoRACLR Merge to write concepts, triggers and settings into the"
+                    " file.",
                 ),
             ],
             outputs=[
                 io.String.Output(display_name="lora_name", tooltip="Name of the saved file within its folder."),
-                io.String.Output(display_name="report", tooltip="Where it was saved, its size, and what was lost."),
+                io.String.Output(
+                    display_name="report", tooltip="Where the file was saved, its size, and what was lost."
+                ),
             ],
         )
 

@@ -68,9 +68,9 @@ DEMO = Models(
 )
 
 MODELS_HINT = (
-    "**Models.** Checkpoint: any SD1.5 model in `models/checkpoints`; the name here is ComfyUI's usual one. LoRAs: subjects"
-    " trained on that kind of model (a person, a pet, an object), in `models/loras`. A file that is missing is marked red:"
-    " choose one of yours.\n\n"
+    "**Models.** Checkpoint: any SD1.5 model in `models/checkpoints`; this is ComfyUI's usual one. LoRAs: subjects trained"
+    " on an SD1.5 model (a person, a pet, an object), in `models/loras`. Missing files are marked red: choose your own"
+    " instead.\n\n"
 )
 
 
@@ -170,9 +170,9 @@ def loraclr_merge(at: Description) -> None:
     at.note(
         "1. **Trigger** of each concept: the phrase its LoRA was trained on. **Class word**: plain words for it.\n"
         "2. **Prompt**: name the subjects by their triggers.\n"
-        "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL. It is also the size of the captures.\n\n"
-        "The merged LoRA is saved as `loraclr/merged`; the template **loraclr_reload** loads it again with the stock Load"
-        " LoRA. The merge node shows how near it comes to each concept.",
+        "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL. The captures use it, too.\n\n"
+        "The merged LoRA is saved as `loraclr/merged`; the template **loraclr_reload** loads it with the stock Load LoRA."
+        " The merge node shows how closely it matches each concept.",
         460,
     )
     at.model()
@@ -189,10 +189,10 @@ def loraclr_merge(at: Description) -> None:
 
 def loraclr_reload(at: Description) -> None:
     at.note(
-        "Loads the LoRA that **loraclr_merge** saved, with the stock Load LoRA at strength 1: the same prompt and seed give"
-        " the same picture.\n\n"
+        "Loads the LoRA that **loraclr_merge** saved, using the stock Load LoRA at strength 1. The same prompt and seed"
+        " give the same picture.\n\n"
         "1. **Checkpoint**: the one the LoRAs were merged on.\n"
-        "2. **LoRA**: the name that Save Merged LoRA reported. Press R if it is not in the list.\n"
+        "2. **LoRA**: the name that Save Merged LoRA reported. If it is not in the list, press R.\n"
         "3. **Prompt**: name the subjects by their triggers.",
         440,
     )
@@ -208,10 +208,10 @@ def loraclr_reload(at: Description) -> None:
 def clora_two_concepts(at: Description) -> None:
     at.note(
         "1. **Trigger** of each concept: the phrase its LoRA was trained on. **Name**: what the prompt calls it.\n"
-        "2. **Prompt**: each concept by its name in braces; type `{` to choose.\n"
+        "2. **Prompt**: write each concept by its name in braces; type `{` to choose one.\n"
         "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL; 30 to 50 steps.\n\n"
-        "The node shows the plain picture first, then what each concept is given of it. If a subject is missing, look"
-        " whether the plain picture has a thing for it, and try another seed.",
+        "The node shows the plain picture first, then the area of each concept. If a subject is missing, check whether"
+        " the plain picture has an object for it. If not, try another seed.",
         440,
     )
     at.model()
@@ -233,11 +233,11 @@ def clora_two_concepts(at: Description) -> None:
 
 def clora_masks(at: Description) -> None:
     at.note(
-        "Each concept is drawn where its **mask** says, instead of where its attention lies.\n\n"
+        "Draws each concept inside its **mask**, instead of at an object found by attention.\n\n"
         "1. **Trigger** and **name** of each concept, and the **prompt** with the names in braces.\n"
-        "2. **Masks**: two halves here. For shapes of your own, put *Load Image (as Mask)* in their place, or *Load Image*,"
-        " right-click it and open the mask editor.\n"
-        "3. **Size** of the picture and of the masks: the same.",
+        "2. **Masks**: here, the left and right half. For other shapes, replace them with *Load Image (as Mask)*, or with"
+        " *Load Image*: right-click it and open the mask editor.\n"
+        "3. **Size**: use the same for the picture and the masks.",
         460,
     )
     at.model()
@@ -256,11 +256,11 @@ def clora_masks(at: Description) -> None:
 
 def clora_inpaint(at: Description) -> None:
     at.note(
-        "A picture without the concepts is made first; then the concepts are painted into a part of it.\n\n"
+        "Makes a picture without the concepts first, then paints the concepts into a part of it.\n\n"
         "1. **Trigger** and **name** of each concept, and the **prompt** with the names in braces.\n"
-        "2. **Picture to paint into**: in its place, *Load Image* and *VAE Encode* take one of yours.\n"
-        "3. **Mask**: what is painted anew. *Load Image* with the mask editor gives any shape.\n"
-        "4. **denoise** of the second sampler: 1 paints anew, less keeps more of what was there.",
+        "2. **Picture to paint into**: to use your own, replace it with *Load Image* and *VAE Encode*.\n"
+        "3. **Mask**: the part to repaint. For any shape, use *Load Image* with its mask editor.\n"
+        "4. **denoise** of the second sampler: 1 repaints from scratch; lower values keep more.",
         480,
     )
     at.model()
@@ -281,11 +281,11 @@ def clora_inpaint(at: Description) -> None:
 
 def side_by_side(at: Description) -> None:
     at.note(
-        "The same two LoRAs, seed and prompt three ways: **stacked** with the stock Load LoRA, **merged**, and composed by"
-        " **CLoRA**.\n\n"
-        "1. **LoRAs**: the same files in *Load LoRA* and in *Load Concept LoRA*.\n"
-        "2. **Triggers** and **class words** of the concepts, and the three prompts: triggers in the first two, names in"
-        " braces in the third.\n"
+        "Compares three ways to use the same two LoRAs, seed and prompt: **stacked** with the stock Load LoRA, **merged**,"
+        " and composed by **CLoRA**.\n\n"
+        "1. **LoRAs**: choose the same files in *Load LoRA* and *Load Concept LoRA*.\n"
+        "2. **Triggers** and **class words** of the concepts, and the three prompts: use triggers in the first two, names"
+        " in braces in the third.\n"
         "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL.\n\n"
         "Try several seeds before you judge.",
         500,
@@ -339,7 +339,9 @@ def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
     values = {name: start[name] for name in ("model", "clip", "prompt", "negative")}
     clora = graph.add("LoRACLR_CLoRASampler", (380, 0, 400, 900), {**values, **chained})
     outputs = [clora[name] for name in ("MODEL", "positive", "negative")]
-    description = "Composes two concept LoRAs while sampling. Connect a model and clip, and its outputs to any sampler."
+    description = (
+        "Composes two concept LoRAs while sampling. Connect a model and clip, then all outputs to any sampler."
+    )
     return blueprint(graph, BLUEPRINT, description, start, outputs)
 
 

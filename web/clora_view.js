@@ -20,13 +20,13 @@ class LiveView {
     this.root.innerHTML = `
       <div class="loraclr-row">
         <span class="loraclr-legend"></span>
-        <button type="button" class="loraclr-mode" title="Show masks, attention, or the picture alone"></button>
+        <button type="button" class="loraclr-mode" title="Switch between masks, attention and the picture alone"></button>
       </div>
       <canvas></canvas>
       <div class="loraclr-row">
         <span class="loraclr-step"></span>
         <svg viewBox="0 -2 ${LOSS.width} ${LOSS.height + 4}" preserveAspectRatio="none">
-          <title>Separation loss: lower is further apart</title><polyline fill="none"/>
+          <title>Separation loss: lower means the concepts are further apart</title><polyline fill="none"/>
         </svg>
         <span class="loraclr-loss"></span>
       </div>`;

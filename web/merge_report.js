@@ -17,7 +17,8 @@ function element(tag, { text, className, title, children = [] } = {}) {
 
 function barsOf(errors) {
   const made = bars(errors).map(({ title, share, colour }) => {
-    const bar = element("div", { className: "loraclr-bar", title: `${title}: ${percent(share)} of the plain model's` });
+    const of = `${percent(share)} of the plain model's error`;
+    const bar = element("div", { className: "loraclr-bar", title: `${title}: ${of}` });
     bar.style.width = `${Math.min(100, 100 * share)}%`;
     bar.style.setProperty("--bar", colour);
     return bar;
@@ -37,7 +38,7 @@ function fill(root, report) {
     // Browsers give pages the clipboard only over https and on this machine, and may ask the user.
     const copied = await navigator.clipboard?.writeText(report.markdown).then(
       () => "Copied",
-      () => "Not allowed: use the report output",
+      () => "Blocked by the browser: use the report output",
     );
     copy.textContent = copied ?? "Needs https: use the report output";
     setTimeout(() => (copy.textContent = "Copy as Markdown"), 1500);

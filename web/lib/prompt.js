@@ -12,7 +12,7 @@ export function problems(text, names) {
     if (!names.includes(name)) found.push(`No concept is called {${name}}. There are: ${list(names) || "none yet"}.`);
   }
   if (/(?<!\\)[{}]/.test(text.replace(MARK, "")))
-    found.push("A brace lacks its partner. Braces that are meant literally are written \\{ and \\}.");
+    found.push("A brace has no partner. Write literal braces as \\{ and \\}.");
   const missing = names.filter((name) => !marks.includes(name));
   if (missing.length) found.push(`Not in the prompt yet: ${list(missing)}.`);
   return found;
