@@ -121,9 +121,9 @@ def initialise(unet: torch.nn.Module) -> None:
 def reading(unet: torch.nn.Module, rows: int) -> Iterator[tuple[Recorder, dict]]:
     """A recorder of one forward pass, and the transformer options to run it with."""
     recorder = Recorder(read_layers(unet, SIDE // CELL, SIDE // CELL), stop=False)
-    recorder.begin([Read(range(rows), 0, 77)], 77)
+    recorder.begin([Read(range(rows), 0, 77)], 77, rows)
     yield recorder, recorder.options({})
-    recorder.end()
+    recorder.add(recorder.end())
 
 
 @torch.no_grad()

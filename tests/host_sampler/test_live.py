@@ -145,7 +145,7 @@ def test_flux_2_is_sampled_and_shown(flux2, frames):
     lora = lora_files.lora("diffusion_model.double_blocks.0.img_attn.qkv", tuple(layer.weight.shape))
     chain = load(write_lora("flux2.safetensors", lora), "sks cat", None)[0]
     view = live.LiveView(["cat"], frames.append, lambda: True)
-    settings = SETTINGS._replace(update_strength=0.0)
+    settings = Settings(areas=AreaSettings(morphology="none"))
     model, positive, negative = composed(flux2, chain, view, "a photo of {cat}", settings)
     sampled = sample(model, positive, negative, {"samples": torch.zeros(1, 128, 4, 6)}, steps=1)
     assert shown(frames[-1]["picture"]).shape == (64, 96, 3)

@@ -1,6 +1,7 @@
 """A control LoRA is part of the model: it is no concept, and concepts merge and sample on the model that has it."""
 
 import architectures
+import comfy.model_management
 import comfy.sd
 import lora_files
 import node_helpers
@@ -35,7 +36,8 @@ def control() -> StateDict:
 def controlled(flux):
     """The model with a control LoRA by the stock loader."""
     name = write_lora("control.safetensors", control())
-    return flux._replace(model=nodes.LoraLoaderModelOnly().load_lora_model_only(flux.model, name, 1.0)[0])
+    yield flux._replace(model=nodes.LoraLoaderModelOnly().load_lora_model_only(flux.model, name, 1.0)[0])
+    comfy.model_management.unload_all_models()  # other tests take shapes from the model's weights
 
 
 def concepts(*states: StateDict) -> list:

@@ -45,7 +45,7 @@ def differences(model: Model, lora: MatchedLoRA, strength: float) -> dict[str, T
     result = {}
     for patcher in (model.model, model.clip.patcher):
         effect: Effect = adapters.effect(lora, patcher, strength, CPU)
-        shapes = adapters.shapes(patcher)
+        shapes = adapters.shapes(patcher, effect.merge | effect.add)
         result |= {key: dense(change, shapes[key]) for key, change in (effect.merge | effect.add).items()}
     return result
 

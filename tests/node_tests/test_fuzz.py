@@ -21,6 +21,7 @@ from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora import file as lora_file
 from loraclr.loraclr_core.host.lora.file import LoRAFileError
 from loraclr.loraclr_core.host.lora.match import AdapterError, key_names, match_lora
+from loraclr.loraclr_core.trained_words import trained_words
 from node_tests.running import load, merge
 
 first, _, end = os.environ.get("LORACLR_FUZZ", "0:2000").partition(":")
@@ -152,8 +153,8 @@ def judge(case: Case, use: Callable[[], None]) -> None:
 def read_and_apply(case: Case, path: Path, demo, key_map: dict) -> None:
     """All that a merge does with a file before it samples."""
     tensors, metadata = lora_file.read(path)
-    trigger = lora_file.trigger_from_metadata(metadata)
-    assert trigger is None or trigger.strip(), f"case {case.number}: trigger {trigger!r}"
+    trigger = trained_words(metadata).trigger
+    assert trigger == trigger.strip(), f"case {case.number}: trigger {trigger!r}"
     lora = match_lora(case.name, tensors, key_map)
     for patcher in (demo.model, demo.clip.patcher):
         adapters.effect(lora, patcher, 0.7, CPU)
