@@ -30,6 +30,158 @@ from .types import CATEGORY, Concepts
 log = logging.getLogger("loraclr")
 
 
+def _inputs() -> list[io.Input]:
+    return [
+        io.Model.Input(
+            "model", tooltip="The model to sample with. LoRAs loaded before this node apply in every branch."
+        ),
+        io.Clip.Input("clip", tooltip="The model's text encoder."),
+        Concepts.Input("concepts", tooltip="The concepts to compose. Connect the last Load Concept LoRA of the chain."),
+        io.String.Input(
+            "prompt",
+            default="a photo of {cat} and {dog} in a park",
+            multiline=True,
+            dynamic_prompts=False,
+            tooltip="Describes the picture, with each concept by its name in braces. Name every concept of"
+            " the chain; type { to choose one.",
+        ),
+        io.String.Input(
+            "negative",
+            default="",
+            multiline=True,
+            dynamic_prompts=False,
+            tooltip="What to keep out of the picture, in plain words. Applies to all branches.",
+        ),
+        io.Float.Input(
+            "update_strength",
+            default=UpdateSettings.strength,
+            min=0.0,
+            max=1000.0,
+            step=0.005,
+            round=1e-5,
+            advanced=True,
+            tooltip="How far each update moves the latent to keep the concepts apart. 0: no updates, only"
+            " masks; faster. relative: a share of the latent's size, the same for every model; try 0.02."
+            " absolute (paper): try 20 for SD1.5, 0.02 for SDXL.",
+        ),
+        io.Combo.Input(
+            "update_unit",
+            options=list(UPDATE_UNITS),
+            default=UpdateSettings.unit,
+            advanced=True,
+            tooltip="Unit of update_strength. relative: a share of the latent's size. absolute (paper): the"
+            " published step size, which differs between models.",
+        ),
+        io.Float.Input(
+            "update_start",
+            default=UpdateSettings.start,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Where in the schedule updates begin: 0 is pure noise, 1 is the finished picture.",
+        ),
+        io.Float.Input(
+            "update_end",
+            default=UpdateSettings.end,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Where in the schedule updates end; 0.5 as published. Later steps use only the masks and"
+            " are faster.",
+        ),
+        io.String.Input(
+            "refine_steps",
+            default=", ".join(map(str, UpdateSettings.refine_steps)),
+            dynamic_prompts=False,
+            advanced=True,
+            tooltip="Steps that get extra updates, counted from 0 and separated by commas. They must lie"
+            " between update_start and update_end.",
+        ),
+        io.Int.Input(
+            "refine_repeats",
+            default=UpdateSettings.refine_repeats,
+            min=0,
+            max=1000,
+            advanced=True,
+            tooltip="Number of extra updates at each of refine_steps; 20 as published. Each takes as long as"
+            " any other update.",
+        ),
+        io.Float.Input(
+            "temperature",
+            default=UpdateSettings.temperature,
+            min=0.01,
+            max=100.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Temperature of the contrastive loss. Lower values focus on the most similar maps.",
+        ),
+        io.Float.Input(
+            "mask_threshold",
+            default=AreaSettings.threshold,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Selects what counts as an object: places with at least this share of a word's strongest"
+            " attention. Lower values give larger areas, but nearby objects run together.",
+        ),
+        io.Combo.Input(
+            "mask_morphology",
+            options=list(MORPHOLOGY),
+            default=AreaSettings.morphology,
+            advanced=True,
+            tooltip="Adjusts the masks by 3×3 cells of attention. dilate grows them, to keep a plain object"
+            " from showing around a concept; erode shrinks them; open removes specks; close fills holes.",
+        ),
+        io.Int.Input(
+            "first_masked_step",
+            default=AreaSettings.first_masked_step,
+            min=0,
+            max=10000,
+            advanced=True,
+            tooltip="Masks take effect from this step on; earlier steps average all branches.",
+        ),
+        io.Combo.Input(
+            "gradient_memory",
+            options=list(GRADIENT_MEMORY),
+            default=UpdateSettings.gradient_memory,
+            advanced=True,
+            tooltip="How to compute the gradients of an update. “all at once” is faster but needs about 20 %"
+            " more memory. “one branch at a time” needs none extra, and is the fallback when memory runs out.",
+        ),
+        io.Boolean.Input(
+            "live_view",
+            optional=True,  # added later: prompts saved before lack it
+            default=True,
+            advanced=True,
+            tooltip="Shows the concepts' masks and attention on this node while it samples. Costs next to nothing.",
+        ),
+        io.Combo.Input(
+            "mask_overlap",
+            options=list(OVERLAPS),
+            optional=True,  # added later, too
+            default=AreaSettings.overlap,
+            advanced=True,
+            tooltip="Decides who gets a place that several concepts claim, such as the edge between two"
+            " objects. strongest: the concept whose words have attended to it most so far. average (paper):"
+            " all of them, which blends them.",
+        ),
+        io.Combo.Input(
+            "surroundings",
+            options=list(SURROUNDINGS),
+            optional=True,  # added later, too
+            default=Settings.surroundings,
+            advanced=True,
+            tooltip="What a concept's LoRA sees around its own area. plain: a picture of the prompt with"
+            " class words only, made first; each concept is drawn at one object in it. This keeps LoRAs from"
+            " redrawing another's subject or drawing their own twice. composed (paper): the picture with all"
+            " subjects; areas follow the attention of each step.",
+        ),
+    ]
+
+
 class CLoRASampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -40,158 +192,7 @@ class CLoRASampler(io.ComfyNode):
             description="Composes concept LoRAs while sampling and keeps them apart by their attention, as in CLoRA"
             " (arXiv 2403.19776). Connect all three outputs to any sampler node.",
             search_aliases=["clora", "multi lora", "compose lora", "attention contrast", "multi concept"],
-            inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model to sample with. LoRAs loaded before this node apply in every branch."
-                ),
-                io.Clip.Input("clip", tooltip="The model's text encoder."),
-                Concepts.Input(
-                    "concepts", tooltip="The concepts to compose. Connect the last Load Concept LoRA of the chain."
-                ),
-                io.String.Input(
-                    "prompt",
-                    default="a photo of {cat} and {dog} in a park",
-                    multiline=True,
-                    dynamic_prompts=False,
-                    tooltip="Describes the picture, with each concept by its name in braces. Name every concept of"
-                    " the chain; type { to choose one.",
-                ),
-                io.String.Input(
-                    "negative",
-                    default="",
-                    multiline=True,
-                    dynamic_prompts=False,
-                    tooltip="What to keep out of the picture, in plain words. Applies to all branches.",
-                ),
-                io.Float.Input(
-                    "update_strength",
-                    default=UpdateSettings.strength,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.005,
-                    round=1e-5,
-                    advanced=True,
-                    tooltip="How far each update moves the latent to keep the concepts apart. 0: no updates, only"
-                    " masks; faster. relative: a share of the latent's size, the same for every model; try 0.02."
-                    " absolute (paper): try 20 for SD1.5, 0.02 for SDXL.",
-                ),
-                io.Combo.Input(
-                    "update_unit",
-                    options=list(UPDATE_UNITS),
-                    default=UpdateSettings.unit,
-                    advanced=True,
-                    tooltip="Unit of update_strength. relative: a share of the latent's size. absolute (paper): the"
-                    " published step size, which differs between models.",
-                ),
-                io.Float.Input(
-                    "update_start",
-                    default=UpdateSettings.start,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Where in the schedule updates begin: 0 is pure noise, 1 is the finished picture.",
-                ),
-                io.Float.Input(
-                    "update_end",
-                    default=UpdateSettings.end,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Where in the schedule updates end; 0.5 as published. Later steps use only the masks and"
-                    " are faster.",
-                ),
-                io.String.Input(
-                    "refine_steps",
-                    default=", ".join(map(str, UpdateSettings.refine_steps)),
-                    dynamic_prompts=False,
-                    advanced=True,
-                    tooltip="Steps that get extra updates, counted from 0 and separated by commas. They must lie"
-                    " between update_start and update_end.",
-                ),
-                io.Int.Input(
-                    "refine_repeats",
-                    default=UpdateSettings.refine_repeats,
-                    min=0,
-                    max=1000,
-                    advanced=True,
-                    tooltip="Number of extra updates at each of refine_steps; 20 as published. Each takes as long as"
-                    " any other update.",
-                ),
-                io.Float.Input(
-                    "temperature",
-                    default=UpdateSettings.temperature,
-                    min=0.01,
-                    max=100.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Temperature of the contrastive loss. Lower values focus on the most similar maps.",
-                ),
-                io.Float.Input(
-                    "mask_threshold",
-                    default=AreaSettings.threshold,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Selects what counts as an object: places with at least this share of a word's strongest"
-                    " attention. Lower values give larger areas, but nearby objects run together.",
-                ),
-                io.Combo.Input(
-                    "mask_morphology",
-                    options=list(MORPHOLOGY),
-                    default=AreaSettings.morphology,
-                    advanced=True,
-                    tooltip="Adjusts the masks by 3×3 cells of attention. dilate grows them, to keep a plain object"
-                    " from showing around a concept; erode shrinks them; open removes specks; close fills holes.",
-                ),
-                io.Int.Input(
-                    "first_masked_step",
-                    default=AreaSettings.first_masked_step,
-                    min=0,
-                    max=10000,
-                    advanced=True,
-                    tooltip="Masks take effect from this step on; earlier steps average all branches.",
-                ),
-                io.Combo.Input(
-                    "gradient_memory",
-                    options=list(GRADIENT_MEMORY),
-                    default=UpdateSettings.gradient_memory,
-                    advanced=True,
-                    tooltip="How to compute the gradients of an update. “all at once” is faster but needs about 20 %"
-                    " more memory. “one branch at a time” needs none extra, and is the fallback when memory runs out.",
-                ),
-                io.Boolean.Input(
-                    "live_view",
-                    optional=True,  # added later: prompts saved before lack it
-                    default=True,
-                    advanced=True,
-                    tooltip="Shows the concepts' masks and attention on this node while it samples. Costs next to"
-                    " nothing.",
-                ),
-                io.Combo.Input(
-                    "mask_overlap",
-                    options=list(OVERLAPS),
-                    optional=True,  # added later, too
-                    default=AreaSettings.overlap,
-                    advanced=True,
-                    tooltip="Decides who gets a place that several concepts claim, such as the edge between two"
-                    " objects. strongest: the concept whose words have attended to it most so far. average (paper):"
-                    " all of them, which blends them.",
-                ),
-                io.Combo.Input(
-                    "surroundings",
-                    options=list(SURROUNDINGS),
-                    optional=True,  # added later, too
-                    default=Settings.surroundings,
-                    advanced=True,
-                    tooltip="What a concept's LoRA sees around its own area. plain: a picture of the prompt with"
-                    " class words only, made first; each concept is drawn at one object in it. This keeps LoRAs from"
-                    " redrawing another's subject or drawing their own twice. composed (paper): the picture with all"
-                    " subjects; areas follow the attention of each step.",
-                ),
-            ],
+            inputs=_inputs(),
             outputs=[
                 io.Model.Output(
                     tooltip="The model that samples all branches. Works only with this node's conditioning."

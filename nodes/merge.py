@@ -19,6 +19,123 @@ MARGIN_MODES: dict[str, MarginMode] = {"absolute (paper)": "absolute", "relative
 PROGRESS_UNITS = 1000
 
 
+def _inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="The model to merge into. LoRAs loaded before this node count as part of it."),
+        io.Clip.Input("clip", tooltip="The model's text encoder."),
+        Concepts.Input("concepts", tooltip="The concepts to merge. Connect the last Load Concept LoRA of the chain."),
+        io.Combo.Input(
+            "solver",
+            options=list(SOLVERS),
+            default="exact",
+            tooltip="How to merge. exact: finds the minimum of the objective in seconds. adamw (paper): runs"
+            " the published optimiser, for comparison; keeps 400 tokens per layer and concept in memory (0.6"
+            " GB per SD1.5 concept). sum (baseline): plain stacking.",
+        ),
+        io.Float.Input(
+            "margin",
+            default=0.5,
+            min=0.0,
+            max=1000.0,
+            step=0.05,
+            advanced=True,
+            tooltip="How far to keep each concept from the features of the others. The paper's absolute 0.5"
+            " is hardly ever active; the report shows how often. To see an effect, set margin_mode to"
+            " relative and try 0.5 to 1.",
+        ),
+        io.Combo.Input(
+            "margin_mode",
+            options=list(MARGIN_MODES),
+            default="absolute (paper)",
+            advanced=True,
+            tooltip="Unit of the margin. absolute (paper): a distance between features. relative: a fraction"
+            " of the mean distance between two concepts; try 0.5 to 1.",
+        ),
+        io.Float.Input(
+            "ridge",
+            default=0.1,
+            min=1e-6,
+            max=10.0,
+            step=0.001,
+            round=1e-6,
+            advanced=True,
+            tooltip="How strongly the merge falls back to plain stacking in directions the captures did not"
+            " cover, relative to the size of the features. Lower values keep concepts further apart but"
+            " weaken them on prompts unlike the captures'. Used by exact only.",
+        ),
+        io.Float.Input(
+            "anchor_weight",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            advanced=True,
+            tooltip="How strongly to preserve the plain model's output on the class words. 1 counts as much"
+            " as one concept. Above 0, takes one more capture per class word. Used by exact only.",
+        ),
+        io.String.Input(
+            "capture_prompts",
+            default="photo of a {trigger}",
+            multiline=True,
+            dynamic_prompts=False,
+            advanced=True,
+            tooltip="Prompts to sample each concept with, one per line. {trigger} stands for the concept's"
+            " trigger. Each line adds one sampling run per concept.",
+        ),
+        io.Int.Input(
+            "capture_steps",
+            default=20,
+            min=1,
+            max=1000,
+            advanced=True,
+            tooltip="Sampling steps per capture prompt. Fewer steps are faster but capture less of each concept.",
+        ),
+        io.Int.Input(
+            "capture_seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFF,
+            control_after_generate=False,
+            advanced=True,
+            tooltip="Seed for the noise and the choice of tokens in the captures. All concepts share it.",
+        ),
+        io.Boolean.Input(
+            "merge_text_encoder",
+            default=True,
+            advanced=True,
+            tooltip="Merges the text-encoder parts of the LoRAs, too. Turn off to leave the text encoder"
+            " unchanged and drop those parts.",
+        ),
+        io.Latent.Input(
+            "latent",
+            optional=True,
+            tooltip="Sets the size of the captures; its content is ignored. 512×512 if not connected. For"
+            " SDXL, connect an Empty Latent Image of 1024×1024.",
+        ),
+        io.Combo.Input(
+            "captures",
+            options=list(KEEPINGS),
+            default="in memory",
+            optional=True,
+            advanced=True,
+            tooltip="Where to keep captures. With them, a new ridge takes only the solve, and a concept added"
+            " at the end takes one capture. in memory: while the model stays loaded. on disk: after a"
+            " restart, too, up to 16 GiB in loraclr_captures in ComfyUI's user folder; the least recently"
+            " used are deleted first. Clear Captures deletes all of them.",
+        ),
+        io.Int.Input(
+            "distillation_steps",
+            default=0,
+            min=0,
+            max=10000,
+            optional=True,
+            tooltip="Fine-tunes the merged LoRA for this many steps to match each concept's own LoRA. Try 200"
+            " for many or similar concepts. Takes minutes, and memory for the gradients of one picture of the"
+            " latent's size. 0: the solve alone, in seconds.",
+        ),
+    ]
+
+
 class LoRACLRMerge(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -30,125 +147,7 @@ class LoRACLRMerge(io.ComfyNode):
             " the contrastive objective of LoRACLR (arXiv 2412.09622) on every layer's features. Prompt the merged"
             " model with the triggers.",
             search_aliases=["merge lora", "loraclr", "combine lora", "multi lora", "multi concept"],
-            inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model to merge into. LoRAs loaded before this node count as part of it."
-                ),
-                io.Clip.Input("clip", tooltip="The model's text encoder."),
-                Concepts.Input(
-                    "concepts", tooltip="The concepts to merge. Connect the last Load Concept LoRA of the chain."
-                ),
-                io.Combo.Input(
-                    "solver",
-                    options=list(SOLVERS),
-                    default="exact",
-                    tooltip="How to merge. exact: finds the minimum of the objective in seconds. adamw (paper): runs"
-                    " the published optimiser, for comparison; keeps 400 tokens per layer and concept in memory (0.6"
-                    " GB per SD1.5 concept). sum (baseline): plain stacking.",
-                ),
-                io.Float.Input(
-                    "margin",
-                    default=0.5,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip="How far to keep each concept from the features of the others. The paper's absolute 0.5"
-                    " is hardly ever active; the report shows how often. To see an effect, set margin_mode to"
-                    " relative and try 0.5 to 1.",
-                ),
-                io.Combo.Input(
-                    "margin_mode",
-                    options=list(MARGIN_MODES),
-                    default="absolute (paper)",
-                    advanced=True,
-                    tooltip="Unit of the margin. absolute (paper): a distance between features. relative: a fraction"
-                    " of the mean distance between two concepts; try 0.5 to 1.",
-                ),
-                io.Float.Input(
-                    "ridge",
-                    default=0.1,
-                    min=1e-6,
-                    max=10.0,
-                    step=0.001,
-                    round=1e-6,
-                    advanced=True,
-                    tooltip="How strongly the merge falls back to plain stacking in directions the captures did not"
-                    " cover, relative to the size of the features. Lower values keep concepts further apart but"
-                    " weaken them on prompts unlike the captures'. Used by exact only.",
-                ),
-                io.Float.Input(
-                    "anchor_weight",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip="How strongly to preserve the plain model's output on the class words. 1 counts as much"
-                    " as one concept. Above 0, takes one more capture per class word. Used by exact only.",
-                ),
-                io.String.Input(
-                    "capture_prompts",
-                    default="photo of a {trigger}",
-                    multiline=True,
-                    dynamic_prompts=False,
-                    advanced=True,
-                    tooltip="Prompts to sample each concept with, one per line. {trigger} stands for the concept's"
-                    " trigger. Each line adds one sampling run per concept.",
-                ),
-                io.Int.Input(
-                    "capture_steps",
-                    default=20,
-                    min=1,
-                    max=1000,
-                    advanced=True,
-                    tooltip="Sampling steps per capture prompt. Fewer steps are faster but capture less of each"
-                    " concept.",
-                ),
-                io.Int.Input(
-                    "capture_seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFF,
-                    control_after_generate=False,
-                    advanced=True,
-                    tooltip="Seed for the noise and the choice of tokens in the captures. All concepts share it.",
-                ),
-                io.Boolean.Input(
-                    "merge_text_encoder",
-                    default=True,
-                    advanced=True,
-                    tooltip="Merges the text-encoder parts of the LoRAs, too. Turn off to leave the text encoder"
-                    " unchanged and drop those parts.",
-                ),
-                io.Latent.Input(
-                    "latent",
-                    optional=True,
-                    tooltip="Sets the size of the captures; its content is ignored. 512×512 if not connected. For"
-                    " SDXL, connect an Empty Latent Image of 1024×1024.",
-                ),
-                io.Combo.Input(
-                    "captures",
-                    options=list(KEEPINGS),
-                    default="in memory",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Where to keep captures. With them, a new ridge takes only the solve, and a concept added"
-                    " at the end takes one capture. in memory: while the model stays loaded. on disk: after a"
-                    " restart, too, up to 16 GiB in loraclr_captures in ComfyUI's user folder; the least recently"
-                    " used are deleted first. Clear Captures deletes all of them.",
-                ),
-                io.Int.Input(
-                    "distillation_steps",
-                    default=0,
-                    min=0,
-                    max=10000,
-                    optional=True,
-                    tooltip="Fine-tunes the merged LoRA for this many steps to match each concept's own LoRA. Try 200"
-                    " for many or similar concepts. Takes minutes, and memory for the gradients of one picture of the"
-                    " latent's size. 0: the solve alone, in seconds.",
-                ),
-            ],
+            inputs=_inputs(),
             outputs=[
                 io.Model.Output(tooltip="The model with all concepts merged in."),
                 io.Clip.Output(tooltip="The text encoder with all concepts merged in."),

@@ -123,9 +123,7 @@ def merge(
     report(phase, share done) is called often and may raise to stop. Raises ValueError, with the remedy, where a concept
     cannot be merged.
     """
-    if not concepts:
-        raise ValueError("No concepts to merge: connect at least one Load Concept LoRA.")
-    _check_class_words(concepts, settings)
+    _check(concepts, settings)
     run = _Run(settings, comfy.model_management.get_torch_device(), Progress(report), seconds={})
     with run.timed("reading"):
         loaded, without_effect = _load_all(model, clip, concepts, run)
@@ -134,11 +132,7 @@ def merge(
     solving = run.progress.part(0.0, 1 - DISTILLATION_SHARE if distils else 1.0)
     captured = _capture(target, loaded, run, solving.part(0.0, CAPTURE_SHARE))
     solution = _solve(target, loaded, captured.known, run, solving.part(CAPTURE_SHARE, 1.0))
-    distilled = Distilled(solution.deltas, [])
-    if distils:
-        with run.timed("distillation"):
-            rest = run.progress.part(1 - DISTILLATION_SHARE, 1.0)
-            distilled = distil(target, solution.deltas, loaded, settings.distillation_steps, settings.capture, rest)
+    distilled = _distil(target, solution.deltas, loaded, run) if distils else Distilled(solution.deltas, [])
     run.progress("patching the model", 1.0)
     with run.timed("patching"):
         lora = _named(target, distilled.deltas, loaded)
@@ -182,7 +176,10 @@ def _is_solved(settings: MergeSettings, concepts: int) -> bool:
     return settings.solver != "sum (baseline)" and concepts > 1
 
 
-def _check_class_words(concepts: list[Concept], settings: MergeSettings) -> None:
+def _check(concepts: list[Concept], settings: MergeSettings) -> None:
+    """Raise ValueError, with what to do, where these concepts cannot be merged with these settings."""
+    if not concepts:
+        raise ValueError("No concepts to merge: connect at least one Load Concept LoRA.")
     if settings.anchor_weight != 0 and _is_solved(settings, len(concepts)):
         require_class_words(concepts, "anchor_weight above 0 keeps the plain model in place on the class words")
     if settings.distillation_steps and len(concepts) > 1:
@@ -296,6 +293,12 @@ def _solve_layer(key: str, statistics: list[ConceptStatistics], known: Known, ru
         # Weighted 1, the base counts as much as one concept.
         gram = gram.plus(known.base_grams[key], settings.anchor_weight / len(known.base_words))
     return exact.solve(gram, statistics, settings.ridge, settings.margin, run.device)
+
+
+def _distil(target: Target, deltas: Deltas, loaded: list[Loaded], run: _Run) -> Distilled:
+    progress = run.progress.part(1 - DISTILLATION_SHARE, 1.0)
+    with run.timed("distillation"):
+        return distil(target, deltas, loaded, run.settings.distillation_steps, run.settings.capture, progress)
 
 
 def _judge(key: str, statistics: list[ConceptStatistics], delta: LowRank, margin: Margin) -> LayerResult:

@@ -126,7 +126,9 @@ class Evaluation:
             differentiable.check_weights_stay(self.model, variable.device, "update_strength")
             if args["c"].get("control") is not None:
                 differentiable.part_from_skips(transformer_options)
-        args["input"] = self._seen(args["input"], chunks)
+        if self.surroundings is not None:
+            seen_by = [None if self.calls[call].role is None else branch for call, branch in chunks]
+            args["input"] = _seen(args["input"], seen_by, *self.surroundings)
         return args
 
     def _apply(
@@ -160,18 +162,6 @@ class Evaluation:
             calls.finish()
         return output
 
-    def _seen(self, latents: Tensor, chunks: list[Wanted]) -> Tensor:
-        """Return the rows of a batch as their branches see them."""
-        if self.surroundings is None:
-            return latents
-        around, masks = self.surroundings
-        rows = list(latents.chunk(len(chunks)))
-        for i, (call, branch) in enumerate(chunks):
-            if self.calls[call].role is not None:
-                inside = masks[branch].to(latents).clone()  # autograd cannot save an inference tensor
-                rows[i] = rows[i] * inside + around.to(latents) * (1 - inside)
-        return torch.cat(rows)
-
     def _reads(self, chunks: list[Wanted], per_chunk: int, uuids: list) -> list[Read]:
         reads = []
         for i, ((call, branch), uuid) in enumerate(zip(chunks, uuids, strict=True)):
@@ -194,3 +184,16 @@ class Evaluation:
                 " with this model."
             )
         return first
+
+
+def _seen(latents: Tensor, branches: list[int | None], around: Tensor, masks: Tensor) -> Tensor:
+    """Return the rows of a batch as their branches see them: `around` outside of each branch's mask.
+
+    branches: of each chunk of the batch; None for one that sees the latent as it is.
+    """
+    rows = list(latents.chunk(len(branches)))
+    for i, branch in enumerate(branches):
+        if branch is not None:
+            inside = masks[branch].to(latents).clone()  # autograd cannot save an inference tensor
+            rows[i] = rows[i] * inside + around.to(latents) * (1 - inside)
+    return torch.cat(rows)
