@@ -122,7 +122,22 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         return self._conv_forward(x, *self.parameters_for(x))
 
 
-PACKED_LAYERS = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}
+class PackedLayerNorm(PackedLayer, nn.LayerNorm):
+    def forward(self, x):
+        return F.layer_norm(x, self.normalized_shape, *self.parameters_for(x), self.eps)
+
+
+class PackedGroupNorm(PackedLayer, nn.GroupNorm):
+    def forward(self, x):
+        return F.group_norm(x, self.num_groups, *self.parameters_for(x), self.eps)
+
+
+PACKED_LAYERS = {
+    nn.Linear: PackedLinear,
+    nn.Conv2d: PackedConv2d,
+    nn.LayerNorm: PackedLayerNorm,
+    nn.GroupNorm: PackedGroupNorm,
+}
 
 
 class PackedPatcher(ModelPatcher):
@@ -155,7 +170,7 @@ def _write(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def packed(quantised: Model, plain: Model, folder: Path) -> None:
-    """Linear layers and convolutions, those of the text encoder too; biases and what blocks do not fit stay in float32."""
+    """Every layer, the text encoder's too; norms, biases and what blocks do not fit are in float32 but of the same class."""
     for part in ("model", "clip"):
         root, twin = (m.model.model if part == "model" else m.clip.cond_stage_model for m in (quantised, plain))
         layers = {
@@ -164,7 +179,8 @@ def packed(quantised: Model, plain: Model, folder: Path) -> None:
             for layer, kind in PACKED_LAYERS.items()
             if isinstance(module, layer)
         }
-        own = {name: root.get_submodule(name).weight.detach() for name in layers}
+        own = {name: root.get_submodule(name).weight for name in layers}
+        own = {name: weight.detach() for name, weight in own.items() if weight is not None and weight.ndim > 1}
         path = folder / f"{part}.gguf"
         _write(path, {name: weight for name, weight in own.items() if weight.numel() % BLOCK == 0})
         read = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}

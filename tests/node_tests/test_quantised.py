@@ -117,7 +117,7 @@ def test_updates_run_where_the_host_quantises_what_a_layer_sees(tmp_path):
 
 @patchable
 def test_the_saved_merge_loads_and_paints_what_the_dequantised_model_paints(pair, form, name):
-    *_, lora, info, _ = merged(pair.plain, name)
+    *_, lora, info, _ = merged(pair.quantised, name)
     saved, _ = save(lora, f"quantised {form} {name}", merge_info=info)
     pictures = [
         picture(model, *nodes.LoraLoader().load_lora(model.model, model.clip, saved, 1.0, 1.0), "photo of a sks cat")
