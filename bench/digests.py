@@ -56,12 +56,12 @@ def demo_pictures() -> Iterator[tuple[str, str]]:
 
 
 def merges(world: World) -> Iterator[tuple[str, str]]:
-    """The merged LoRA of each setting; its keys in their order count."""
+    """Return the merged LoRA of each setting. Its keys are sorted: ComfyUI keeps the names of layers in sets."""
     for name, settings in MERGES.items():
         values = {"model": world.model, "clip": world.clip, "concepts": chain(GROUP), "latent": LATENT}
         lora = pack.run("LoRACLR_Merge", **values, capture_steps=4, **settings)[2]
-        keys = hashlib.sha256("\n".join(lora).encode()).hexdigest()[:8]
-        yield f"merge: {name}", f"{keys} {digest(*lora.values())}"
+        keys = hashlib.sha256("\n".join(sorted(lora)).encode()).hexdigest()[:8]
+        yield f"merge: {name}", f"{keys} {digest(*(lora[key] for key in sorted(lora)))}"
 
 
 def pictures(world: World) -> Iterator[tuple[str, str]]:
