@@ -99,6 +99,14 @@ def test_progress_is_told_in_words(server, infos):
     assert texts[-1].startswith("merged in ")
 
 
+def test_a_workflow_with_the_former_setting_runs(server, infos):
+    """Version 0.1 could clear the disk by a setting of the merge; the server would refuse a value that is no option."""
+    prompt = merge_prompt(infos, capture_steps=1, captures="clear the disk")
+    history = server.wait(server.queue(prompt))
+    reports = [text for output in history["outputs"].values() for text in output.get("text", ())]
+    assert any("the node Clear Captures" in report for report in reports)
+
+
 def test_the_words_taken_from_a_file_are_shown_under_its_node(server, infos):
     """With a strength of its own, so that the node runs, whatever ran before."""
     prompt = merge_prompt(infos, capture_steps=1)
