@@ -170,7 +170,7 @@ SHARED = (encode, conditioned, chain, stacked, part, parts_of_picture)  # what m
 COMMON = ("loraclr_core/*.py", "loraclr_core/host/*.py", "loraclr_core/host/lora/*.py")
 MERGE = ("loraclr_core/merge/*.py", "loraclr_core/host/merge/*.py")
 SAMPLER = ("loraclr_core/sampler/*.py", "loraclr_core/host/sampler/*.py")
-NO_PICTURE = {"report", "export", "live", "overlay"}  # modules that no picture depends on
+NO_PICTURE = {"report", "export", "live", "overlay", "labels"}  # modules that no picture depends on
 DISTILLATION = {"distillation", "differentiable"}  # modules that a merge without distillation does not run
 
 
