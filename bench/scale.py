@@ -72,7 +72,15 @@ class World:
         cond = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(PROMPT))
         start = time.perf_counter()
         comfy.sample.sample(
-            *(self.model, comfy.sample.prepare_noise(latent, 0), STEPS, 1.0, "euler", "normal", cond, [], latent),
+            self.model,
+            comfy.sample.prepare_noise(latent, 0),
+            STEPS,
+            1.0,
+            "euler",
+            "normal",
+            cond,
+            [],
+            latent,
             disable_pbar=True,
             seed=0,
         )

@@ -108,7 +108,7 @@ def sampled(model: ModelPatcher, positive: list, negative: list) -> tuple[dict, 
     comfy.model_management.load_models_gpu([model])
     start = time.perf_counter()
     found = nodes.KSampler().sample(
-        *(model, 0, STEPS, 1.0, "euler", "normal", positive, negative, {"samples": torch.zeros(LATENT)}), 1.0
+        model, 0, STEPS, 1.0, "euler", "normal", positive, negative, {"samples": torch.zeros(LATENT)}, 1.0
     )[0]
     if not found["samples"].isfinite().all():
         raise RuntimeError("the sampled latent is not finite")

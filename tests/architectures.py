@@ -114,7 +114,10 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {
     "SD1.5": Architecture(supported.SD15, UNET, (4, 16, 24), {"clip_l": CLIP}),
     "SD2 v-prediction": Architecture(
-        *(supported.SD20, UNET | {"use_linear_in_transformer": True}, (4, 16, 24), {"clip_h": CLIP}),
+        supported.SD20,
+        UNET | {"use_linear_in_transformer": True},
+        (4, 16, 24),
+        {"clip_h": CLIP},
         detected={"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([-1.0, 1.0])},
     ),
     "SDXL": Architecture(
@@ -124,7 +127,8 @@ ARCHITECTURES = {
         | {"transformer_depth": [0, 2], "transformer_depth_output": [0, 0, 2, 2], "transformer_depth_middle": 2}
         | {"context_dim": 2 * WIDTH, "num_classes": "sequential", "adm_in_channels": WIDTH + SIZES_OF_SDXL}
         | {"use_linear_in_transformer": True},
-        *((4, 16, 24), {"clip_l": CLIP, "clip_g": CLIP}),
+        (4, 16, 24),
+        {"clip_l": CLIP, "clip_g": CLIP},
     ),
     "SD3": Architecture(
         supported.SD3,
@@ -143,7 +147,8 @@ ARCHITECTURES = {
             "pos_embed_scaling_factor": None,
             "x_block_self_attn_layers": [0],  # as SD3.5 medium
         },
-        *((16, 12, 16), {"clip_l": CLIP, "clip_g": CLIP}),
+        (16, 12, 16),
+        {"clip_l": CLIP, "clip_g": CLIP},
         clip_target=ClipTarget(
             comfy.text_encoders.sd3_clip.SD3Tokenizer, comfy.text_encoders.sd3_clip.sd3_clip(t5=False)
         ),
@@ -168,7 +173,8 @@ ARCHITECTURES = {
             "guidance_embed": True,
             "txt_ids_dims": [],
         },
-        *((16, 12, 16), {"clip_l": CLIP, "t5xxl": T5}),
+        (16, 12, 16),
+        {"clip_l": CLIP, "t5xxl": T5},
     ),
     "Qwen-Image": Architecture(
         supported.QwenImage,
@@ -181,7 +187,8 @@ ARCHITECTURES = {
             "joint_attention_dim": WIDTH,
             "axes_dims_rope": ROTATED,
         },
-        *((16, 1, 12, 16), {"qwen25_7b": QWEN}),
+        (16, 1, 12, 16),
+        {"qwen25_7b": QWEN},
         text_class={"qwen25_7b": SmallQwen25},
     ),
     "Z-Image": Architecture(
@@ -204,14 +211,21 @@ ARCHITECTURES = {
             "time_scale": 1000.0,
             "pad_tokens_multiple": 32,
         },
-        *((16, 12, 16), {"qwen3_4b": QWEN}),
+        (16, 12, 16),
+        {"qwen3_4b": QWEN},
     ),
     "Wan": Architecture(
-        *(supported.WAN21_T2V, WAN | {"model_type": "t2v"}, (16, 2, 8, 12), WAN_TEXT),
+        supported.WAN21_T2V,
+        WAN | {"model_type": "t2v"},
+        (16, 2, 8, 12),
+        WAN_TEXT,
         tokenizer_data=lambda: {"spiece_model": sentencepiece_model()},
     ),
     "Wan image-to-video": Architecture(
-        *(supported.WAN21_I2V, WAN | {"model_type": "i2v", "in_dim": 36}, (16, 2, 8, 12), WAN_TEXT),
+        supported.WAN21_I2V,
+        WAN | {"model_type": "i2v", "in_dim": 36},
+        (16, 2, 8, 12),
+        WAN_TEXT,
         tokenizer_data=lambda: {"spiece_model": sentencepiece_model()},
     ),
 }
@@ -248,30 +262,45 @@ _GEMMA = QWEN | {"vocab_size": PIECES}
 # More of the same layers, whose text stands in other places: the sampler is tested on them, the merge is not.
 LAYOUTS = {
     "Flux.2-dev": Architecture(
-        *(supported.Flux2, _FLUX_2, (128, 6, 8)),
+        supported.Flux2,
+        _FLUX_2,
+        (128, 6, 8),
         {"mistral3_24b": QWEN | {"num_hidden_layers": 31, "vocab_size": QWEN_WORDS}},
         clip_target=ClipTarget(comfy.text_encoders.flux.Flux2Tokenizer, comfy.text_encoders.flux.flux2_te()),
         tokenizer_data=lambda: {"mistral3_24b_tokenizer_class": comfy.text_encoders.z_image.Qwen3Tokenizer},
     ),
     "Flux.2 Klein": Architecture(
-        *(supported.Flux2, _FLUX_2, (128, 6, 8), {"qwen3_4b": QWEN | {"num_hidden_layers": 28}}),
+        supported.Flux2,
+        _FLUX_2,
+        (128, 6, 8),
+        {"qwen3_4b": QWEN | {"num_hidden_layers": 28}},
         clip_target=ClipTarget(comfy.text_encoders.flux.KleinTokenizer, comfy.text_encoders.flux.klein_te()),
     ),
     "LongCat-Image": Architecture(
-        *(supported.LongCatImage, _FLUX | _WITHOUT_POOLED, (16, 12, 16), {"qwen25_7b": QWEN}),
+        supported.LongCatImage,
+        _FLUX | _WITHOUT_POOLED,
+        (16, 12, 16),
+        {"qwen25_7b": QWEN},
         text_class={"qwen25_7b": SmallQwen25},
     ),
     "Ovis-Image": Architecture(
-        *(supported.Flux, _FLUX | _WITHOUT_POOLED | {"yak_mlp": True, "txt_norm": True}, (16, 12, 16)),
+        supported.Flux,
+        _FLUX | _WITHOUT_POOLED | {"yak_mlp": True, "txt_norm": True},
+        (16, 12, 16),
         {"qwen3_2b": QWEN},
         clip_target=ClipTarget(comfy.text_encoders.ovis.OvisTokenizer, comfy.text_encoders.ovis.te()),
     ),
     "Lumina 2": Architecture(
-        *(supported.Lumina2, _LUMINA_2, (16, 12, 16), {"gemma2_2b": _GEMMA}),
+        supported.Lumina2,
+        _LUMINA_2,
+        (16, 12, 16),
+        {"gemma2_2b": _GEMMA},
         tokenizer_data=lambda: {"spiece_model": sentencepiece_model(bos_id=3)},
     ),
     "NewBie": Architecture(
-        *(supported.Lumina2, _LUMINA_2 | {"clip_text_dim": WIDTH}, (16, 12, 16)),
+        supported.Lumina2,
+        _LUMINA_2 | {"clip_text_dim": WIDTH},
+        (16, 12, 16),
         # The host gives both encoders' sizes the same, empty name.
         {"": {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 3, "vocab_size": PIECES}},
         clip_target=ClipTarget(comfy.text_encoders.newbie.NewBieTokenizer, comfy.text_encoders.newbie.te()),
@@ -288,7 +317,8 @@ COARSE = {
     "Wan 2.2": Architecture(
         supported.WAN22_T2V,
         WAN | {"model_type": "t2v", "in_dim": 48, "out_dim": 48},
-        *((48, 1, 8, 12), WAN_TEXT),
+        (48, 1, 8, 12),
+        WAN_TEXT,
         tokenizer_data=lambda: {"spiece_model": sentencepiece_model()},
     ),
 }

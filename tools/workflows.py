@@ -54,7 +54,11 @@ REAL = Models(
         Subject("cat", "my_cat_lora.safetensors", "sks cat", "cat"),
         Subject("dog", "my_dog_lora.safetensors", "zwx dog", "dog"),
     ),
-    *("in a park", 512, 30, 20, 7.0),
+    "in a park",
+    512,
+    30,
+    20,
+    7.0,
 )
 DEMO = Models(
     "loraclr_demo.safetensors",
@@ -64,7 +68,11 @@ DEMO = Models(
         Subject("box", "loraclr_demo_box.safetensors", "zwx box", "box"),
         Subject("cross", "loraclr_demo_cross.safetensors", "ohwx cross", "cross"),
     ),
-    *("on grass", 128, 20, 8, 4.0),
+    "on grass",
+    128,
+    20,
+    8,
+    4.0,
 )
 
 MODELS_HINT = (

@@ -24,7 +24,7 @@ class Branch:
         if concept is not None:
             state = comfy.utils.load_torch_file(folder_paths.get_full_path("loras", concept.lora_name))
             model, clip = comfy.sd.load_lora_for_models(
-                *(model, clip, state, concept.strength_model, concept.strength_clip)
+                model, clip, state, concept.strength_model, concept.strength_clip
             )
         self.cond, self.uncond = (encode(clip, text)[0][0] for text in (prompt, negative))
         self.tokens = tokens

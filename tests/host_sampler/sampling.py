@@ -61,9 +61,7 @@ def encode(clip, text: str) -> list:
 
 def sample(model, positive, negative, latent, sampler="euler", scheduler="normal", steps=2, cfg=5.0, seed=3, **inputs):
     """The stock KSampler: LATENT."""
-    return nodes.common_ksampler(*(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent), **inputs)[
-        0
-    ]
+    return nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, **inputs)[0]
 
 
 def plain(demo, latent, positive="a photo of cat and dog in a park", negative="blurry", **inputs):

@@ -98,8 +98,13 @@ def test_the_picture_is_the_same_with_and_without(demo, concepts, latent, frames
 def test_large_pictures_are_sent_small(frames, demo):
     latent_format = demo.model.get_model_object("latent_format")
     live.LiveView(["cat"], frames.append, lambda: True).show(
-        *(0, 1, latent_format, torch.randn(1, 4, 128, 96)),
-        *(torch.ones(1, 1, 128, 96), torch.zeros(1, 1, 32, 24), {0: torch.zeros(1)}),
+        0,
+        1,
+        latent_format,
+        torch.randn(1, 4, 128, 96),
+        torch.ones(1, 1, 128, 96),
+        torch.zeros(1, 1, 32, 24),
+        {0: torch.zeros(1)},
     )
     (frame,) = frames
     picture = Image.open(io.BytesIO(base64.b64decode(frame["picture"].partition(",")[2])))
@@ -207,8 +212,12 @@ def test_a_frame_without_a_picture_still_has_the_rest(demo, concepts, latent, fr
 def test_a_frame_of_a_run_gone_wrong_can_be_read_by_the_page(frames, demo):
     """JSON knows no NaN, and a page drops a message with one."""
     live.LiveView(["cat"], frames.append, lambda: True).show(
-        *(0, 1, demo.model.get_model_object("latent_format"), torch.full((1, 4, 8, 8), torch.nan)),
-        *(torch.full((1, 1, 8, 8), torch.nan), torch.full((1, 1, 8, 8), torch.nan)),
+        0,
+        1,
+        demo.model.get_model_object("latent_format"),
+        torch.full((1, 4, 8, 8), torch.nan),
+        torch.full((1, 1, 8, 8), torch.nan),
+        torch.full((1, 1, 8, 8), torch.nan),
         {0: torch.tensor([torch.nan]), 1: torch.tensor([0.5])},
     )
     (frame,) = json.loads(json.dumps(frames, allow_nan=False))

@@ -84,7 +84,7 @@ def picture(model: Model, patched: ModelPatcher, clip: comfy.sd.CLIP, prompt: st
     latent = torch.zeros(1, *model.latent)
     noise = comfy.sample.prepare_noise(latent, SEED)
     return comfy.sample.sample(
-        *(patched, noise, STEPS, 1.0, "euler", "normal", cond, [], latent), disable_pbar=True, seed=SEED
+        patched, noise, STEPS, 1.0, "euler", "normal", cond, [], latent, disable_pbar=True, seed=SEED
     )
 
 
@@ -127,12 +127,10 @@ def test_merged_is_nearer_to_every_concept_than_stacking(name):
     """In most layers, and in what is sampled in the end."""
     case = merged(name)
     stacked = merging.merge(
-        *(
-            case.model.model,
-            case.model.clip,
-            case.chain,
-            dataclasses.replace(case.result.settings, solver="sum (baseline)"),
-        ),
+        case.model.model,
+        case.model.clip,
+        case.chain,
+        dataclasses.replace(case.result.settings, solver="sum (baseline)"),
         lambda phase, done: None,
     )
     for index, (concept, trigger) in enumerate(CONCEPTS.items()):

@@ -35,7 +35,8 @@ def state(demo) -> dict:
 
 def run(demo, model_effect: Effect, clip_effect: Effect, step_done=lambda: None):
     target = Target(
-        *(demo.model, demo.clip),
+        demo.model,
+        demo.clip,
         {key: adapters.layer(demo.model, key) for key in [*LAYERS, CONVOLUTION]},
         {TEXT_LAYER: adapters.layer(demo.clip.patcher, TEXT_LAYER)},
     )

@@ -54,8 +54,11 @@ def state_of(patcher: ModelPatcher) -> State:
     weights = patcher.model_state_dict()
     touched = {key: weights[key].clone() for key in weights if key.removesuffix(".weight") in TOUCHED}
     return State(
-        *(patcher.patches_uuid, {key: list(patches) for key, patches in patcher.patches.items()}),
-        *(list(patcher.attachments), list(patcher.object_patches), touched),
+        patcher.patches_uuid,
+        {key: list(patches) for key, patches in patcher.patches.items()},
+        list(patcher.attachments),
+        list(patcher.object_patches),
+        touched,
     )
 
 

@@ -160,7 +160,7 @@ def test_an_adapter_that_turns_the_weight_turns_the_dequantised_one(pair, form, 
     found = []
     for model in pair:
         patched, _ = nodes.LoraLoader().load_lora(
-            *(model.model, model.clip, write_lora("upstream.safetensors", upstream), 1.0, 0.0)
+            model.model, model.clip, write_lora("upstream.safetensors", upstream), 1.0, 0.0
         )
         picture(model, patched, model.clip, "a cat")  # loads it
         for patcher in (model.model, patched):

@@ -273,7 +273,10 @@ class Recorder:
             ones = torch.zeros(k.shape[-2], q.shape[-1], dtype=k.dtype, device=k.device)
             ones[first : min(first + q.shape[-1], tokens)].fill_diagonal_(1)
             of_heads = host_attention.attention_pytorch(
-                *(q, k, ones.expand(*k.shape[:2], -1, -1), heads),
+                q,
+                k,
+                ones.expand(*k.shape[:2], -1, -1),
+                heads,
                 mask=mask,
                 skip_reshape=True,
                 skip_output_reshape=True,

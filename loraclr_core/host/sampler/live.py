@@ -81,7 +81,8 @@ class LiveView:
             if not self.complained:
                 log.warning(
                     "The live view of CLoRA lacks %s: %s. Sampling goes on.",
-                    *(part, error or type(error).__name__),
+                    part,
+                    error or type(error).__name__,
                     exc_info=True,
                 )
             self.complained = True
