@@ -130,8 +130,9 @@ def test_clora_workflow_runs_as_shipped(server, infos):
     prompt = demo_prompt(infos, "clora_two_concepts")
     messages: list[dict] = []
     history = server.wait(server.queue(prompt), messages.append)
-    (told,) = [each["data"]["text"] for each in messages if each["type"] == "progress_text"]
-    assert told == "1 ball, 2 box"  # under the maps node: whose map is which
+    (maps,) = (node for node in prompt if prompt[node]["class_type"] == "LoRACLR_CLoRAMaps")
+    texts = [each["data"] for each in messages if each["type"] == "progress_text"]
+    assert [text["text"] for text in texts if text["node"] == maps] == ["1 ball, 2 box"]  # whose map is which
     shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
     assert [len(shown[title]["images"]) for title in ("Picture", "Heat maps", "Masks", "Separation loss")] == [
         1,
