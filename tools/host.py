@@ -117,9 +117,11 @@ def existing_host(path: Path) -> tuple[Path, Path]:
         sys.exit(f"host: COMFYUI_PATH={path} holds no main.py; point it at a ComfyUI folder")
     candidates = [path / venv / VENV_PYTHON.relative_to(VENV) for venv in ("venv", ".venv")]
     python = Path(os.environ.get("COMFYUI_PYTHON") or next((c for c in candidates if c.exists()), sys.executable))
-    if subprocess.run([str(python), "-c", "import torch, pytest, xdist"], stderr=subprocess.DEVNULL).returncode:
+    if subprocess.run(
+        [str(python), "-c", "import torch, pytest, xdist, playwright, gguf"], stderr=subprocess.DEVNULL
+    ).returncode:
         sys.exit(
-            f"host: {python} lacks torch, pytest or pytest-xdist. Set COMFYUI_PYTHON to the Python that runs your ComfyUI, "
+            f"host: {python} lacks torch or a development tool. Set COMFYUI_PYTHON to the Python that runs your ComfyUI, "
             f"and add the tools to it: {python} -m pip install --group {ROOT / 'pyproject.toml'}:dev"
         )
     return path, python
