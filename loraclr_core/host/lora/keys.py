@@ -46,12 +46,10 @@ class Names:
             return {}
         if delta.up.numel() + delta.down.numel() >= shape.numel():
             return self.difference(key, delta.dense().reshape(shape))
-        name, kernel = self.name(key), shape[2:]
-        return {
-            f"{name}.lora_up.weight": delta.up.reshape(*delta.up.shape, *(1 for _ in kernel)).contiguous(),
-            f"{name}.lora_down.weight": delta.down.reshape(delta.rank, *shape[1:]).contiguous(),
-            f"{name}.alpha": torch.tensor(float(delta.rank)),
-        }
+        name = self.name(key)
+        up, down = as_stored(delta, shape[1:])
+        alpha = torch.tensor(float(delta.rank))
+        return {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": alpha}
 
     def difference(self, key: str, difference: Tensor) -> dict[str, Tensor]:
         """Return the tensor of a dense difference, by its LoRA name."""
@@ -66,3 +64,9 @@ def _inverse(key_map: dict) -> dict[str, list[str]]:
         if isinstance(target, str):  # tuples address a slice of a weight
             names.setdefault(target, []).append(name)
     return names
+
+
+def as_stored(delta: LowRank, kernel: torch.Size) -> tuple[Tensor, Tensor]:
+    """Return up and down as a file holds them. kernel: the shape of the weight after its first dimension."""
+    up = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel[1:])).contiguous()
+    return up, delta.down.reshape(delta.rank, *kernel).contiguous()

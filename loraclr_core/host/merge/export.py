@@ -12,6 +12,7 @@ from ... import lowrank
 from ...lowrank import LowRank
 from ..lora import file
 from ..lora.accounts import ALPHA, FACTORS, ROLES
+from ..lora.keys import as_stored
 from .merge import MergeResult
 
 UP, DOWN, DIFFERENCE, BIAS = ".lora_up.weight", ".lora_down.weight", ".diff", ".diff_b"
@@ -245,12 +246,8 @@ def _cut(lora: dict[str, Tensor], term: Term, max_rank: int) -> dict[str, Tensor
     if whole is None or whole.rank <= max_rank:
         return unchanged
     kept, _ = lowrank.truncate(whole, rank=max_rank)
-    kernel = lora[term.matrices[-1]].shape[1:]
     up, down = term.matrices if len(term.matrices) == 2 else (term.layer + UP, term.layer + DOWN)
-    stored = {
-        up: kept.up.reshape(*kept.up.shape, *(1 for _ in kernel[1:])).contiguous(),
-        down: kept.down.reshape(kept.rank, *kernel).contiguous(),
-    }
+    stored = dict(zip((up, down), as_stored(kept, lora[term.matrices[-1]].shape[1:]), strict=True))
     scaled = term.alpha or up.endswith(UP)  # kohya's tools require an alpha
     return stored | {term.layer + ALPHA: torch.tensor(float(kept.rank))} if scaled else stored
 
