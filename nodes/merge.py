@@ -1,7 +1,5 @@
 """LoRACLR Merge: several concept LoRAs into one model and one LoRA."""
 
-import comfy.model_management
-import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
@@ -16,7 +14,6 @@ from . import page
 from .types import CATEGORY, Concepts, MergeInfo
 
 MARGIN_MODES: dict[str, MarginMode] = {"absolute (paper)": "absolute", "relative": "relative"}
-PROGRESS_UNITS = 1000
 
 
 def _inputs() -> list[io.Input]:
@@ -206,7 +203,7 @@ class LoRACLRMerge(io.ComfyNode):
             captures=captures,
             distillation_steps=distillation_steps,
         )
-        progress = _progress(cls.hidden.unique_id)
+        progress = page.progress(cls.hidden.unique_id)
         result = merge(model, clip, concepts, settings, progress)
         progress(f"merged in {sum(result.seconds.values()):.0f} s", 1.0)
         return io.NodeOutput(
@@ -226,15 +223,3 @@ def _prompts(text: str, concepts: list[Concept]) -> tuple[str, ...]:
     if not prompts:
         raise ValueError("No capture prompts: write at least one line, such as “photo of a {trigger}”.")
     return prompts
-
-
-def _progress(node_id: str):
-    """Return a function that shows a progress bar and the phase under the node, and raises when the user cancels."""
-    bar = comfy.utils.ProgressBar(PROGRESS_UNITS, node_id=node_id)
-
-    def report_progress(phase: str, done: float) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(round(done * PROGRESS_UNITS))
-        page.show_text(phase, node_id)
-
-    return report_progress

@@ -1,0 +1,1 @@
+"""Training a concept's LoRA on a model in ComfyUI."""
