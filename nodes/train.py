@@ -12,6 +12,7 @@ from ..loraclr_core.concept import Concept
 from ..loraclr_core.host.lora import file
 from ..loraclr_core.host.train import report
 from ..loraclr_core.host.train.data import Given
+from ..loraclr_core.host.train.learner import Losses
 from ..loraclr_core.host.train.settings import (
     CHECKPOINTING,
     IF_THERE,
@@ -387,7 +388,7 @@ class TrainConceptLoRA(io.ComfyNode):
         concept = _concept(settings, lora_name, trained.path)
         return io.NodeOutput(
             trained.lora,
-            {"loss": [losses.concept for losses in trained.losses]},
+            _loss_map(trained.losses),
             lora_name,
             [*earlier, concept],
             report.markdown(trained),
@@ -397,6 +398,14 @@ class TrainConceptLoRA(io.ComfyNode):
 def _view(node_id: str) -> TrainView:
     """Return a view that sends frames to this node on the page, while a page is open (web/train_view.js)."""
     return TrainView(lambda frame: page.send("loraclr.train", {"node": node_id, **frame}), page.is_open)
+
+
+def _loss_map(losses: list[Losses]) -> dict[str, list[float]]:
+    """Return the terms of the steps that had them; “loss” is the one that the stock graph plots."""
+    terms = {"loss": "concept", "preservation": "preservation", "outside": "outside"}
+    return {
+        name: [value for step in losses if (value := getattr(step, term)) is not None] for name, term in terms.items()
+    }
 
 
 def _as_file_name(trigger: str) -> str:
