@@ -8,7 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..loraclr_core import words
-from ..loraclr_core.concept import Concept
+from ..loraclr_core.concept import Concept, check_name
 from ..loraclr_core.host.lora import file
 from ..loraclr_core.host.train import report
 from ..loraclr_core.host.train.data import Given
@@ -380,6 +380,7 @@ class TrainConceptLoRA(io.ComfyNode):
         root = Path(folder_paths.get_folder_paths("loras")[0])
         path = file.path_within(root, name[0].replace("{trigger}", _as_file_name(phrase)))
         earlier = concepts[0] if concepts else []
+        check_name(words.concept_name(phrase, settings.class_word), earlier, path.name)
         progress = page.progress(cls.hidden.unique_id)
         models = Models(model[0], clip[0], vae[0])
         trained = train(models, given, settings, run, path, progress, _view(cls.hidden.unique_id))
