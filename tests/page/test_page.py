@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 CLORA, MERGE, CONCEPT = "LoRACLR_CLoRASampler", "LoRACLR_Merge", "LoRACLR_LoadConceptLoRA"
-MAPS, SAVE = "LoRACLR_CLoRAMaps", "LoRACLR_SaveMergedLoRA"
+MAPS, SAVE, AREA = "LoRACLR_CLoRAMaps", "LoRACLR_SaveMergedLoRA", "LoRACLR_ConceptArea"
 EMPTY = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0}
 
 
@@ -43,7 +43,7 @@ WATCH_STEPS = """() => {
 
 def test_live_view_shows_the_concepts_apart(page):
     page.make_room()
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.MAPS)
     steps = workflows.DEMO.steps if page.whole else page.take_few_steps()
     page.page.evaluate(WATCH_STEPS)
     outputs = page.run()
@@ -83,7 +83,7 @@ MASKS = {"masks": ["/wAA/w==", "AP//AA=="], "mask_size": [2, 2], "heat": ["/wAA/
 
 def test_frames_that_lack_something_do_not_stop_later_ones(page):
     """Of a model without quick previews, of a run gone wrong, of a node that is gone."""
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.center(CLORA)
     node = page.node(CLORA, "(node) => node.id")
     step = page.page.locator(".loraclr-step")
@@ -108,7 +108,7 @@ def test_frames_that_lack_something_do_not_stop_later_ones(page):
 
 
 def test_a_brace_in_the_negative_is_marked_at_once(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.center(CLORA)
     boxes = "[data-node-id] textarea" if page.nodes2 else "textarea[placeholder=negative]"
     field = page.page.locator(boxes).nth(1 if page.nodes2 else 0)
@@ -120,7 +120,7 @@ def test_a_brace_in_the_negative_is_marked_at_once(page):
 
 @pytest.mark.own_page
 def test_live_view_can_be_switched_off(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.node(CLORA, "(node) => { node.widgets.find((w) => w.name === 'live_view').value = false; }")
     page.take_few_steps()
     page.run()
@@ -129,7 +129,7 @@ def test_live_view_can_be_switched_off(page):
 
 def test_merge_report_has_a_bar_for_every_error(page):
     page.make_room()
-    page.load_demo("loraclr_merge")
+    page.load_demo(workflows.MERGE)
     page.take_few_steps()
     page.run()
     page.center(MERGE)
@@ -153,7 +153,7 @@ def test_merge_report_has_a_bar_for_every_error(page):
 
 
 def test_a_brace_offers_the_concepts(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.center(CLORA)
     field = prompt_field(page)
     field.click()
@@ -173,7 +173,7 @@ def test_a_brace_offers_the_concepts(page):
 
 
 def test_an_unknown_name_is_marked_at_once(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.center(CLORA)
     field = prompt_field(page)
     field.click()
@@ -221,7 +221,7 @@ def test_the_page_asks_the_server_for_what_the_workflow_says(page, name):
 
 
 def test_undo_copy_and_paste(page):
-    workflow = page.load_demo("clora_two_concepts")
+    workflow = page.load_demo(workflows.TWO)
     page.center(CLORA)
     found = (
         "() => app.graph.nodes.filter((node) => node.comfyClass === 'LoRACLR_CLoRASampler')"
@@ -246,7 +246,7 @@ def test_undo_copy_and_paste(page):
 
 @pytest.mark.own_page(width=390, height=844)
 def test_a_phone_sized_window_works(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.center(CLORA)
     expect(prompt_field(page)).to_be_visible()
     page.shot("phone")
@@ -267,8 +267,8 @@ def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
             "([image, width]) => image.complete && image.naturalWidth === width", arg=[picture.element_handle(), width]
         )
     page.shot("templates")
-    page.page.get_by_test_id("template-workflow-clora_two_concepts").click()
-    page.wait_for_nodes(workflows.REAL, "clora_two_concepts")
+    page.page.get_by_test_id(f"template-workflow-{workflows.TWO}").click()
+    page.wait_for_nodes(workflows.REAL, workflows.TWO)
     page.page.get_by_test_id("error-overlay-see-errors").click()
     for name in (workflows.REAL.checkpoint, *(subject.file for subject in workflows.REAL.subjects)):
         expect(page.page.get_by_text(name.removesuffix(".safetensors")).first).to_be_visible()
@@ -331,7 +331,11 @@ def test_the_blueprint_is_found_by_its_name_and_placed(page):
 @pytest.mark.own_page
 def test_help_opens_beside_each_node_with_its_picture(page):
     page.make_room()
-    for name, kinds in (("clora_two_concepts", (CONCEPT, CLORA, MAPS)), ("loraclr_merge", (MERGE, SAVE))):
+    for name, kinds in (
+        (workflows.AREAS, (AREA,)),
+        (workflows.MAPS, (CONCEPT, CLORA, MAPS)),
+        (workflows.MERGE, (MERGE, SAVE)),
+    ):
         page.load_demo(name)
         for kind in kinds:
             page.center(kind)
@@ -346,7 +350,7 @@ def test_help_opens_beside_each_node_with_its_picture(page):
 
 @pytest.mark.own_page(language="zh")
 def test_help_speaks_the_page_s_language(page):
-    page.load_demo("loraclr_merge")
+    page.load_demo(workflows.MERGE)
     page.node(MERGE, "(node) => app.canvas.selectNode(node)")
     page.page.get_by_test_id("info-button").click()
     expect(page.page.get_by_role("heading", name="LoRACLR").first).to_contain_text("合并")
