@@ -2,13 +2,16 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { colourOf, css, line, overlay, sizeOf, unpack } from "./lib/frame.js";
-import { CLORA, nodeById } from "./lib/graph.js";
+import { CLORA, nodeById, widgetOf } from "./lib/graph.js";
 import { addPanel, recall, remember } from "./lib/panel.js";
+import { fitHeight, isLinked } from "./lib/widgets.js";
 
 const EVENT = "loraclr.clora"; // nodes/clora.py
 const MODES = ["masks", "attention", "picture"];
 const STRONGEST = 0.6;
 const LOSS = { width: 200, height: 28 };
+const HEIGHT = 260;
+const PROMISE = "While it samples, the picture grows here: first the plain one, then each concept’s area in a colour.";
 
 class LiveView {
   constructor(node) {
@@ -16,13 +19,14 @@ class LiveView {
     this.mode = MODES[0];
     this.hidden = new Set();
     this.root = document.createElement("div");
-    this.root.className = "loraclr-panel loraclr-view";
+    this.root.className = "loraclr-panel loraclr-view loraclr-empty";
     this.root.innerHTML = `
+      <div class="loraclr-promise">${PROMISE}</div>
       <div class="loraclr-row">
         <span class="loraclr-legend"></span>
         <button type="button" class="loraclr-mode" title="Switch between masks, attention and the picture alone"></button>
       </div>
-      <canvas></canvas>
+      <div class="loraclr-stage"><canvas></canvas></div>
       <div class="loraclr-row">
         <span class="loraclr-step"></span>
         <svg viewBox="0 -2 ${LOSS.width} ${LOSS.height + 4}" preserveAspectRatio="none">
@@ -35,11 +39,22 @@ class LiveView {
       this.mode = MODES[(MODES.indexOf(this.mode) + 1) % MODES.length];
       this.draw();
     });
-    this.panel = addPanel(node, "live_view_panel", this.root, 300);
+    const isOn = () => this.isOn();
+    addPanel(node, "live_view_panel", this.root, { height: HEIGHT, below: widgetOf(node, "negative"), isOn });
+  }
+
+  isOn() {
+    return isLinked(this.node, "live_view") || widgetOf(this.node, "live_view").value;
+  }
+
+  /** Takes the panel away while the setting is off. */
+  refresh() {
+    this.root.hidden = !this.isOn();
+    this.node.setDirtyCanvas?.(true, true);
   }
 
   show(frame) {
-    this.panel.open();
+    this.root.classList.remove("loraclr-empty");
     remember(this.node, EVENT, frame);
     this.newest = frame;
     const picture = new Image();
@@ -114,10 +129,22 @@ app.registerExtension({
     });
   },
   nodeCreated(node) {
-    if (node.comfyClass === CLORA) views.set(node, new LiveView(node));
+    if (node.comfyClass !== CLORA) return;
+    const view = new LiveView(node);
+    views.set(node, view);
+    const setting = widgetOf(node, "live_view");
+    const { callback } = setting;
+    setting.callback = function () {
+      callback?.apply(this, arguments);
+      view.refresh();
+    };
+    fitHeight(node);
   },
   loadedGraphNode(node) {
-    const earlier = views.has(node) && recall(node, EVENT);
-    if (earlier) views.get(node).show(earlier);
+    const view = views.get(node);
+    if (!view) return;
+    view.refresh();
+    const earlier = recall(node, EVENT);
+    if (earlier) view.show(earlier);
   },
 });

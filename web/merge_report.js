@@ -3,8 +3,11 @@ import { app } from "../../scripts/app.js";
 import { bars, percent } from "./lib/errors.js";
 import { MERGE } from "./lib/graph.js";
 import { addPanel, recall, remember } from "./lib/panel.js";
+import { fitHeight } from "./lib/widgets.js";
 
 const OUTPUT = "loraclr_merge"; // nodes/merge.py
+const HEIGHT = 220;
+const PROMISE = "After a merge, its report appears here: how near each concept is to its own LoRA.";
 
 function element(tag, { text, className, title, children = [] } = {}) {
   const made = document.createElement(tag);
@@ -73,12 +76,14 @@ app.registerExtension({
   name: "loraclr.merge_report",
   nodeCreated(node) {
     if (node.comfyClass !== MERGE) return;
-    const root = element("div", { className: "loraclr-panel loraclr-report" });
-    const panel = addPanel(node, "report_panel", root, 220);
+    const promise = element("div", { className: "loraclr-promise", text: PROMISE });
+    const root = element("div", { className: "loraclr-panel loraclr-report loraclr-empty", children: [promise] });
+    addPanel(node, "report_panel", root, { height: HEIGHT });
     shown.set(node, (report) => {
+      root.classList.remove("loraclr-empty");
       fill(root, report);
-      panel.open();
     });
+    fitHeight(node);
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);

@@ -1,31 +1,26 @@
-/** Panels below a node's widgets, and what they showed last. */
+/** Panels among a node's widgets, and what they showed last. */
 import "./style.js";
+import { place } from "./widgets.js";
+
+const MARGIN = 10; // around an element on the classic canvas
 
 /**
- * Adds an element below a node's widgets, closed until it is opened for the first time.
- * It is neither saved with the workflow nor sent with the prompt.
+ * Adds an element to a node's widgets, at the end or below one of them, drawn at any zoom. It takes part in neither the saved
+ * workflow nor the prompt. isOn: whether it takes any room.
  */
-export function addPanel(node, name, element, height) {
-  let shown = false;
+export function addPanel(node, name, element, { height, below, isOn = () => true }) {
   const widget = node.addDOMWidget(name, "loraclr", element, {
     serialize: false,
-    getMinHeight: () => (shown ? height : 0),
-    getMaxHeight: () => (shown ? Infinity : 0),
+    hideOnZoom: false,
+    getMinHeight: () => (isOn() ? height : 0),
+    getMaxHeight: () => (isOn() ? Infinity : 0),
     getValue: () => "",
     setValue: () => {},
   });
   widget.serialize = false;
-  element.style.visibility = "hidden";
-  return {
-    open() {
-      if (shown) return;
-      shown = true;
-      element.style.visibility = "";
-      const [width, needed] = node.computeSize();
-      node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], needed)]);
-      node.setDirtyCanvas?.(true, true);
-    },
-  };
+  element.style.minHeight = `${height - 2 * MARGIN}px`;
+  if (below) place(node, widget, node.widgets.indexOf(below) + 1);
+  return widget;
 }
 
 const keyOf = (node, kind) => `${kind} ${node.graph?.rootGraph?.id ?? node.graph?.id} ${node.id}`;

@@ -6,11 +6,17 @@ style.replaceSync(`
     color: var(--input-text, #ddd); box-sizing: border-box; height: 100%; }
   .loraclr-panel button { font: inherit; color: inherit; cursor: pointer; padding: 1px 7px; border-radius: 8px;
     border: 1px solid var(--border-color, #555); background: var(--comfy-input-bg, #222); }
+  .loraclr-panel[hidden] { display: none; }
+  .loraclr-promise { display: none; flex: 1; align-items: center; justify-content: center; text-align: center; padding: 12px;
+    border: 1px dashed var(--border-color, #555); border-radius: 8px; opacity: 0.7; font-size: 13px; }
+  .loraclr-empty > .loraclr-promise { display: flex; }
+  .loraclr-empty > :not(.loraclr-promise) { display: none; }
   .loraclr-row { display: flex; gap: 6px; align-items: center; justify-content: space-between; flex: none; }
   .loraclr-legend { display: flex; gap: 4px; flex-wrap: wrap; }
   .loraclr-panel .loraclr-chip { border-color: var(--concept); border-left-width: 10px; }
   .loraclr-chip[aria-pressed="false"] { opacity: 0.4; }
-  .loraclr-view canvas { flex: 1; min-height: 0; width: 100%; object-fit: contain; image-rendering: auto; }
+  .loraclr-stage { flex: 1; min-height: 0; position: relative; }
+  .loraclr-view canvas { position: absolute; width: 100%; height: 100%; object-fit: contain; image-rendering: auto; }
   .loraclr-view svg { flex: 1; min-width: 0; height: 30px; }
   .loraclr-view polyline { stroke: currentColor; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
   .loraclr-report { overflow-y: auto; user-select: text; }
