@@ -1,8 +1,8 @@
 """Places for a workflow's nodes: columns of groups, from left to right, in which nothing overlaps in either renderer.
 
 A column is as tall as its nodes. Heights are what the taller renderer needs, with a node's title and the line that says an
-error; tests/page measures them. What the page shows when a template opens is three quarters of the window, so `WINDOW` says
-how wide and tall a workflow may be for its text to be drawn.
+error. A template that opens fills three quarters of the window, and below a zoom of `READABLE` the classic canvas draws no
+text: that bounds how large a workflow may be. tests/page/test_templates.py measures all this in the page.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from graph import Box, Graph
 
+READABLE = 0.6
+SMALL, LARGE = (1280, 720), (1500, 1000)  # windows, in pixels
 TITLE = 30  # of a node, above its position
 HEAD = 40  # of a group, for its title
 EDGE, GAP = (

@@ -109,19 +109,17 @@ class Description:
         self.graph.note("What to change first", text, self.columns.place(height))
         self.columns.top += GAP
 
-    def checkpoint(self) -> None:
-        """Load the checkpoint that `model`, `clip` and `vae` come from."""
+    def model(self) -> None:
+        """Load the checkpoint, and add the empty picture that is sampled."""
         models = self.models
-        loaded = self.add("CheckpointLoaderSimple", 156, {"ckpt_name": models.checkpoint})
+        with self.group("Model"):
+            loaded = self.add("CheckpointLoaderSimple", 156, {"ckpt_name": models.checkpoint})
+            size = {"width": models.side, "height": models.side}
+            self.latent = self.add("EmptyLatentImage", 160, size)["LATENT"]
         if models.url:
             loaded.offer(models.checkpoint, models.url, "checkpoints")
         self.patched = {"model": loaded["MODEL"], "clip": loaded["CLIP"]}
         self.vae = loaded["VAE"]
-
-    def size(self) -> None:
-        """Add the empty picture that is sampled."""
-        size = {"width": self.models.side, "height": self.models.side}
-        self.latent = self.add("EmptyLatentImage", 160, size)["LATENT"]
 
     def concepts(self, subjects: Iterable[Subject], masks: Iterable[Output] = ()) -> Output:
         """Chain the concepts, and return the list of all."""
@@ -172,7 +170,7 @@ NAME_IN_BRACES = "In the **prompt**, name each character in braces: type {"
 
 
 def two_characters(at: Description) -> None:
-    at.column(330)
+    at.column(325)
     at.note(
         445,
         "Draws two characters, each by its own LoRA",
@@ -180,15 +178,13 @@ def two_characters(at: Description) -> None:
         NAME_IN_BRACES,
         "Run: the node shows who is drawn where. One is missing? Try another **seed**",
     )
-    with at.group("Model"):
-        at.checkpoint()
-        at.size()
+    at.model()
     at.column(330)
     concepts = at.concepts(at.pair)
-    at.column(420)
+    at.column(415)
     with at.group("Sampler"):
         sampled_from = at.clora(800, concepts)
-    at.column(330)
+    at.column(325)
     with at.group("Picture"):
         _, image = at.sampled(310, 4, sampled_from)
         at.save(400, image, "clora")
@@ -204,18 +200,16 @@ def areas(at: Description) -> None:
         NAME_IN_BRACES,
         "Any other shape: a mask of *Load Image*",
     )
-    with at.group("Model"):
-        at.checkpoint()
+    at.model()
     at.column(230)
     with at.group("Areas"):
         masks = [at.add("LoRACLR_ConceptArea", 250, {"area": f"{side} half"})["MASK"] for side in ("left", "right")]
-    at.size()
     at.column(280)
     concepts = at.concepts(at.pair, masks)
-    at.column(320)
+    at.column(315)
     with at.group("Sampler"):
         sampled_from = at.clora(800, concepts)
-    at.column(250)
+    at.column(245)
     with at.group("Picture"):
         _, image = at.sampled(310, 8, sampled_from)
         at.save(400, image, "clora_masks")
@@ -231,9 +225,7 @@ def paint(at: Description) -> None:
         "Choose the **area** to paint anew",
         "Your own picture: *Load Image*, *VAE Encode*",
     )
-    with at.group("Model"):
-        at.checkpoint()
-        at.size()
+    at.model()
     at.column(280)
     concepts = at.concepts(at.pair)
     at.column(240)
@@ -241,12 +233,12 @@ def paint(at: Description) -> None:
         plain = at.prompts(140, at.patched["clip"], f"a photo {at.models.scene}")
         before, image = at.sampled(310, 8, {"model": at.patched["model"], **plain})
         at.save(230, image, "clora_before", "Before")
-    at.column(320)
+    at.column(315)
     with at.group("Painted anew"):
         area = at.add("LoRACLR_ConceptArea", 250, {"area": "bottom half"})["MASK"]
         masked = at.add("SetLatentNoiseMask", COLLAPSED, {"samples": before, "mask": area})
         sampled_from = at.clora(480, concepts)
-    at.column(250)
+    at.column(245)
     with at.group("Picture"):
         _, image = at.sampled(310, 8, {**sampled_from, "latent_image": masked["LATENT"]})
         at.save(400, image, "clora_inpaint")
@@ -261,15 +253,13 @@ def maps(at: Description) -> None:
         NAME_IN_BRACES,
         "Run: **masks** are where each was drawn, **heat maps** what its words saw",
     )
-    with at.group("Model"):
-        at.checkpoint()
-        at.size()
+    at.model()
     at.column(280)
     concepts = at.concepts(at.pair)
-    at.column(320)
+    at.column(315)
     with at.group("Sampler"):
         sampled_from = at.clora(800, concepts)
-    at.column(245)
+    at.column(240)
     with at.group("Picture"):
         samples, image = at.sampled(310, 4, sampled_from)
         at.save(400, image, "clora")
@@ -292,9 +282,7 @@ def merge(at: Description) -> None:
         "In the **prompt**, name them by their triggers",
         "Run: the bars show how near each LoRA the merge is. “6 use …” loads the file",
     )
-    with at.group("Model"):
-        at.checkpoint()
-        at.size()
+    at.model()
     at.column(330)
     concepts = at.concepts(at.models.subjects)
     at.column(360)
@@ -321,9 +309,7 @@ def reuse(at: Description) -> None:
         "In the **prompt**, name them by their triggers",
     )
     at.column(330)
-    with at.group("Model"):
-        at.checkpoint()
-        at.size()
+    at.model()
     with at.group("Merged LoRA"):
         values = {**at.patched, "lora_name": "loraclr/merged.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
         lora = at.add("LoraLoader", 195, values)
@@ -345,9 +331,7 @@ def compare(at: Description) -> None:
         "Name them by **trigger** in the prompt, in **braces** in the sampler's",
         "Try several **seeds** before you judge",
     )
-    with at.group("Model"):
-        at.checkpoint()
-        at.size()
+    at.model()
     at.column(290)
     concepts = at.concepts(at.pair)
     at.column(280)

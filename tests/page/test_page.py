@@ -255,9 +255,7 @@ def test_a_phone_sized_window_works(page):
 @pytest.mark.own_page
 def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
     """Its thumbnail is there, and so are the names of the files a user has to put or choose."""
-    page.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.page.get_by_test_id("manage-node-templates-dialog").wait_for(state="attached")
-    page.page.get_by_text("loraclr", exact=True).click()
+    page.browse_templates()
     for name in workflows.WORKFLOWS:
         card = page.page.get_by_test_id(f"template-workflow-{name}")
         card.scroll_into_view_if_needed()
