@@ -1,8 +1,8 @@
 /** Advanced settings: one fold for them on the classic canvas, as Nodes 2.0 has one; those without effect are greyed out. */
 import { app } from "../../scripts/app.js";
 import { withoutEffect } from "./lib/effects.js";
-import { widgetOf } from "./lib/graph.js";
-import { fitHeight, isLinked, place } from "./lib/widgets.js";
+import { isLinked, widgetOf } from "./lib/graph.js";
+import { fitHeight, place } from "./lib/widgets.js";
 
 const FEWEST = 2; // a fold for one setting takes as much room
 const ALWAYS_OPEN = "Comfy.Node.AlwaysShowAdvancedWidgets";

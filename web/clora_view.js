@@ -2,9 +2,9 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { colourOf, css, line, overlay, sizeOf, unpack } from "./lib/frame.js";
-import { CLORA, nodeById, widgetOf } from "./lib/graph.js";
-import { addPanel, recall, remember } from "./lib/panel.js";
-import { fitHeight, isLinked } from "./lib/widgets.js";
+import { allNodes, CLORA, isLinked, isOf, nodeById, widgetOf } from "./lib/graph.js";
+import { addPanel, LAST_RUN, recall, remember } from "./lib/panel.js";
+import { fitHeight } from "./lib/widgets.js";
 
 const EVENT = "loraclr.clora"; // nodes/clora.py
 const MODES = ["masks", "attention", "picture"];
@@ -24,6 +24,7 @@ class LiveView {
       <div class="loraclr-promise">${PROMISE}</div>
       <div class="loraclr-row">
         <span class="loraclr-legend"></span>
+        <span class="loraclr-when"></span>
         <button type="button" class="loraclr-mode" title="Switch between masks, attention and the picture alone"></button>
       </div>
       <div class="loraclr-stage"><canvas></canvas></div>
@@ -53,10 +54,11 @@ class LiveView {
     this.node.setDirtyCanvas?.(true, true);
   }
 
-  show(frame) {
+  /** when: said of a frame that is not of the run going on. */
+  show(frame, when = "") {
     this.root.classList.remove("loraclr-empty");
-    remember(this.node, EVENT, frame);
     this.newest = frame;
+    this.say(when);
     const picture = new Image();
     const drawWith = (shown) => {
       if (this.newest !== frame) return; // a later one came while this one's picture was read
@@ -68,6 +70,16 @@ class LiveView {
     picture.onerror = () => drawWith(null);
     if (frame.picture) picture.src = frame.picture;
     else drawWith(null); // there is none of this model's latents
+  }
+
+  say(when) {
+    this.find(".loraclr-when").textContent = this.newest ? when : "";
+  }
+
+  /** The run has been stopped: its picture is not finished. */
+  stopped() {
+    const { step, steps, masks } = this.newest ?? {};
+    if (!this.find(".loraclr-when").textContent && !(masks && step === steps)) this.say("cancelled");
   }
 
   draw() {
@@ -119,14 +131,20 @@ class LiveView {
 }
 
 const views = new WeakMap();
+const shownViews = () => allNodes(app.rootGraph ?? app.graph).flatMap((node) => views.get(node) ?? []);
 
 app.registerExtension({
   name: "loraclr.clora_view",
   setup() {
     api.addEventListener(EVENT, ({ detail }) => {
-      const node = nodeById(app.rootGraph ?? app.graph, detail.node);
-      views.get(node)?.show(detail);
+      const root = app.rootGraph ?? app.graph;
+      const node = nodeById(root, detail.node);
+      if (!views.has(node) || !isOf(node, detail, root.id)) return;
+      remember(node, EVENT, detail);
+      views.get(node).show(detail);
     });
+    api.addEventListener("execution_start", () => shownViews().forEach((view) => view.say(LAST_RUN)));
+    api.addEventListener("execution_interrupted", () => shownViews().forEach((view) => view.stopped()));
   },
   nodeCreated(node) {
     if (node.comfyClass !== CLORA) return;
@@ -140,11 +158,11 @@ app.registerExtension({
     };
     fitHeight(node);
   },
-  loadedGraphNode(node) {
+  async loadedGraphNode(node) {
     const view = views.get(node);
     if (!view) return;
     view.refresh();
-    const earlier = recall(node, EVENT);
-    if (earlier) view.show(earlier);
+    const earlier = await recall(node, EVENT);
+    if (earlier && !view.newest) view.show(earlier, LAST_RUN);
   },
 });

@@ -87,10 +87,13 @@ class ComfyPage:
         )
         return FEW_STEPS
 
+    def prompt(self) -> dict[str, dict]:
+        """The graph as the page would send it to the server."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
     def asked(self) -> dict[str, dict]:
         """Inputs of each node as the page would send them to the server."""
-        asked = self.page.evaluate("async () => (await app.graphToPrompt()).output")
-        return {node: each["inputs"] for node, each in asked.items()}
+        return {node: each["inputs"] for node, each in self.prompt().items()}
 
     def wait_for_nodes(self, models: workflows.Models, name: str) -> None:
         """Until the graph is the one of a workflow, by its nodes' classes."""

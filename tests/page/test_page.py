@@ -87,11 +87,10 @@ def test_frames_that_lack_something_do_not_stop_later_ones(page):
     page.center(CLORA)
     node = page.node(CLORA, "(node) => node.id")
     step = page.page.locator(".loraclr-step")
+    source = {"node": node, "made_of": page.prompt()}
 
     def receive(**frame):
-        page.page.evaluate(
-            "frame => app.api.dispatchCustomEvent('loraclr.clora', frame)", FRAME | {"node": node} | frame
-        )
+        page.page.evaluate("frame => app.api.dispatchCustomEvent('loraclr.clora', frame)", FRAME | source | frame)
 
     receive(step=1)
     expect(step).to_have_text("plain picture 1 / 9")

@@ -1,7 +1,11 @@
 /** Panels among a node's widgets, and what they showed last. */
+import { app } from "../../../scripts/app.js";
+import { nodeById } from "./graph.js";
+import { sourceOf } from "./source.js";
 import "./style.js";
 import { place } from "./widgets.js";
 
+export const LAST_RUN = "last run";
 const MARGIN = 10; // around an element on the classic canvas
 
 /**
@@ -23,9 +27,9 @@ export function addPanel(node, name, element, { height, below, isOn = () => true
   return widget;
 }
 
-const keyOf = (node, kind) => `${kind} ${node.graph?.rootGraph?.id ?? node.graph?.id} ${node.id}`;
+const keyOf = (node, kind) => [kind, app.rootGraph?.id, node.graph?.id, node.id].join(" ");
 
-/** For this tab only: a page that is loaded again shows what it showed. */
+/** For this tab only: a page that is loaded again shows what it showed. data.made_of: the prompt that led to it. */
 export function remember(node, kind, data) {
   try {
     sessionStorage.setItem(keyOf(node, kind), JSON.stringify(data));
@@ -34,10 +38,26 @@ export function remember(node, kind, data) {
   }
 }
 
-export function recall(node, kind) {
-  try {
-    return JSON.parse(sessionStorage.getItem(keyOf(node, kind)));
-  } catch {
-    return null;
-  }
+/**
+ * What a node showed last, where its graph would make the same again; or null. All copies of a template have the same ids:
+ * what was made of other concepts stays hidden.
+ */
+export async function recall(node, kind) {
+  const text = sessionStorage.getItem(keyOf(node, kind));
+  if (!text) return null;
+  const data = JSON.parse(text);
+  const { output } = await promptOfPage();
+  const ids = Object.keys(output).filter((id) => nodeById(app.rootGraph ?? app.graph, id) === node);
+  return ids.some((id) => sourceOf(output, id) === sourceOf(data.made_of ?? {}, data.node)) ? data : null;
+}
+
+let asked = null;
+
+/** What the page would send to the server now; asked for once by all nodes of a workflow that has just been loaded. */
+function promptOfPage() {
+  asked ??= new Promise((resolve) => setTimeout(resolve)).then(() => {
+    asked = null;
+    return app.graphToPrompt();
+  });
+  return asked;
 }

@@ -3,7 +3,7 @@
 const style = new CSSStyleSheet();
 style.replaceSync(`
   .loraclr-panel { display: flex; flex-direction: column; gap: 4px; font: 12px sans-serif; overflow: hidden;
-    color: var(--input-text, #ddd); box-sizing: border-box; height: 100%; }
+    color: var(--input-text, #ddd); box-sizing: border-box; height: 100%; contain: size; }
   .loraclr-panel button { font: inherit; color: inherit; cursor: pointer; padding: 1px 7px; border-radius: 8px;
     border: 1px solid var(--border-color, #555); background: var(--comfy-input-bg, #222); }
   .loraclr-panel[hidden] { display: none; }
@@ -12,6 +12,8 @@ style.replaceSync(`
   .loraclr-empty > .loraclr-promise { display: flex; }
   .loraclr-empty > :not(.loraclr-promise) { display: none; }
   .loraclr-row { display: flex; gap: 6px; align-items: center; justify-content: space-between; flex: none; }
+  .loraclr-when:not(:empty) { margin-left: auto; padding: 1px 7px; border-radius: 8px; white-space: nowrap;
+    background: var(--warning-background, #8a6100); color: #fff; }
   .loraclr-legend { display: flex; gap: 4px; flex-wrap: wrap; }
   .loraclr-panel .loraclr-chip { border-color: var(--concept); border-left-width: 10px; }
   .loraclr-chip[aria-pressed="false"] { opacity: 0.4; }

@@ -25,5 +25,3 @@ export const withoutGaps = (values) => values.filter(() => true);
 export function fitHeight(node) {
   node.setSize([node.size[0], node.computeSize()[1]]);
 }
-
-export const isLinked = (node, name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
