@@ -28,13 +28,14 @@ def source(hidden: io.HiddenHolder) -> dict:
     node: the node's id. workflow: the workflow's id, None where no page sent it. made_of: the part of the prompt that leads
     to the node; empty for a node that another one put into the graph while it ran.
     """
+    prompt = hidden.prompt or {}  # None outside of a running server
     part, waiting = {}, [hidden.unique_id]
     while waiting:
         name = waiting.pop()
-        if name in part or name not in hidden.prompt:
+        if name in part or name not in prompt:
             continue
-        inputs = hidden.prompt[name]["inputs"]
-        part[name] = {"class_type": hidden.prompt[name]["class_type"], "inputs": inputs}
+        inputs = prompt[name]["inputs"]
+        part[name] = {"class_type": prompt[name]["class_type"], "inputs": inputs}
         waiting += [value[0] for value in inputs.values() if is_link(value)]
     workflow = (hidden.extra_pnginfo or {}).get("workflow", {}).get("id")
     return {"node": hidden.unique_id, "workflow": workflow, "made_of": part}

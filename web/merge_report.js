@@ -50,8 +50,12 @@ function fill(root, report, when) {
   });
   const badge = element("span", { className: "loraclr-when", text: when });
   const cell = (text, title) => element("td", { text, title });
+  const sentences = (report.verdicts ?? []).map(({ concept, text }) =>
+    element("div", { className: "loraclr-verdict", children: [element("b", { text: concept }), `: ${text}`] }),
+  );
   const parts = [
     element("div", { className: "loraclr-row", children: [element("span", { text: `solver: ${report.solver}` }), badge, copy] }),
+    ...sentences,
     table(
       ["concept", "keys", "skipped", "error: plain, stacked, merged"],
       report.concepts.map((each) => [cell(each.name), cell(each.matched), cell(each.skipped), barsOf(each)]),

@@ -12,11 +12,11 @@ export function sourceOf(prompt, id) {
     const number = numbers.size;
     numbers.set(id, number);
     const { class_type, inputs } = prompt[id];
-    const values = Object.entries(inputs).map(([name, value]) => [
-      name,
-      isLink(value, prompt) ? { link: [numberOf(value[0]), value[1]] } : value,
-    ]);
-    nodes[number] = [class_type, values.sort()];
+    nodes[number] = [class_type];
+    for (const name of Object.keys(inputs).sort()) {
+      const value = inputs[name];
+      nodes[number].push([name, isLink(value, prompt) ? { link: [numberOf(value[0]), value[1]] } : value]);
+    }
     return number;
   };
   if (prompt[id]) numberOf(id);

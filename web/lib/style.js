@@ -22,6 +22,7 @@ style.replaceSync(`
   .loraclr-view svg { flex: 1; min-width: 0; height: 30px; }
   .loraclr-view polyline { stroke: currentColor; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
   .loraclr-report { overflow-y: auto; user-select: text; }
+  .loraclr-verdict { flex: none; overflow-wrap: anywhere; }
   .loraclr-report table { border-collapse: collapse; width: 100%; }
   .loraclr-report td, .loraclr-report th { padding: 2px 4px; text-align: left; font-weight: normal; white-space: nowrap; }
   .loraclr-report th { opacity: 0.7; white-space: normal; }
