@@ -9,7 +9,8 @@ EMPTY = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link
 
 # Where a widget of a node is on the window, in either renderer.
 PLACE = """([comfyClass, index, name]) => {
-    const node = app.graph.nodes.filter((node) => node.comfyClass === comfyClass)[index];
+    const nodes = app.graph.nodes.filter((node) => node.comfyClass === comfyClass);
+    const node = nodes.sort((one, other) => one.id - other.id)[index]; // one that is clicked is drawn last
     const number = node.widgets.findIndex((widget) => widget.name === name);
     const fields = document.querySelectorAll(`[data-node-id="${node.id}"] [data-testid="node-widget"]`);
     const widget = node.widgets[number];
@@ -46,7 +47,8 @@ class User:
         if not self.page.nodes2:
             return tuple(self.page.page.evaluate(PLACE, [comfy_class, index, name]))
         node = self.page.page.evaluate(
-            "([type, index]) => app.graph.nodes.filter((node) => node.comfyClass === type)[index].id",
+            "([type, index]) => app.graph.nodes.filter((node) => node.comfyClass === type)"
+            ".map((node) => node.id).sort((one, other) => one - other)[index]",
             [comfy_class, index],
         )
         return self.page.page.locator(f"[data-node-id='{node}']").get_by_label(name, exact=True).first
@@ -85,3 +87,20 @@ def test_two_subjects_in_one_picture(page):
         user.write("EmptyLatentImage", name, str(workflows.DEMO.side))
     page.shot("first_use_2_chosen")
     print(user.clicks, user.texts, page.prompt())
+
+
+QUERIES = ["clora", "two characters", "couple", "regional", "multi lora"]
+
+
+def test_the_search_finds_the_sampler_first(page):
+    page.load(EMPTY)
+    for query in QUERIES:
+        page.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+        box = page.page.get_by_role("combobox").last
+        box.fill(query)
+        page.page.wait_for_timeout(800)
+        page.shot(f"search_{query}")
+        options = page.page.get_by_role("option").all_inner_texts()
+        print(query, options[:6])
+        page.page.keyboard.press("Escape")
+        page.page.wait_for_timeout(300)
