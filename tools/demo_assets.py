@@ -38,7 +38,7 @@ from comfy.taesd.taesd import TAESD
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "bench" / "shapes" / "weights"
 CHECKPOINT = "loraclr_demo.safetensors"
-RECIPE = "1"  # raise it whenever a file of the same weights would come out different
+RECIPE = "2"  # raise it whenever a file of the same weights would come out different
 RECIPE_KEY = "loraclr_demo_recipe"
 
 # One level and no middle block: 18.7 million parameters.
@@ -250,19 +250,25 @@ def triggers() -> dict[str, str]:
     return {name: trigger for name, trigger in found.items() if trigger}
 
 
+def lora_file(name: str) -> str:
+    """Return the name of a concept's file in the loras folder."""
+    return f"loraclr_demo_{name}.safetensors"
+
+
 def trained_lora(name: str, trigger: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """State dict and metadata, of two concepts in other formats than kohya's."""
+    """State dict and metadata, of two concepts in other formats than kohya's. Every file says its trigger."""
     factors = trained_factors(name)
     rank = next(iter(factors.values()))[0].shape[1]
+    said = {"modelspec.trigger_phrase": trigger}
     if name == "box":
-        return peft(factors), {"format": "pt"}
+        return peft(factors), {"format": "pt", **said}
     if name == "cross":
         # Times one, everywhere.
         ones = {
             layer: (torch.ones(len(up), 1), torch.ones(1, down[0].numel())) for layer, (up, down) in factors.items()
         }
-        return loha(factors, ones, float(rank)), LOHA_METADATA
-    return kohya(factors, float(rank)), kohya_metadata(f"loraclr_demo_{name}", trigger, rank, float(rank))
+        return loha(factors, ones, float(rank)), {**LOHA_METADATA, **said}
+    return kohya(factors, float(rank)), kohya_metadata(lora_file(name).removesuffix(".safetensors"), trigger, rank, float(rank))
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -304,7 +310,7 @@ def write_assets() -> None:
     ensure(checkpoints / CHECKPOINT, recipe_of("unet", "decoder"), lambda: (trained_checkpoint(), title))
     for name, trigger in triggers().items():
         make = functools.partial(trained_lora, name, trigger)
-        ensure(loras / f"loraclr_demo_{name}.safetensors", recipe_of(name), make)
+        ensure(loras / lora_file(name), recipe_of(name), make)
     print("demo assets: all are there", file=sys.stderr, flush=True)
 
 
