@@ -5,5 +5,6 @@ from .clora import CLoRAMaps, CLoRASampler
 from .load_concept import LoadConceptLoRA
 from .merge import LoRACLRMerge
 from .save import SaveMergedLoRA
+from .scores import PreservationScores
 
-NODES = [LoadConceptLoRA, LoRACLRMerge, SaveMergedLoRA, CLoRASampler, CLoRAMaps, ClearCaptures]
+NODES = [LoadConceptLoRA, LoRACLRMerge, SaveMergedLoRA, CLoRASampler, CLoRAMaps, ClearCaptures, PreservationScores]
