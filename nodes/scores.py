@@ -82,7 +82,7 @@ class PreservationScores(io.ComfyNode):
 
         scores = score_pictures(encoder, pictures, advance)
         summary = score_report.summary(scores)
-        log.info("Preservation Scores: %s", summary)
+        log.info("Preservation Scores: %s", summary.replace("\n", ", "))
         page.show_text(summary, cls.hidden.unique_id)
         report = score_report.markdown(scores, vision.name(encoder.config), pictures.counts()[-1])
         return io.NodeOutput(

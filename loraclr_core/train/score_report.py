@@ -1,16 +1,14 @@
 """The report of Preservation Scores, in Markdown: a sentence per score, then a table with a bar chart."""
 
-import math
-
 from .scores import Score, Scores
 
 BAR_LENGTH = 20
 
 
 def summary(scores: Scores) -> str:
-    """Return the scores in one line."""
+    """Return the scores, one per line."""
     named = {"KPS": scores.kps, "kept": scores.kept, "identity": scores.identity, "diversity": scores.diversity}
-    return ", ".join(f"{name} {score}" for name, score in named.items() if score)
+    return "\n".join(f"{name} {score}" for name, score in named.items() if score)
 
 
 def markdown(scores: Scores, encoder: str, references: int) -> str:
@@ -82,14 +80,10 @@ def _margin(score: Score) -> str:
 def _bar(score: Score) -> str:
     """Return a bar from 0 to the score: full up to the interval, half-toned within it."""
     margin = score.margin or 0.0
-    low, high = (_cells(score.value - margin, math.floor), _cells(score.value + margin, math.ceil))
-    if not margin:
-        low = high = _cells(score.value, round)
+    low, high = (
+        round(BAR_LENGTH * min(1.0, max(0.0, value))) for value in (score.value - margin, score.value + margin)
+    )
     return "█" * low + "▒" * (high - low) + "░" * (BAR_LENGTH - high)
-
-
-def _cells(value: float, rounded) -> int:
-    return rounded(BAR_LENGTH * min(1.0, max(0.0, value)))
 
 
 def _notes(scores: Scores) -> list[str]:
