@@ -1,4 +1,5 @@
-"""Make the demo's models from the weights trained in `bench/shapes/`: a checkpoint and eight concept LoRAs.
+"""Make the demo's models from the weights trained in `bench/shapes/`: a checkpoint and eight concept LoRAs; and pictures to
+train two of the concepts on (demo_pictures.py).
 
     python3 tools/host.py tools/demo_assets.py
 
@@ -37,6 +38,7 @@ import folder_paths
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
 from demo_encoder import make_encoder
+from demo_pictures import write_pictures
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "bench" / "shapes" / "weights"
 CHECKPOINT = "loraclr_demo.safetensors"
@@ -309,6 +311,7 @@ def write_assets() -> None:
     for name, trigger in triggers().items():
         make = functools.partial(trained_lora, name, trigger)
         ensure(loras / f"loraclr_demo_{name}.safetensors", recipe_of(name), make)
+    write_pictures()
     print("demo assets: all are there", file=sys.stderr, flush=True)
 
 
