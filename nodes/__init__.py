@@ -6,5 +6,15 @@ from .clora import CLoRAMaps, CLoRASampler
 from .load_concept import LoadConceptLoRA
 from .merge import LoRACLRMerge
 from .save import SaveMergedLoRA
+from .scores import PreservationScores
 
-NODES = [LoadConceptLoRA, ConceptArea, LoRACLRMerge, SaveMergedLoRA, CLoRASampler, CLoRAMaps, ClearCaptures]
+NODES = [
+    LoadConceptLoRA,
+    ConceptArea,
+    LoRACLRMerge,
+    SaveMergedLoRA,
+    CLoRASampler,
+    CLoRAMaps,
+    ClearCaptures,
+    PreservationScores,
+]

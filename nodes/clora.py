@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..loraclr_core.concept import Concept
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.sampler import labels, overlay
 from ..loraclr_core.host.sampler.compose import compose
 from ..loraclr_core.host.sampler.evaluation import KEY
@@ -221,6 +222,7 @@ class CLoRASampler(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         model: ModelPatcher,
@@ -341,6 +343,7 @@ class CLoRAMaps(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(cls, model: ModelPatcher, latent: dict, batch_index: int, image: Tensor | None = None) -> io.NodeOutput:
         method = model.get_attachment(KEY)
         if method is None:

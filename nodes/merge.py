@@ -10,6 +10,7 @@ from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..loraclr_core.concept import Concept
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.merge import export, report
 from ..loraclr_core.host.merge.merge import FORMER_KEEPING, KEEPINGS, SOLVERS, Keeping, MergeSettings, Solver, merge
 from ..loraclr_core.host.merge.target import CaptureSettings, latent_shape
@@ -183,6 +184,7 @@ class LoRACLRMerge(io.ComfyNode):
         return f"captures is “{captures}”: choose {' or '.join(KEEPINGS)}."
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         model: ModelPatcher,

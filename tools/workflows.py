@@ -129,7 +129,7 @@ class Description:
             for row, subject in enumerate(subjects):
                 values = {"lora_name": subject.file, "trigger": subject.trigger, "class_word": subject.class_word}
                 mask = {"mask": given[row]} if given else {}
-                concept = self.add("LoRACLR_LoadConceptLoRA", 380, {**values, **mask, **chained})
+                concept = self.add("LoRACLR_LoadConceptLoRA", 405, {**values, **mask, **chained})
                 chained = {"concepts": concept["concepts"]}
         return chained["concepts"]
 
@@ -145,6 +145,11 @@ class Description:
         sampled = self.add("KSampler", height, {"latent_image": self.latent, "seed": seed, **values, **sampled_from})
         decoded = self.add("VAEDecode", COLLAPSED, {"samples": sampled["LATENT"], "vae": self.vae})
         return sampled["LATENT"], decoded["IMAGE"]
+
+    def ordinary(self, seed: Output, patched: dict[str, Output], prompt: Output) -> Output:
+        """Sample an ordinary model, all out of sight; return the picture. patched: its model and clip."""
+        prompts = self.prompts(COLLAPSED, patched["clip"], prompt)
+        return self.sampled(COLLAPSED, seed, {"model": patched["model"], **prompts})[1]
 
     def save(self, height: int, images: Output, prefix: str, title: str = "Picture") -> None:
         self.add("SaveImage", height, {"images": images, "filename_prefix": f"loraclr/{prefix}"}, title)
@@ -203,7 +208,7 @@ def areas(at: Description) -> None:
     at.model()
     at.column(230)
     with at.group("Areas"):
-        masks = [at.add("LoRACLR_ConceptArea", 250, {"area": f"{side} half"})["MASK"] for side in ("left", "right")]
+        masks = [at.add("LoRACLR_ConceptArea", 260, {"area": f"{side} half"})["MASK"] for side in ("left", "right")]
     at.column(280)
     concepts = at.concepts(at.pair, masks)
     at.column(315)
@@ -231,13 +236,13 @@ def paint(at: Description) -> None:
     at.column(240)
     with at.group("Picture before"):
         plain = at.prompts(140, at.patched["clip"], f"a photo {at.models.scene}")
-        before, image = at.sampled(310, 8, {"model": at.patched["model"], **plain})
-        at.save(230, image, "clora_before", "Before")
+        before, image = at.sampled(COLLAPSED, 8, {"model": at.patched["model"], **plain})
+        at.save(400, image, "clora_before", "Before")
     at.column(315)
     with at.group("Painted anew"):
-        area = at.add("LoRACLR_ConceptArea", 250, {"area": "bottom half"})["MASK"]
+        area = at.add("LoRACLR_ConceptArea", 170, {"area": "bottom half"})["MASK"]
         masked = at.add("SetLatentNoiseMask", COLLAPSED, {"samples": before, "mask": area})
-        sampled_from = at.clora(480, concepts)
+        sampled_from = at.clora(600, concepts)
     at.column(245)
     with at.group("Picture"):
         _, image = at.sampled(310, 8, {**sampled_from, "latent_image": masked["LATENT"]})
@@ -261,20 +266,20 @@ def maps(at: Description) -> None:
         sampled_from = at.clora(800, concepts)
     at.column(240)
     with at.group("Picture"):
-        samples, image = at.sampled(310, 4, sampled_from)
-        at.save(400, image, "clora")
-    at.column(245)
+        samples, image = at.sampled(COLLAPSED, 4, sampled_from)
+        at.save(345, image, "clora")
     with at.group("What it looked at"):
-        values = {"model": sampled_from["model"], "latent": samples, "image": image}
-        maps = at.add("LoRACLR_CLoRAMaps", 150, values)
+        maps = at.add("LoRACLR_CLoRAMaps", 225, {"model": sampled_from["model"], "latent": samples, "image": image})
+    at.column(245)
+    with at.group("Masks and heat maps"):
         masks = at.add("MaskToImage", COLLAPSED, {"mask": maps["masks"]})
-        at.save(270, maps["heat_maps"], "clora_heat", "Heat maps")
-        at.save(270, masks["IMAGE"], "clora_masks", "Masks")
+        at.save(335, masks["IMAGE"], "clora_masks", "Masks")
+        at.save(335, maps["heat_maps"], "clora_heat", "Heat maps")
         at.add("LossGraphNode", COLLAPSED, {"loss": maps["loss"]}, "Separation loss")
 
 
 def merge(at: Description) -> None:
-    at.column(330)
+    at.column(275)
     at.note(
         445,
         "Merges characters into one model and LoRA file",
@@ -283,20 +288,22 @@ def merge(at: Description) -> None:
         "Run: the bars show how near each LoRA the merge is. “6 use …” loads the file",
     )
     at.model()
-    at.column(330)
+    at.column(280)
     concepts = at.concepts(at.models.subjects)
-    at.column(360)
+    at.column(330)
     with at.group("Merge"):
-        merged = at.merge(500, concepts)
+        merged = at.merge(520, concepts)
         values = {"lora": merged["lora"], "merge_info": merged["merge_info"]}
         values |= {"filename": "loraclr/merged", "if_exists": "overwrite"}
         at.add("LoRACLR_SaveMergedLoRA", 270, values)
         at.add("PreviewAny", COLLAPSED, {"source": merged["report"]}, "Report")
-    at.column(330)
-    with at.group("Picture"):
-        prompts = at.prompts(140, merged["CLIP"], at.models.prompt(at.pair, by_trigger))
+    at.column(240)
+    with at.group("Sampling"):
+        prompts = at.prompts(160, merged["CLIP"], at.models.prompt(at.pair, by_trigger))
         _, image = at.sampled(310, 7, {"model": merged["MODEL"], **prompts})
-        at.save(230, image, "merged")
+    at.column(235)
+    with at.group("Picture"):
+        at.save(400, image, "merged")
 
 
 def reuse(at: Description) -> None:
@@ -336,27 +343,25 @@ def compare(at: Description) -> None:
     concepts = at.concepts(at.pair)
     at.column(280)
     patched = at.patched
+    with at.group("For all three"):
+        text = at.models.prompt(at.pair, by_trigger)
+        prompt = at.add("PrimitiveStringMultiline", 160, {"value": text}, "Prompt: the triggers")["STRING"]
+        seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
     with at.group("Stacked"):
         for subject in at.pair:
             lora = at.add("LoraLoader", 195, {**patched, "lora_name": subject.file})
             patched = {"model": lora["MODEL"], "clip": lora["CLIP"]}
-    with at.group("For all three"):
-        text = at.models.prompt(at.pair, by_trigger)
-        prompt = at.add("PrimitiveStringMultiline", 140, {"value": text}, "Prompt: the triggers")["STRING"]
-        seed = at.add("PrimitiveInt", 110, {"value": 4}, "Seed")["INT"]
+        stacked = at.ordinary(seed, patched, prompt)
     at.column(330)
-    with at.group("Merged, and by the sampler"):
-        merged = at.merge(460, concepts)
-        sampled_from = at.clora(560, concepts)
+    with at.group("Merged"):
+        merged = at.merge(COLLAPSED, concepts)
+        merged = at.ordinary(seed, {"model": merged["MODEL"], "clip": merged["CLIP"]}, prompt)
+    with at.group("By the sampler"):
+        _, composed = at.sampled(COLLAPSED, seed, at.clora(600, concepts))
     at.column(250)
     with at.group("Pictures"):
-        merged = {"model": merged["MODEL"], "clip": merged["CLIP"]}
-        for title, model in (("stacked", patched), ("merged", merged)):
-            prompts = at.prompts(COLLAPSED, model["clip"], prompt)
-            _, image = at.sampled(COLLAPSED, seed, {"model": model["model"], **prompts})
-            at.save(200, image, title, f"Picture: {title}")
-        _, image = at.sampled(COLLAPSED, seed, sampled_from)
-        at.save(200, image, "clora", "Picture: sampler")
+        for title, image in (("stacked", stacked), ("merged", merged), ("sampler", composed)):
+            at.save(345, image, title, f"Picture: {title}")
 
 
 # What the template browser calls them, in the order that teaches.

@@ -28,6 +28,7 @@ WIDGETS = {
     ],
     "LoRACLR_CLoRAMaps": ["batch_index"],
     "LoRACLR_ClearCaptures": [],
+    "LoRACLR_PreservationScores": [],
 }
 OUTPUTS = {
     "LoRACLR_LoadConceptLoRA": ["LORACLR_CONCEPTS", "MODEL", "CLIP"],
@@ -37,6 +38,7 @@ OUTPUTS = {
     "LoRACLR_CLoRASampler": ["MODEL", "CONDITIONING", "CONDITIONING"],
     "LoRACLR_CLoRAMaps": ["MASK", "IMAGE", "LOSS_MAP"],
     "LoRACLR_ClearCaptures": ["STRING"],
+    "LoRACLR_PreservationScores": ["FLOAT", "FLOAT", "FLOAT", "FLOAT", "STRING"],
 }
 WIDGET_TYPES = {"COMBO", "STRING", "FLOAT", "INT", "BOOLEAN"}
 

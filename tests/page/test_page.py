@@ -3,12 +3,9 @@
 import base64
 import io
 
-import host
 import numpy as np
 import pytest
 import workflows
-from comfyui_version import __version__ as host_version
-from graph import api_format
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -196,29 +193,6 @@ def test_choosing_a_file_fills_in_its_words(page):
     assert page.node(CONCEPT, values) == ["my own", "ball"]
 
 
-@pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_saving_and_loading_changes_nothing(page, name):
-    page.load_demo(name)
-    serialized = "() => JSON.parse(JSON.stringify(app.graph.serialize()))"
-    first = page.page.evaluate(serialized)
-    page.load(first)
-    again = page.page.evaluate(serialized)
-    for before, after in zip(first["nodes"], again["nodes"], strict=True):
-        # Front ends before the default host's forget a switch of this node of the host's own.
-        forgets = before["type"] == "PreviewAny" and host_version != host.DEFAULT_VERSION
-        for part in ("type", "inputs", "outputs", "title", *(() if forgets else ("widgets_values",))):
-            assert before.get(part) == after.get(part)
-    assert first["links"] == again["links"]
-
-
-@pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_the_page_asks_the_server_for_what_the_workflow_says(page, name):
-    """Widget values and links come through, `{ball}` in a prompt among them."""
-    page.load_demo(name)
-    expected = api_format(workflows.described(name, page.infos, workflows.DEMO))
-    assert page.asked() == {node: each["inputs"] for node, each in expected.items()}
-
-
 def test_undo_copy_and_paste(page):
     workflow = page.load_demo(workflows.TWO)
     page.center(CLORA)
@@ -249,63 +223,6 @@ def test_a_phone_sized_window_works(page):
     page.center(CLORA)
     expect(prompt_field(page)).to_be_visible()
     page.shot("phone")
-
-
-@pytest.mark.own_page
-def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
-    """Its thumbnail is there, and so are the names of the files a user has to put or choose."""
-    page.browse_templates()
-    for name in workflows.WORKFLOWS:
-        card = page.page.get_by_test_id(f"template-workflow-{name}")
-        card.scroll_into_view_if_needed()
-        picture = card.locator("img").first
-        width = Image.open(workflows.FOLDER / f"{name}.jpg").width
-        page.page.wait_for_function(
-            "([image, width]) => image.complete && image.naturalWidth === width", arg=[picture.element_handle(), width]
-        )
-    page.shot("templates")
-    page.page.get_by_test_id(f"template-workflow-{workflows.TWO}").click()
-    page.wait_for_nodes(workflows.REAL, workflows.TWO)
-    page.page.get_by_test_id("error-overlay-see-errors").click()
-    for name in (workflows.REAL.checkpoint, *(subject.file for subject in workflows.REAL.subjects)):
-        expect(page.page.get_by_text(name.removesuffix(".safetensors")).first).to_be_visible()
-    page.shot("missing_models")
-
-
-@pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_every_template_opens_by_dropping_its_file(page, name):
-    page.load(EMPTY)
-    page.drop(workflows.FOLDER / f"{name}.json")
-    page.wait_for_nodes(workflows.REAL, name)
-
-
-@pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(page, name):
-    workflow = page.load_demo(name)
-    if not page.whole:
-        page.take_few_steps()
-    asked = page.asked()
-    outputs = page.run()
-    saved = [
-        page.server.output / image["subfolder"] / image["filename"]
-        for node in sorted(workflow["nodes"], key=lambda node: node["pos"][1])  # from the top of the page
-        if node.get("title", "").startswith("Picture")
-        for image in outputs.get(str(node["id"]), {}).get("images", [])
-        if image["type"] == "output"
-    ]
-    assert saved
-    pictures = [Image.open(path).convert("RGB") for path in saved]
-    for picture in pictures:
-        assert np.asarray(picture).std() > 5
-    row = Image.new("RGB", (sum(each.width for each in pictures), pictures[0].height))
-    for number, picture in enumerate(pictures):
-        row.paste(picture, (number * picture.width, 0))
-    page.keep(row, f"template_{name}")
-
-    page.load(EMPTY)
-    page.drop(saved[0])
-    page.wait_for_nodes(workflows.DEMO, name)
-    assert page.asked() == asked
 
 
 def test_the_blueprint_is_found_by_its_name_and_placed(page):

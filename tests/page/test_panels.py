@@ -52,17 +52,36 @@ def zoom(page, comfy_class: str, scale: float) -> None:
 def toggle_advanced(page, comfy_class: str) -> None:
     if page.nodes2:
         page.page.get_by_test_id("advanced-inputs-button").click()
-        return
-    place = page.node(
+    else:
+        page.page.mouse.click(*place_of(page, comfy_class, "advanced_settings"))
+
+
+def place_of(page, comfy_class: str, name: str) -> list[float]:
+    """The middle of a widget on the classic canvas."""
+    return page.node(
         comfy_class,
-        """(node) => {
-            const fold = node.widgets.find((widget) => widget.name === 'advanced_settings');
+        """(node, name) => {
+            const { y } = node.widgets.find((widget) => widget.name === name);
             const { offset, scale } = app.canvas.ds, { left, top } = app.canvas.canvas.getBoundingClientRect();
             return [left + (node.pos[0] + node.size[0] / 2 + offset[0]) * scale,
-                top + (node.pos[1] + fold.y + 10 + offset[1]) * scale];
+                top + (node.pos[1] + y + 10 + offset[1]) * scale];
         }""",
+        name,
     )
-    page.page.mouse.click(*place)
+
+
+def hover(page, comfy_class: str, name: str) -> None:
+    """Moves the mouse over a setting and waits for its tooltip."""
+    if page.nodes2:
+        label = page.node(
+            comfy_class, "(node, name) => node.widgets.find((widget) => widget.name === name).label", name
+        )
+        place = page.page.get_by_test_id("node-widget").filter(has_text=label).first.bounding_box()
+        x, y = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+    else:
+        x, y = place_of(page, comfy_class, name)
+    page.page.mouse.move(x - 5, y)
+    page.page.mouse.move(x, y)
 
 
 def shown_settings(page, comfy_class: str) -> list[str]:
@@ -122,10 +141,24 @@ def test_the_live_view_lies_below_the_prompts_and_says_what_will_be_there(page):
     send_frame(page)
     expect(view.locator(".loraclr-promise")).to_be_hidden()
     expect(view.locator("canvas")).to_be_visible()
+    page.shot("while_running", of=CLORA)
+
+
+def test_a_cancelled_run_s_picture_says_so(page):
+    page.load_demo(workflows.MAPS)
+    send_frame(page)
+    when = page.page.locator(".loraclr-when")
+    expect(when).to_be_hidden()
+    page.page.evaluate("() => app.api.dispatchCustomEvent('execution_interrupted', {})")
+    expect(when).to_have_text("cancelled")
+    page.page.evaluate("() => app.api.dispatchCustomEvent('execution_start', {})")
+    expect(when).to_have_text("last run")
+    send_frame(page)
+    expect(when).to_be_hidden()
 
 
 def test_the_live_view_is_drawn_at_any_zoom(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.MAPS)
     send_frame(page)
     zoom(page, CLORA, 0.4)
     expect(page.page.locator(".loraclr-view canvas")).to_be_visible()
@@ -191,7 +224,11 @@ def test_settings_without_effect_look_so_and_say_why(page):
     idle = "(node) => node.widgets.filter((widget) => widget.disabled).map((widget) => widget.name)"
     tooltip = "(node) => node.widgets.find((widget) => widget.name === 'update_end').tooltip"
     assert "update_end" in page.node(CLORA, idle)
-    assert "while “update strength” is 0" in page.node(CLORA, tooltip)
+    assert page.node(CLORA, tooltip) == "No effect while “update strength” is 0."
+    page.center(CLORA)
+    hover(page, CLORA, "update_end")
+    expect(page.page.get_by_text("No effect while “update strength” is 0.").first).to_be_visible()
+    page.shot("without_effect", of=CLORA)
     page.node(
         CLORA,
         "(node) => { const w = node.widgets.find((w) => w.name === 'update_strength'); w.value = 0.02; w.callback(0.02); }",
@@ -201,7 +238,7 @@ def test_settings_without_effect_look_so_and_say_why(page):
 
 
 def test_the_live_view_of_the_last_run_comes_back_only_to_what_it_was_made_of(page):
-    workflow = page.load_demo("clora_two_concepts")
+    workflow = page.load_demo(workflows.MAPS)
     page.take_few_steps()
     page.run()
     page.center(CLORA)
@@ -233,7 +270,7 @@ def test_the_live_view_of_the_last_run_comes_back_only_to_what_it_was_made_of(pa
 
 def test_frames_of_another_workflow_s_run_are_not_shown(page):
     page.page.evaluate("() => sessionStorage.clear()")
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.MAPS)
     node = page.node(CLORA, "(node) => node.id")
     made_of = page.prompt()
     elsewhere = FRAME | {"node": node, "made_of": made_of, "workflow": "another"}
@@ -251,7 +288,7 @@ def test_frames_of_another_workflow_s_run_are_not_shown(page):
 
 def test_a_reload_keeps_the_merge_s_report(page):
     page.make_room()
-    page.load_demo("loraclr_merge")
+    page.load_demo(workflows.MERGE)
     page.take_few_steps()
     page.run()
     page.center(MERGE)
@@ -270,7 +307,7 @@ def test_a_reload_keeps_the_merge_s_report(page):
 
 def test_a_cancelled_merge_says_so(page):
     page.make_room()
-    page.load_demo("loraclr_merge")
+    page.load_demo(workflows.MERGE)
     page.page.evaluate(
         """() => {
             const set = (name, value) => app.graph.nodes.flatMap((node) => node.widgets ?? [])

@@ -1,6 +1,7 @@
 /** Settings that change nothing while others stand as they do. */
 
-const UPDATES = ["update_unit", "update_start", "update_end", "refine_steps", "refine_repeats", "temperature", "gradient_memory"];
+// Without the temperature: it is also that of the loss that is shown, with and without updates.
+const UPDATES = ["update_unit", "update_start", "update_end", "refine_steps", "refine_repeats", "gradient_memory"];
 const SOLVE = ["margin", "margin_mode", "ridge", "anchor_weight", "captures"];
 const CAPTURE = ["capture_prompts", "capture_steps", "capture_seed"];
 
