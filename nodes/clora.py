@@ -203,9 +203,17 @@ class CLoRASampler(io.ComfyNode):
             node_id="LoRACLR_CLoRASampler",
             display_name="CLoRA Attention Contrast Sampler",
             category=CATEGORY,
-            description="Composes concept LoRAs while sampling and keeps them apart by their attention, as in CLoRA"
-            " (arXiv 2403.19776). Connect all three outputs to any sampler node.",
-            search_aliases=["clora", "multi lora", "compose lora", "attention contrast", "multi concept"],
+            description="Draws two to four subjects in one picture, each by its own LoRA, without blending them (CLoRA, arXiv"
+            " 2403.19776). Connect all three outputs to any sampler node, such as KSampler.",
+            search_aliases=[
+                "clora",
+                "multi lora",
+                "two characters",
+                "couple",
+                "regional",
+                "compose lora",
+                "multi concept",
+            ],
             inputs=_inputs(),
             outputs=[
                 io.Model.Output(
@@ -300,7 +308,7 @@ class CLoRAMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LoRACLR_CLoRAMaps",
-            display_name="CLoRA Attention Maps",
+            display_name="Attention Maps of CLoRA",
             category=CATEGORY,
             description="Shows what CLoRA Attention Contrast Sampler attended to while it sampled a latent: masks,"
             " heat maps and separation loss.",
@@ -366,7 +374,7 @@ class CLoRAMaps(io.ComfyNode):
         fitted = labels.fit(record.concepts, height, width, labels.font_files())
         heat = overlay.heat_over(picture, record.heat[batch_index].to(picture), fitted)
         said = " ".join(filter(None, (labels.legend(record.concepts, fitted), problem)))
-        log.info("CLoRA Attention Maps: %s", said)
+        log.info("Attention Maps of CLoRA: %s", said)
         page.show_text(said, cls.hidden.unique_id)
         losses = [float(loss[batch_index]) for _, loss in sorted(record.losses.items())]
         return io.NodeOutput(record.masks[batch_index], heat, {"loss": losses})

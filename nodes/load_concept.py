@@ -30,9 +30,10 @@ class LoadConceptLoRA(io.ComfyNode):
             node_id="LoRACLR_LoadConceptLoRA",
             display_name="Load Concept LoRA",
             category=CATEGORY,
-            description="Loads one subject: a LoRA with the trigger it was trained on. Chain one node per subject and"
-            " connect the last one to LoRACLR Merge or CLoRA Attention Contrast Sampler.",
-            search_aliases=["lora", "concept", "loraclr", "clora", "multi lora"],
+            description="Loads one concept: a character, person, pet or object that a LoRA was trained on, with the words"
+            " for it. Chain one node per concept and connect the last one to CLoRA Attention Contrast Sampler (several"
+            " in one picture) or LoRACLR Merge (one LoRA file).",
+            search_aliases=["lora", "concept", "subject", "character", "loraclr"],
             inputs=[
                 io.Combo.Input(
                     "lora_name",

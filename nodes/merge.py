@@ -158,7 +158,7 @@ class LoRACLRMerge(io.ComfyNode):
             description="Merges concept LoRAs into one model that knows all of them, and into one LoRA, by minimising"
             " the contrastive objective of LoRACLR (arXiv 2412.09622) on every layer's features. Prompt the merged"
             " model with the triggers.",
-            search_aliases=["merge lora", "loraclr", "combine lora", "multi lora", "multi concept"],
+            search_aliases=["merge lora", "loraclr", "combine lora", "multiple loras", "multi concept"],
             inputs=_inputs(),
             outputs=[
                 io.Model.Output(tooltip="The model with all concepts merged in."),

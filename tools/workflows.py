@@ -381,7 +381,7 @@ WORKFLOWS = {
     REUSE: reuse,
     COMPARE: compare,
 }
-BLUEPRINT = "CLoRA with two concepts"
+BLUEPRINT = "Two concepts with CLoRA"
 
 
 def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:

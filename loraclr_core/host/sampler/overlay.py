@@ -48,7 +48,7 @@ def background(latent_format, latent: Tensor) -> tuple[Tensor, str]:
     try:
         picture = rough_picture(latent_format, latent_format.process_in(latent.float()))
     except Exception:  # the masks and losses of a long sampling must not be lost with it
-        log.warning("CLoRA Attention Maps cannot draw this latent.", exc_info=True)
+        log.warning("Attention Maps of CLoRA cannot draw this latent.", exc_info=True)
         picture = None
     if picture is not None:
         return picture, ""
