@@ -34,7 +34,8 @@ log = logging.getLogger("loraclr")
 def _inputs() -> list[io.Input]:
     return [
         io.Model.Input(
-            "model", tooltip="The model to sample with. LoRAs loaded before this node apply in every branch."
+            "model",
+            tooltip="The model to sample with. LoRAs loaded before this node, such as a style, apply everywhere.",
         ),
         io.Clip.Input("clip", tooltip="The model's text encoder."),
         Concepts.Input("concepts", tooltip="The concepts to compose. Connect the last Load Concept LoRA of the chain."),
@@ -51,7 +52,7 @@ def _inputs() -> list[io.Input]:
             default="",
             multiline=True,
             dynamic_prompts=False,
-            tooltip="What to keep out of the picture, in plain words. Applies to all branches.",
+            tooltip="What to keep out of the picture, in plain words. Applies to the whole picture.",
         ),
         io.Float.Input(
             "update_strength",
@@ -122,7 +123,8 @@ def _inputs() -> list[io.Input]:
             max=100.0,
             step=0.01,
             advanced=True,
-            tooltip="Temperature of the contrastive loss. Lower values focus on the most similar maps.",
+            tooltip="How sharply updates tell the concepts' attention apart (the temperature of CLoRA's loss). Lower"
+            " values act on the most similar attention only.",
         ),
         io.Float.Input(
             "mask_threshold",
@@ -151,7 +153,8 @@ def _inputs() -> list[io.Input]:
             min=0,
             max=10000,
             advanced=True,
-            tooltip="Masks take effect from this step on; earlier steps average all branches.",
+            tooltip="From this step on, each LoRA draws in its own area only. In earlier steps all LoRAs draw everywhere,"
+            " averaged.",
         ),
         io.Combo.Input(
             "gradient_memory",
@@ -217,13 +220,15 @@ class CLoRASampler(io.ComfyNode):
             inputs=_inputs(),
             outputs=[
                 io.Model.Output(
-                    tooltip="The model that samples all branches. Works only with this node's conditioning."
+                    tooltip="The model that samples with all LoRAs. Works only with this node's positive and negative."
                 ),
                 io.Conditioning.Output(
                     display_name="positive",
-                    tooltip="The prompt for every branch. ControlNet and mask nodes may follow.",
+                    tooltip="The prompt. Works only with this node's MODEL. ControlNet and mask nodes may follow.",
                 ),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt for every branch."),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="The negative prompt. Works only with this node's MODEL."
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             not_idempotent=True,  # the live view belongs to this node: another with the same inputs has its own

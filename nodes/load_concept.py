@@ -38,24 +38,25 @@ class LoadConceptLoRA(io.ComfyNode):
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="The concept's LoRA file, from the loras folder. Choosing a file fills in the trigger and"
-                    " class word if its metadata name them.",
+                    tooltip="The LoRA of one character, person, pet or object, from the loras folder. Choosing a file fills"
+                    " in the trigger and class word if the file names them, and renames the concept in the prompt.",
                 ),
                 io.String.Input(
                     "trigger",
                     default="",
                     dynamic_prompts=False,
                     placeholder="sks cat",
-                    tooltip="The phrase the LoRA was trained on, written as you would prompt it. Leave empty to read"
-                    " it from the file's metadata, if it is there; the node shows what it found.",
+                    tooltip="The phrase the LoRA was trained on, as you would write it in a prompt: “sks cat”. The page"
+                    " you downloaded the LoRA from often names it. Leave empty to read it from the file, if it is"
+                    " there; the node shows what it found.",
                 ),
                 io.String.Input(
                     "class_word",
                     default="",
                     dynamic_prompts=False,
                     placeholder="cat",
-                    tooltip="Plain words for the same thing that the base model knows, such as “cat”. Leave empty to"
-                    " use the last word of a longer trigger. Needed by the sampler, and by anchor_weight and"
+                    tooltip="What it is without its name, in words that any model knows: cat, woman, red car. Leave empty"
+                    " to use the last word of a longer trigger. Needed by the sampler, and by anchor_weight and"
                     " distillation_steps of the merge.",
                 ),
                 io.String.Input(
@@ -63,8 +64,8 @@ class LoadConceptLoRA(io.ComfyNode):
                     default="",
                     dynamic_prompts=False,
                     placeholder="cat",
-                    tooltip="Short name of the concept in prompts and reports. Must be unique in the chain. Leave"
-                    " empty to use the class word, or the trigger if there is none.",
+                    tooltip="What to call the concept in the sampler's prompt, between braces: {cat}. Each concept needs"
+                    " another name. Leave empty to use the class word, or the trigger if there is none.",
                 ),
                 io.Float.Input(
                     "strength_model",
