@@ -273,7 +273,9 @@ def trained_lora(name: str, trigger: str) -> tuple[dict[str, Tensor], dict[str, 
             layer: (torch.ones(len(up), 1), torch.ones(1, down[0].numel())) for layer, (up, down) in factors.items()
         }
         return loha(factors, ones, float(rank)), {**LOHA_METADATA, **said}
-    return kohya(factors, float(rank)), kohya_metadata(lora_file(name).removesuffix(".safetensors"), trigger, rank, float(rank))
+    return kohya(factors, float(rank)), kohya_metadata(
+        lora_file(name).removesuffix(".safetensors"), trigger, rank, float(rank)
+    )
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -1,8 +1,5 @@
 """Wrong wires and errors, said on the node, in both renderers."""
 
-import json
-
-import pytest
 from playwright.sync_api import expect
 
 CLORA, CONCEPT, MERGE, KSAMPLER = "LoRACLR_CLoRASampler", "LoRACLR_LoadConceptLoRA", "LoRACLR_Merge", "KSampler"

@@ -1,7 +1,6 @@
 """A first use, by the page alone: from an empty canvas to two subjects in one picture."""
 
 import workflows
-from playwright.sync_api import expect
 
 CLORA, CONCEPT = "LoRACLR_CLoRASampler", "LoRACLR_LoadConceptLoRA"
 MOST_CLICKS, MOST_TEXTS = 12, 2
