@@ -131,8 +131,8 @@ def _phrases(value: str) -> list[str]:
     """Return the phrases of a field, which holds one phrase or a JSON list of them."""
     listed = _json(value)
     values = listed if isinstance(listed, list) else [listed if isinstance(listed, str) else value]
-    said = [each.strip() for each in values if isinstance(each, str) and len(each) <= LONGEST_PHRASE]
-    phrases = [prompt_syntax(each) for each in said if each.lower() not in _NOTHING]
+    stripped = [value.strip() for value in values if isinstance(value, str) and len(value) <= LONGEST_PHRASE]
+    phrases = [prompt_syntax(value) for value in stripped if value.lower() not in _NOTHING]
     return [phrase for phrase in dict.fromkeys(phrases) if phrase]
 
 
@@ -142,10 +142,12 @@ def _phrases(value: str) -> list[str]:
 def _dataset(metadata: Mapping[str, str]) -> Dataset:
     """Return the folders and captions, without regularisation."""
     folders, counts = _object(metadata.get("ss_dataset_dirs")), _object(metadata.get("ss_tag_frequency"))
-    subsets = {str(each["image_dir"]): each for each in _subsets(metadata.get("ss_datasets")) if each.get("image_dir")}
+    subsets = {
+        str(subset["image_dir"]): subset for subset in _subsets(metadata.get("ss_datasets")) if subset.get("image_dir")
+    }
     left_out = {
         *_object(metadata.get("ss_reg_dataset_dirs")),
-        *(name for name, each in subsets.items() if each.get("is_reg")),
+        *(name for name, subset in subsets.items() if subset.get("is_reg")),
     }
     # A folder that was given twice also appears as “name (2)”.
     every = dict.fromkeys([*folders, *counts, *subsets])
@@ -158,8 +160,9 @@ def _dataset(metadata: Mapping[str, str]) -> Dataset:
 
 def _subsets(text: str | None) -> list[dict]:
     datasets = _json(text or "[]")
-    found = [each.get("subsets") for each in datasets if isinstance(each, dict)] if isinstance(datasets, list) else []
-    return [each for subsets in found if isinstance(subsets, list) for each in subsets if isinstance(each, dict)]
+    datasets = datasets if isinstance(datasets, list) else []
+    lists = [dataset.get("subsets") for dataset in datasets if isinstance(dataset, dict)]
+    return [subset for subsets in lists if isinstance(subsets, list) for subset in subsets if isinstance(subset, dict)]
 
 
 def _phrase(folder: str, subset: dict) -> str:
@@ -179,11 +182,11 @@ def _as_captions_have_it(phrase: str, tags: Counter[str]) -> str:
 
 def _tags(counts: object) -> Counter[str]:
     """Return the number of captions with each tag, in one spelling."""
-    found: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     for tag, count in counts.items() if isinstance(counts, dict) else ():
         if type(count) is int and count > 0 and (spelled := LEAD_IN.sub("", " ".join(tag.split()))):
-            found[spelled] += count
-    return found
+            totals[spelled] += count
+    return totals
 
 
 def _trained_on(dataset: Dataset, folder: str) -> bool:

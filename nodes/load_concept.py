@@ -141,8 +141,8 @@ class LoadConceptLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         # The tensors are read where they are used; here only with a model connected, to try the concept alone.
-        taken = None if trigger.strip() else _from_file(lora_name, path)
-        trigger = trigger.strip() if taken is None else taken.trigger
+        trained = None if trigger.strip() else _read_trained_words(lora_name, path)
+        trigger = trigger.strip() if trained is None else trained.trigger
         class_word = class_word.strip() or words.class_word(trigger)
         name = name.strip() or words.concept_name(trigger, class_word)
         earlier = concepts or []
@@ -156,31 +156,31 @@ class LoadConceptLoRA(io.ComfyNode):
             log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
         mask = None if mask is None else masks.given(mask, name)
         concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
-        _tell(concept, taken, cls.hidden.unique_id)
+        _show(concept, trained, cls.hidden.unique_id)
         if model is not None or clip is not None:
             tensors, _ = file.read(path)
             model, clip = adapters.load_alone(lora_name, tensors, model, clip, strength_model, strength_clip)
         return io.NodeOutput([*earlier, concept], _or_blocked(model, "model"), _or_blocked(clip, "clip"))
 
 
-def _from_file(lora_name: str, path: Path) -> TrainedWords:
+def _read_trained_words(lora_name: str, path: Path) -> TrainedWords:
     """Return the trigger from the file's metadata. Raises ValueError where there is none."""
-    found = trained_words(file.read_metadata(path))
-    if not found.trigger:
-        hint = f" What it does say: {_quoted(found.others)}." if found.others else ""
+    trained = trained_words(file.read_metadata(path))
+    if not trained.trigger:
+        hint = f" What it does say: {_quoted(trained.others)}." if trained.others else ""
         raise ValueError(
             f"{lora_name} does not say what it was trained on: write its trigger phrase (such as “sks cat”) into"
             f" the trigger field of Load Concept LoRA.{hint}"
         )
-    return found
+    return trained
 
 
-def _tell(concept: Concept, taken: TrainedWords | None, node_id: str) -> None:
+def _show(concept: Concept, trained: TrainedWords | None, node_id: str) -> None:
     """Show under the node, and log, which words were taken and which parts of them are not read as intended."""
     lines = []
-    if taken is not None:
-        others = f" The file also names {_quoted(taken.others)}." if taken.others else ""
-        lines.append(f"Trigger “{concept.trigger}”, from {taken.source}.{others}")
+    if trained is not None:
+        others = f" The file also names {_quoted(trained.others)}." if trained.others else ""
+        lines.append(f"Trigger “{concept.trigger}”, from {trained.source}.{others}")
     class_word = (
         f"Class word “{concept.class_word}”" if concept.class_word else "No class word, which the sampler needs"
     )

@@ -2,7 +2,7 @@
 
     python3 tools/hosts.py                             # every test on all, oldest first
     python3 tools/hosts.py oldest                      # on the oldest alone
-    python3 tools/hosts.py 0.24.1 -- tests/node_tests  # some, on one
+    python3 tools/hosts.py 0.24.1 -- tests/host_merge  # some, on one
 
 All share one virtual environment: each version's own requirements are installed into it in turn, the default's at the end.
 """

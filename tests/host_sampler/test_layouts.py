@@ -15,7 +15,7 @@ import torch
 from architectures import LAYOUTS, Model
 from host_sampler.sampling import compose, encode, sample
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
-from node_tests.running import load, write_lora
+from running import load, write_lora
 from torch import Tensor, nn
 
 PROMPT = "a photo of {cat}. a red ball and a park"

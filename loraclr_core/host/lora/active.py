@@ -24,8 +24,8 @@ def with_summed(patcher: ModelPatcher, *effects: Effect) -> ModelPatcher:
         return patcher
     patcher = patcher.clone()
     for effect in effects:
-        known = shapes(patcher, effect.add)
-        patcher.add_patches({key: ("diff", (dense(d, known[key]),)) for key, d in effect.add.items()})
+        sizes = shapes(patcher, effect.add)
+        patcher.add_patches({key: ("diff", (dense(d, sizes[key]),)) for key, d in effect.add.items()})
     return patcher
 
 

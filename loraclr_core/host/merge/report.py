@@ -87,12 +87,12 @@ def panel(result: MergeResult) -> dict:
     layers = result.solution.layers
     concepts = [
         {
-            "name": each.concept.name,
-            "matched": len(each.lora.matched),
-            "skipped": _skipped(each),
+            "name": concept.concept.name,
+            "matched": len(concept.lora.matched),
+            "skipped": _skipped(concept),
             **_errors(layers, index),
         }
-        for index, each in enumerate(result.loaded)
+        for index, concept in enumerate(result.loaded)
     ]
     for concept in result.without_effect:
         concepts.append({"name": f"{concept.name} (takes no part)", "matched": "–", "skipped": "–"})
@@ -169,7 +169,7 @@ def _concepts(result: MergeResult) -> str:
         "unmatched",
         "weights merged / summed / idle",
     ]
-    rows = [_concept_row(each) for each in result.loaded]
+    rows = [_concept_row(concept) for concept in result.loaded]
     text = ""
     if layers:
         head += ["error stacked", "error merged"]
@@ -222,8 +222,8 @@ def _distillation(result: MergeResult) -> str:
     if not result.agreements:
         return ""
     rows = [
-        [each.concept.name, _share(agreement.solved, agreement.base), _share(agreement.distilled, agreement.base)]
-        for each, agreement in zip(result.loaded, result.agreements, strict=True)
+        [concept.concept.name, _share(agreement.solved, agreement.base), _share(agreement.distilled, agreement.base)]
+        for concept, agreement in zip(result.loaded, result.agreements, strict=True)
     ]
     return (
         f"## Distillation, {result.settings.distillation_steps} steps\n\n"

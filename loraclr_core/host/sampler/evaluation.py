@@ -70,19 +70,19 @@ class Evaluation:
 
         A call without a role has exactly one.
         """
-        wanted_of = [branches if call.role is not None else range(len(call.branches)) for call in self.calls]
+        requests = [branches if call.role is not None else range(len(call.branches)) for call in self.calls]
         # Backwards, because ComfyUI takes the lists from the end: the base rows come first, as other nodes expect.
         groups = [
-            [(i, branch) for i, wanted in enumerate(wanted_of) if branch in wanted]
-            for branch in sorted(set().union(*wanted_of), reverse=True)
+            [(i, branch) for i, wanted in enumerate(requests) if branch in wanted]
+            for branch in sorted(set().union(*requests), reverse=True)
         ]
         patches = self.options.get("transformer_options", {}).get("patches", {})
         if not any(patches.get(name) for name in ROW_PATCHES):
             groups = [[wanted for group in groups for wanted in group]]
-        found: dict[Wanted, Tensor] = {}
+        predictions: dict[Wanted, Tensor] = {}
         for group in groups:
-            found |= zip(group, self._run(z, group, recorder), strict=True)
-        return [[found[i, branch] for branch in wanted] for i, wanted in enumerate(wanted_of)]
+            predictions |= zip(group, self._run(z, group, recorder), strict=True)
+        return [[predictions[i, branch] for branch in wanted] for i, wanted in enumerate(requests)]
 
     def read(self, z: Tensor, recorder: Recorder, branches: list[int]) -> None:
         """Let `recorder` read the attention of these branches' conditional rows, differentiable by `z`."""
@@ -172,15 +172,15 @@ class Evaluation:
                 reads.append(Read(range(i * per_chunk, (i + 1) * per_chunk), branch, len(text), first))
         return reads
 
-    def _first(self, given: Tensor, seen: Tensor) -> int:
+    def _first(self, text: Tensor, model_text: Tensor) -> int:
         """Return where the sampler's conditioning begins within the text that the model gets."""
-        if len(given) == len(seen):
+        if len(text) == len(model_text):
             return 0
-        first = tokens.first_row(given.to(seen), seen)
+        first = tokens.first_row(text.to(model_text), model_text)
         if first is None:
             raise ValueError(
-                f"The conditioning has {len(given)} text tokens, of which the model ({type(self.model).__name__}) gets"
-                f" {len(seen)}, and nothing shows which are which, so CLoRA cannot find the concepts' words. Use LoRACLR Merge"
+                f"The conditioning has {len(text)} text tokens, of which the model ({type(self.model).__name__}) gets"
+                f" {len(model_text)}, and nothing shows which are which, so CLoRA cannot find the concepts' words. Use LoRACLR Merge"
                 " with this model."
             )
         return first

@@ -25,17 +25,18 @@ Loss = Callable[[Maps], Tensor]  # these branches' maps -> the sum of all sample
 
 
 def gradient(
-    evaluation: Evaluation, z: Tensor, branches: Sequence[Branch], known: Maps, settings: UpdateSettings
+    evaluation: Evaluation, z: Tensor, branches: Sequence[Branch], prepared_maps: Maps, settings: UpdateSettings
 ) -> Tensor:
     """Return ∇ of each sample's loss with respect to its latent, (batch, channels, h, w) like `z`.
 
-    known: the maps of the branches that do not depend on `z`.
+    prepared_maps: the maps of the branches that do not depend on `z`.
     """
     layers = read_layers(evaluation.model.diffusion_model, *z.shape[-2:])
-    missing = [number for number in range(len(branches)) if number not in known]
+    missing = [number for number in range(len(branches)) if number not in prepared_maps]
     with differentiable.gradients(isinstance(layers, JointLayers), "update_strength"):
         z = z.detach().clone().requires_grad_()
-        constant = {number: maps.clone() for number, maps in known.items()}  # autograd refuses inference tensors
+        # Autograd refuses inference tensors.
+        constant = {number: maps.clone() for number, maps in prepared_maps.items()}
 
         def read(chosen: Sequence[int]) -> Maps:
             recorder = Recorder(layers, stop=True)
@@ -66,7 +67,7 @@ def _one_at_a_time(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Los
     with torch.no_grad():
         maps = read(others)
     maps |= read([first])  # its graph is kept, so it need not run twice
-    leaves = {number: found.detach().requires_grad_() for number, found in maps.items()}
+    leaves = {number: branch_maps.detach().requires_grad_() for number, branch_maps in maps.items()}
     to_maps = torch.autograd.grad(loss(leaves), [leaves[number] for number in branches])
     total = torch.autograd.grad(maps[first], z, to_maps[0])[0]
     del maps

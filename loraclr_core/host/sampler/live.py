@@ -92,7 +92,7 @@ def _maps(masks: Tensor, heat: Tensor) -> dict:
     return {
         "masks": [_bytes(mask) for mask in masks],
         "mask_size": [*masks.shape[-2:]],
-        "heat": [_bytes(found) for found in heat],
+        "heat": [_bytes(heat_map) for heat_map in heat],
         "heat_size": [*heat.shape[-2:]],
     }
 

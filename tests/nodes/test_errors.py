@@ -5,8 +5,8 @@ import pytest
 from loraclr.loraclr_core.host.lora.match import AdapterError
 from loraclr.loraclr_core.host.merge import store
 from loraclr.nodes import NODES
-from node_tests.running import load, write_lora
 from pack import node, run
+from running import load, write_lora
 
 
 def test_an_error_is_built_in_and_begins_with_the_sentence(demo):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lora_formats import CORPUS
 from loraclr.loraclr_core.host.lora import file as lora_file
-from node_tests.running import load, weights, write_lora
+from running import load, weights, write_lora
 
 LINEAR = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"
 TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"

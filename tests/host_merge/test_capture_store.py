@@ -7,8 +7,8 @@ import pytest
 import torch
 from loraclr.loraclr_core.host.merge import cache as captures
 from loraclr.loraclr_core.host.merge import store as capture_store
-from node_tests.running import merge
 from pack import run
+from running import merge
 
 NONE = "0 model evaluations in this run (captured before)"
 ONE, TWO, THREE = (f"{2 * count} model evaluations in this run." for count in (1, 2, 3))  # of two steps each

@@ -8,7 +8,7 @@ import torch
 from architectures import Model
 from lora_files import StateDict
 from loraclr.loraclr_core.host.lora.match import AdapterError, MatchedLoRA, key_names, match_lora
-from node_tests.running import load, merge, weights, write_lora
+from running import load, merge, weights, write_lora
 from torch import Tensor
 
 LINEAR = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"

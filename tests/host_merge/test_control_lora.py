@@ -10,7 +10,7 @@ import pytest
 import torch
 from host_sampler.sampling import compose, encode, sample
 from lora_files import StateDict
-from node_tests.running import load, merge, save, weights, write_lora
+from running import load, merge, save, weights, write_lora
 
 QKV, IMAGE_IN = "diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.img_in"
 

@@ -22,7 +22,7 @@ from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge.target import CaptureSettings
 from loraclr.loraclr_core.host.sampler.attention import Recorder
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
-from node_tests.running import load, merge, save, weights, write_lora
+from running import load, merge, save, weights, write_lora
 from torch import Tensor, nn
 
 CONCEPTS = {"cat": "sks cat", "dog": "zwx dog"}

@@ -22,7 +22,7 @@ from loraclr.loraclr_core.host.lora import file as lora_file
 from loraclr.loraclr_core.host.lora.file import LoRAFileError
 from loraclr.loraclr_core.host.lora.match import AdapterError, key_names, match_lora
 from loraclr.loraclr_core.trained_words import trained_words
-from node_tests.running import load, merge
+from running import load, merge
 
 first, _, end = os.environ.get("LORACLR_FUZZ", "0:2000").partition(":")
 CASES = range(int(first), int(end or int(first) + 1))
