@@ -47,7 +47,7 @@ class ConceptWords {
   begin() {
     const { value, options } = widgetOf(this.node, "lora_name");
     const files = typeof options.values === "function" ? options.values() : options.values;
-    this.absent = files.includes(value) ? null : value;
+    this.absent = files && !files.includes(value) ? value : null;
     this.filled = {}; // words of a file, which another file's may replace; all others are the user's
     if (this.absent) for (const name of WORDS) this.filled[name] = this.widgets[name].value;
     this.name = conceptName(this.node); // as prompts have it
