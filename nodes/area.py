@@ -17,7 +17,7 @@ class ConceptArea(io.ComfyNode):
             category=CATEGORY,
             description="Makes a mask of a simple area: a half, a third or a box of the picture, whatever its size. Connect"
             " it to the mask of Load Concept LoRA, and the sampler draws that concept there.",
-            search_aliases=["mask", "area", "region", "regional prompt", "left", "right", "loraclr"],
+            search_aliases=["mask", "area", "left", "right", "loraclr"],
             inputs=[
                 io.Combo.Input(
                     "area",

@@ -158,7 +158,7 @@ class LoRACLRMerge(io.ComfyNode):
             description="Merges several concept LoRAs into one model, and into one LoRA file. It finds weights that do for"
             " each concept what its own LoRA does (LoRACLR, arXiv 2412.09622). Name the concepts by their triggers"
             " in prompts of the merged model.",
-            search_aliases=["merge lora", "loraclr", "combine lora", "multiple loras", "multi concept"],
+            search_aliases=["merge lora", "loraclr", "combine lora", "merge characters"],
             inputs=_inputs(),
             outputs=[
                 io.Model.Output(tooltip="The model with all concepts merged in."),
