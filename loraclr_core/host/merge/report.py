@@ -46,7 +46,7 @@ def panel(result: MergeResult) -> dict:
         concepts.append({"name": f"{concept.name} (takes no part)", "matched": "–", "skipped": "–"})
     groups = [
         {"name": name, "count": len(members), "margin_active": _margin_active(members), **_errors(members)}
-        for name, members in _grouped(layers).items()
+        for name, members in _group_layers(layers).items()
     ]
     return {"solver": result.settings.solver, "concepts": concepts, "groups": groups, "markdown": markdown(result)}
 
@@ -141,7 +141,7 @@ def _groups(layers: list[LayerResult]) -> str:
     if not layers:
         return ""
     rows = []
-    for name, members in _grouped(layers).items():
+    for name, members in _group_layers(layers).items():
         errors = Errors.of(members)
         ranks = [member.rank for member in members]
         rows.append(
@@ -174,7 +174,7 @@ def _distillation(result: MergeResult) -> str:
     )
 
 
-def _grouped(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
+def _group_layers(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
     """Group layers by name, sorted, because ComfyUI keeps the names of a model's layers in unordered sets."""
     groups: dict[str, list[LayerResult]] = {}
     for layer in layers:
