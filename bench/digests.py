@@ -18,6 +18,7 @@ import nodes
 import numpy as np
 import pack
 import torch
+import workflows
 from comfy_server import ComfyServer
 from PIL import Image
 from shapes.methods import LATENT, ROWS, Ask, World, chain
@@ -49,7 +50,7 @@ def digest(*tensors: Tensor) -> str:
 def demo_pictures() -> Iterator[tuple[str, str]]:
     """Pictures of the demo's three workflows, by the server."""
     with ComfyServer(demo.OUTPUT, log=demo.DEMO / "server.log") as server:
-        for name in ("loraclr_merge", "loraclr_reload", "clora_two_concepts"):
+        for name in (workflows.MERGE, workflows.REUSE, workflows.MAPS):
             shown = demo.run(server, name)
             for path in demo.pictures(shown["Picture"]):
                 yield f"demo: {name}", digest(torch.from_numpy(np.asarray(Image.open(path))))

@@ -80,7 +80,7 @@ def run(runs: int = RUNS) -> dict:
 
 def graphs(infos: dict) -> dict[str, Prompt]:
     """Their nodes' ids say which workflow they are of; `both` has one checkpoint for the two."""
-    merge, clora = quick(infos, "loraclr_merge"), quick(infos, "clora_two_concepts")
+    merge, clora = quick(infos, workflows.MERGE), quick(infos, workflows.MAPS)
     (merge_checkpoint,), (clora_checkpoint,) = (
         [i for i in prompt if is_checkpoint(prompt[i])] for prompt in (merge, clora)
     )

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..loraclr_core.concept import Concept
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.sampler import labels, overlay
 from ..loraclr_core.host.sampler.compose import compose
 from ..loraclr_core.host.sampler.evaluation import KEY
@@ -54,6 +55,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "update_strength",
+            display_name="update strength",
             default=UpdateSettings.strength,
             min=0.0,
             max=1000.0,
@@ -66,14 +68,16 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "update_unit",
+            display_name="update unit",
             options=list(UPDATE_UNITS),
             default=UpdateSettings.unit,
             advanced=True,
-            tooltip="Unit of update_strength. relative: a share of the latent's size. absolute (paper): the"
+            tooltip="Unit of the update strength. relative: a share of the latent's size. absolute (paper): the"
             " published step size, which differs between models.",
         ),
         io.Float.Input(
             "update_start",
+            display_name="update start",
             default=UpdateSettings.start,
             min=0.0,
             max=1.0,
@@ -83,6 +87,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "update_end",
+            display_name="update end",
             default=UpdateSettings.end,
             min=0.0,
             max=1.0,
@@ -93,19 +98,21 @@ def _inputs() -> list[io.Input]:
         ),
         io.String.Input(
             "refine_steps",
+            display_name="refine at steps",
             default=", ".join(map(str, UpdateSettings.refine_steps)),
             dynamic_prompts=False,
             advanced=True,
             tooltip="Steps that get extra updates, counted from 0 and separated by commas. They must lie"
-            " between update_start and update_end.",
+            " between update start and update end.",
         ),
         io.Int.Input(
             "refine_repeats",
+            display_name="refine repeats",
             default=UpdateSettings.refine_repeats,
             min=0,
             max=1000,
             advanced=True,
-            tooltip="Number of extra updates at each of refine_steps; 20 as published. Each takes as long as"
+            tooltip="Number of extra updates at each step of “refine at steps”; 20 as published. Each takes as long as"
             " any other update.",
         ),
         io.Float.Input(
@@ -119,6 +126,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "mask_threshold",
+            display_name="area threshold",
             default=AreaSettings.threshold,
             min=0.0,
             max=1.0,
@@ -129,6 +137,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "mask_morphology",
+            display_name="grow areas",
             options=list(MORPHOLOGY),
             default=AreaSettings.morphology,
             advanced=True,
@@ -137,6 +146,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "first_masked_step",
+            display_name="areas from step",
             default=AreaSettings.first_masked_step,
             min=0,
             max=10000,
@@ -145,6 +155,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "gradient_memory",
+            display_name="gradient memory",
             options=list(GRADIENT_MEMORY),
             default=UpdateSettings.gradient_memory,
             advanced=True,
@@ -153,6 +164,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Boolean.Input(
             "live_view",
+            display_name="live view",
             optional=True,  # added later: prompts saved before lack it
             default=True,
             advanced=True,
@@ -160,6 +172,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "mask_overlap",
+            display_name="area overlap",
             options=list(OVERLAPS),
             optional=True,  # added later, too
             default=AreaSettings.overlap,
@@ -170,6 +183,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "surroundings",
+            display_name="around each concept",
             options=list(SURROUNDINGS),
             optional=True,  # added later, too
             default=Settings.surroundings,
@@ -203,11 +217,12 @@ class CLoRASampler(io.ComfyNode):
                 ),
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt for every branch."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             not_idempotent=True,  # the live view belongs to this node: another with the same inputs has its own
         )
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         model: ModelPatcher,
@@ -247,16 +262,16 @@ class CLoRASampler(io.ComfyNode):
             first_masked_step=first_masked_step,
         )
         settings = Settings(updates=updates, areas=areas, surroundings=surroundings)
-        view = _view(cls.hidden.unique_id, concepts) if live_view else None
+        view = _view(page.source(cls.hidden), concepts) if live_view else None
         warn = _warning(cls.hidden.unique_id)
         return io.NodeOutput(*compose(model, clip, concepts, prompt, negative, settings, view, warn))
 
 
-def _view(node_id: str, concepts: list[Concept]) -> LiveView:
+def _view(source: dict, concepts: list[Concept]) -> LiveView:
     """Return a view that sends frames to this node on the page, while a page is open (web/clora_view.js)."""
     return LiveView(
         [concept.name for concept in concepts],
-        lambda frame: page.send("loraclr.clora", {"node": node_id, **frame}),
+        lambda frame: page.send("loraclr.clora", {**source, **frame}),
         page.is_open,
     )
 
@@ -328,6 +343,7 @@ class CLoRAMaps(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(cls, model: ModelPatcher, latent: dict, batch_index: int, image: Tensor | None = None) -> io.NodeOutput:
         method = model.get_attachment(KEY)
         if method is None:

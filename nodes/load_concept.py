@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..loraclr_core import words
 from ..loraclr_core.concept import Concept
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.lora import adapters, file
 from ..loraclr_core.sampler import masks
 from ..loraclr_core.trained_words import TrainedWords, trained_words
@@ -122,6 +123,7 @@ class LoadConceptLoRA(io.ComfyNode):
         return (os.stat(path).st_mtime_ns, os.stat(path).st_size) if path else None
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         lora_name: str,

@@ -1,5 +1,8 @@
 """LoRACLR Merge: several concept LoRAs into one model and one LoRA."""
 
+import contextlib
+from collections.abc import Iterator
+
 import comfy.model_management
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
@@ -7,6 +10,7 @@ from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..loraclr_core.concept import Concept
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.merge import export, report
 from ..loraclr_core.host.merge.merge import FORMER_KEEPING, KEEPINGS, SOLVERS, Keeping, MergeSettings, Solver, merge
 from ..loraclr_core.host.merge.target import CaptureSettings, latent_shape
@@ -40,11 +44,12 @@ def _inputs() -> list[io.Input]:
             step=0.05,
             advanced=True,
             tooltip="How far to keep each concept from the features of the others. The paper's absolute 0.5"
-            " is hardly ever active; the report shows how often. To see an effect, set margin_mode to"
-            " relative and try 0.5 to 1.",
+            " is hardly ever active; the report shows how often. To see an effect, set the margin unit"
+            " to relative and try 0.5 to 1.",
         ),
         io.Combo.Input(
             "margin_mode",
+            display_name="margin unit",
             options=list(MARGIN_MODES),
             default="absolute (paper)",
             advanced=True,
@@ -65,6 +70,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "anchor_weight",
+            display_name="anchor weight",
             default=0.0,
             min=0.0,
             max=100.0,
@@ -75,6 +81,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.String.Input(
             "capture_prompts",
+            display_name="capture prompts",
             default="photo of a {trigger}",
             multiline=True,
             dynamic_prompts=False,
@@ -84,6 +91,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "capture_steps",
+            display_name="capture steps",
             default=20,
             min=1,
             max=1000,
@@ -92,6 +100,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "capture_seed",
+            display_name="capture seed",
             default=0,
             min=0,
             max=0xFFFFFFFF,
@@ -101,6 +110,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Boolean.Input(
             "merge_text_encoder",
+            display_name="merge text encoder",
             default=True,
             advanced=True,
             tooltip="Merges the text-encoder parts of the LoRAs, too. Turn off to leave the text encoder"
@@ -114,6 +124,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "captures",
+            display_name="keep captures",
             options=list(KEEPINGS),
             default="in memory",
             optional=True,
@@ -125,6 +136,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "distillation_steps",
+            display_name="distillation steps",
             default=0,
             min=0,
             max=10000,
@@ -162,7 +174,7 @@ class LoRACLRMerge(io.ComfyNode):
                     tooltip="Report on the merge, in Markdown. Connect to Preview Any to read it.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -172,6 +184,7 @@ class LoRACLRMerge(io.ComfyNode):
         return f"captures is “{captures}”: choose {' or '.join(KEEPINGS)}."
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         model: ModelPatcher,
@@ -207,7 +220,8 @@ class LoRACLRMerge(io.ComfyNode):
             distillation_steps=distillation_steps,
         )
         progress = _progress(cls.hidden.unique_id)
-        result = merge(model, clip, concepts, settings, progress)
+        with _saying_when_cancelled(cls.hidden.unique_id):
+            result = merge(model, clip, concepts, settings, progress)
         progress(f"merged in {sum(result.seconds.values()):.0f} s", 1.0)
         return io.NodeOutput(
             result.model,
@@ -215,7 +229,7 @@ class LoRACLRMerge(io.ComfyNode):
             result.lora,
             export.info(result),
             report.markdown(result),
-            ui={"loraclr_merge": [report.panel(result)]},
+            ui={"loraclr_merge": [report.panel(result) | page.source(cls.hidden)]},
         )
 
 
@@ -226,6 +240,16 @@ def _prompts(text: str, concepts: list[Concept]) -> tuple[str, ...]:
     if not prompts:
         raise ValueError("No capture prompts: write at least one line, such as “photo of a {trigger}”.")
     return prompts
+
+
+@contextlib.contextmanager
+def _saying_when_cancelled(node_id: str) -> Iterator[None]:
+    """Say so under the node, where the last phase would stay otherwise."""
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        page.show_text("Cancelled: nothing was merged.", node_id)
+        raise
 
 
 def _progress(node_id: str):

@@ -88,9 +88,9 @@ def ensure_source(version: str) -> Path:
 def ensure_packages(comfy: Path) -> None:
     """Install torch, the host's requirements and the development tools, once per set of them."""
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    requirements = "\n".join([*TORCH, (comfy / "requirements.txt").read_text(), str(tools)])
+    packages = "\n".join([*TORCH, (comfy / "requirements.txt").read_text(), str(tools)])
     stamp = VENV / "loraclr-installed"
-    digest = hashlib.sha256(requirements.encode()).hexdigest()
+    digest = hashlib.sha256(packages.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return
     say("installing torch, the host's requirements and the development tools (about 6 GB on disk)")

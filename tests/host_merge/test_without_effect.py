@@ -121,8 +121,9 @@ def test_the_node_shows_who_takes_no_part(small, files):
     )
     concepts = chain(files, "cat", ("dog", OFF))
     result = merging.merge(small.model, small.clip, concepts, settings, lambda phase, done: None)
-    shown = report.panel(result)["concepts"]
-    assert [each["name"] for each in shown] == ["cat", "dog (takes no part)"]
+    panel = report.panel(result)
+    assert [each["name"] for each in panel["concepts"]] == ["cat", "dog (takes no part)"]
+    assert panel["verdicts"][1] == {"concept": "dog", "text": "takes no part: both strengths are 0"}
 
 
 def test_all_off_is_said_and_not_saved(small, files):

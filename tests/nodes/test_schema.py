@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Saved workflows store widget values by position: this list may only ever grow at the end.
 WIDGETS = {
     "LoRACLR_LoadConceptLoRA": ["lora_name", "trigger", "class_word", "name", "strength_model", "strength_clip"],
+    "LoRACLR_ConceptArea": ["area", "left", "top", "width", "height"],
     "LoRACLR_Merge": [
         *("solver", "margin", "margin_mode", "ridge", "anchor_weight", "capture_prompts", "capture_steps"),
         *("capture_seed", "merge_text_encoder", "captures", "distillation_steps"),
@@ -26,14 +28,17 @@ WIDGETS = {
     ],
     "LoRACLR_CLoRAMaps": ["batch_index"],
     "LoRACLR_ClearCaptures": [],
+    "LoRACLR_PreservationScores": [],
 }
 OUTPUTS = {
     "LoRACLR_LoadConceptLoRA": ["LORACLR_CONCEPTS", "MODEL", "CLIP"],
+    "LoRACLR_ConceptArea": ["MASK"],
     "LoRACLR_Merge": ["MODEL", "CLIP", "LORA_MODEL", "LORACLR_MERGE_INFO", "STRING"],
     "LoRACLR_SaveMergedLoRA": ["STRING", "STRING"],
     "LoRACLR_CLoRASampler": ["MODEL", "CONDITIONING", "CONDITIONING"],
     "LoRACLR_CLoRAMaps": ["MASK", "IMAGE", "LOSS_MAP"],
     "LoRACLR_ClearCaptures": ["STRING"],
+    "LoRACLR_PreservationScores": ["FLOAT", "FLOAT", "FLOAT", "FLOAT", "STRING"],
 }
 WIDGET_TYPES = {"COMBO", "STRING", "FLOAT", "INT", "BOOLEAN"}
 
@@ -80,11 +85,27 @@ def test_the_pack_registers_these_nodes_and_no_others():
     assert {name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("LoRACLR_")} == WIDGETS.keys()
 
 
-@pytest.mark.parametrize("locale", ["", "/zh", "/ja"])
+@pytest.mark.parametrize("locale", ["", "zh", "ja"])
 def test_every_node_has_a_help_page_that_names_its_widgets(locale):
+    """By the names that the node shows, with the ids that files and messages have; or by the ids alone."""
     for node_id, widgets in WIDGETS.items():
-        page = (ROOT / "web" / "docs" / f"{node_id}{locale}.md").read_text("utf-8")
-        assert [widget for widget in widgets if f"**{widget}**" not in page] == []
+        name = f"{node_id}/{locale}.md" if locale else f"{node_id}.md"
+        page = (ROOT / "web" / "docs" / name).read_text("utf-8")
+        names = shown_names(node_id, locale)
+        assert [
+            widget
+            for widget in widgets
+            if f"**{widget}**" not in page
+            and not re.search(rf"\*\*{re.escape(names[widget])}\*\* ?[(（]`{widget}`", page)
+        ] == []
+
+
+def shown_names(node_id: str, locale: str) -> dict[str, str]:
+    """The inputs' names on the node, by id."""
+    if locale:
+        inputs = json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text("utf-8"))[node_id]["inputs"]
+        return {name: texts["name"] for name, texts in inputs.items()}
+    return {part.id: part.display_name or part.id for part in nodes.NODE_CLASS_MAPPINGS[node_id].define_schema().inputs}
 
 
 def test_the_oldest_comfyui_declared_is_the_oldest_tested():

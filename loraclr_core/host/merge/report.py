@@ -1,5 +1,6 @@
-"""The report of a merge, in Markdown."""
+"""The report of a merge: in plain words, then in figures; in Markdown and for the page."""
 
+import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,6 +12,11 @@ from .merge import LayerResult, MergeResult, MergeSettings
 
 # Longer lists of keys are cut, with a note of how many more there are.
 LISTED = 5
+# The share of its own LoRA's effect that a concept has lost: the square root of an error, which is a squared distance.
+# Measured on the shapes world (docs/quality.md), where identity is 0.95 with each LoRA alone: 0.17 is identity 0.96 (two
+# concepts, distilled), 0.25 is 0.81 (two), 0.33 is 0.55 (three), 0.39 is 0.51 (four), 0.52 is 0.26 (eight).
+NEAR = 0.2
+LOST = ((0.29, "about a quarter"), (0.41, "about a third"), (0.6, "about half"), (0.9, "most"))
 
 
 class Errors(NamedTuple):
@@ -30,8 +36,54 @@ class Errors(NamedTuple):
         return cls(*(sum(sum(getattr(layer, which)[chosen]) for layer in layers) for which in cls._fields))
 
 
+class Verdict(NamedTuple):
+    """What became of a concept, in plain words."""
+
+    concept: str
+    text: str
+
+
+def verdicts(result: MergeResult) -> list[Verdict]:
+    """Return one sentence per concept."""
+    taking_part = [
+        Verdict(each.concept.name, _fate(_lost(result, index), result)) for index, each in enumerate(result.loaded)
+    ]
+    without_effect = [
+        Verdict(concept.name, f"takes no part: {_why_without_effect(concept, result.settings)}")
+        for concept in result.without_effect
+    ]
+    return taking_part + without_effect
+
+
+def _lost(result: MergeResult, index: int) -> float | None:
+    """Return what a concept has lost: after a distillation in the model's predictions, else in its layers' outputs.
+
+    None where no error was measured.
+    """
+    if result.agreements:
+        error, base = result.agreements[index].distilled, result.agreements[index].base
+    else:
+        errors = Errors.of(result.solution.layers, index)
+        error, base = errors.merged, errors.base
+    return math.sqrt(error / base) if base else None
+
+
+def _fate(lost: float | None, result: MergeResult) -> str:
+    if len(result.loaded) == 1:
+        return "its own LoRA, unchanged"
+    if not result.solution.layers:
+        return "summed with the others, not measured"
+    if lost is None:
+        return "not measured: its own LoRA changes nothing in the captures"
+    if lost <= NEAR:
+        return "near its own LoRA"
+    share = next((words for most, words in LOST if lost <= most), "nearly all")
+    remedy = "more distillation steps, or the sampler" if result.agreements else "200 distillation steps"
+    return f"lost {share}: try {remedy}"
+
+
 def panel(result: MergeResult) -> dict:
-    """Return a merge's data for the page (web/merge_report.js): errors as bars, keys, and the whole report to copy."""
+    """Return a merge's data for the page (web/merge_report.js): verdicts, errors as bars, keys, and the report to copy."""
     layers = result.solution.layers
     concepts = [
         {
@@ -48,7 +100,13 @@ def panel(result: MergeResult) -> dict:
         {"name": name, "count": len(members), "margin_active": _margin_active(members), **_errors(members)}
         for name, members in _group_layers(layers).items()
     ]
-    return {"solver": result.settings.solver, "concepts": concepts, "groups": groups, "markdown": markdown(result)}
+    return {
+        "solver": result.settings.solver,
+        "verdicts": [verdict._asdict() for verdict in verdicts(result)],
+        "concepts": concepts,
+        "groups": groups,
+        "markdown": markdown(result),
+    }
 
 
 def _skipped(loaded: Loaded) -> int:
@@ -75,7 +133,8 @@ def markdown(result: MergeResult) -> str:
 def _summary(result: MergeResult) -> str:
     ranks = f"rank {min(result.ranks)}–{max(result.ranks)}" if result.ranks else "no layer"
     counts = f"{len(result.loaded)} concepts, {len(result.ranks)} layers of {result.architecture}"
-    lines = ["# LoRACLR merge", f"**{result.settings.solver}**, {counts}, {ranks}."]
+    said = "\n".join(f"- **{verdict.concept}**: {verdict.text}." for verdict in verdicts(result))
+    lines = ["# LoRACLR merge", said, f"**{result.settings.solver}**, {counts}, {ranks}."]
     if result.solution.layers:
         lines += _capture(result)
     elif not result.loaded:
@@ -190,7 +249,10 @@ def _margin_active(layers: list[LayerResult]) -> float:
 
 def _notes(result: MergeResult) -> str:
     settings, concepts = result.settings, [each.concept for each in result.loaded]
-    notes = [_why_without_effect(concept, settings) for concept in result.without_effect]
+    notes = [
+        f"{concept.name} takes no part, as if it were not connected: {_why_without_effect(concept, settings)}"
+        for concept in result.without_effect
+    ]
     for each in result.loaded:
         notes += _notes_of(each)
     if result.solution.unseen:
@@ -236,7 +298,7 @@ def _why_without_effect(concept: Concept, settings: MergeSettings) -> str:
         why = "its LoRA changes nothing" + ("" if settings.merge_text_encoder else " but the text encoder at most")
     else:
         why = "both strengths are 0" if settings.merge_text_encoder else "its model strength is 0"
-    return f"{concept.name} takes no part, as if it were not connected: {why}"
+    return why
 
 
 def _seconds(result: MergeResult) -> str:

@@ -8,6 +8,7 @@ import torch
 from comfy_execution.utils import ExecutionContext
 
 from ...concept import Concept
+from ...sampler import shares
 
 SAME_SHAPE = 0.05  # relative tolerance of the ratio of width to height
 
@@ -24,7 +25,7 @@ def doubts(
     warnings = [
         f"The mask of “{name}” ({mask.shape[-1]}×{mask.shape[-2]}) has another shape than the picture and is stretched to it."
         for name, mask in masks.items()
-        if abs(mask.shape[-1] / mask.shape[-2] * height / width - 1) > SAME_SHAPE
+        if not shares.is_shares(mask) and abs(mask.shape[-1] / mask.shape[-2] * height / width - 1) > SAME_SHAPE
     ]
     warnings += [
         f"Concept “{name}” has {len(mask)} masks for {pictures} pictures: they are taken in order, from the first again where"
