@@ -94,12 +94,12 @@ def trained_words(metadata: Mapping[str, str]) -> TrainedWords:
     for key, phrases in _fields(metadata):
         return TrainedWords(phrases[0], key, phrases[1:])
     dataset = _dataset(metadata)
-    phrases = {_spelled(phrase): folder for folder, phrase in dataset.folders.items() if _trained_on(dataset, folder)}
+    phrases = {_spell(phrase): folder for folder, phrase in dataset.folders.items() if _has_phrase(dataset, folder)}
     if len(phrases) == 1:
         (folder,) = phrases.values()
         return TrainedWords(prompt_syntax(dataset.folders[folder]), f"the training folder “{folder}”", [])
     common = _common_tags(dataset)
-    if not phrases and (tag := _tag_that_stands_out(dataset, common)):
+    if not phrases and (tag := _find_prominent_tag(dataset, common)):
         return TrainedWords(prompt_syntax(tag), "nearly all captions", [])
     others = [
         *dict.fromkeys(dataset.folders.values()),
@@ -153,7 +153,7 @@ def _dataset(metadata: Mapping[str, str]) -> Dataset:
     every = dict.fromkeys([*folders, *counts, *subsets])
     names = [name for name in every if not left_out & {name, re.sub(r" \(\d+\)$", "", name)}]
     tags = {name: _tags(counts.get(name)) for name in names}
-    phrases = {name: _as_captions_have_it(_phrase(name, subsets.get(name, {})), tags[name]) for name in names}
+    phrases = {name: _spell_like_captions(_phrase(name, subsets.get(name, {})), tags[name]) for name in names}
     images = {name: _number(folders.get(name), "img_count") for name in names}
     return Dataset({name: phrase for name, phrase in phrases.items() if phrase}, tags, images)
 
@@ -170,11 +170,11 @@ def _phrase(folder: str, subset: dict) -> str:
     repeats, _, name = folder.partition("_")
     tokens = subset.get("class_tokens")
     phrase = tokens if isinstance(tokens, str) and tokens.strip() else name if repeats.strip().isdigit() else ""
-    generic = _GENERIC_FOLDER.fullmatch(_spelled(phrase)) or _GENERIC.fullmatch(_spelled(phrase))
+    generic = _GENERIC_FOLDER.fullmatch(_spell(phrase)) or _GENERIC.fullmatch(_spell(phrase))
     return "" if generic else phrase.strip()
 
 
-def _as_captions_have_it(phrase: str, tags: Counter[str]) -> str:
+def _spell_like_captions(phrase: str, tags: Counter[str]) -> str:
     """Return a folder's phrase, with spaces for underscores unless a caption has these or there are no captions."""
     has_it = not tags or any(phrase.lower() in tag.lower() for tag in tags)
     return phrase if has_it else phrase.replace("_", " ")
@@ -189,7 +189,7 @@ def _tags(counts: object) -> Counter[str]:
     return totals
 
 
-def _trained_on(dataset: Dataset, folder: str) -> bool:
+def _has_phrase(dataset: Dataset, folder: str) -> bool:
     """Return whether a folder's captions have its phrase. Without captions, the phrase is each picture's caption."""
     tags = dataset.tags[folder]
     needed = NEARLY_ALL * _captions(dataset, folder)
@@ -208,10 +208,10 @@ def _captions(dataset: Dataset, folder: str) -> int:
 def _common_tags(dataset: Dataset) -> list[tuple[str, int]]:
     """Return the tags that are not generic, with their number of captions, the most common first."""
     every = sum(dataset.tags.values(), Counter())
-    return [(tag, count) for tag, count in every.most_common() if not _GENERIC.fullmatch(_spelled(tag))]
+    return [(tag, count) for tag, count in every.most_common() if not _GENERIC.fullmatch(_spell(tag))]
 
 
-def _tag_that_stands_out(dataset: Dataset, common: list[tuple[str, int]]) -> str | None:
+def _find_prominent_tag(dataset: Dataset, common: list[tuple[str, int]]) -> str | None:
     captions = sum(_captions(dataset, folder) for folder in dataset.tags)
     if not common or captions < FEW_CAPTIONS:
         return None
@@ -220,13 +220,13 @@ def _tag_that_stands_out(dataset: Dataset, common: list[tuple[str, int]]) -> str
     return tag if stands_out else None
 
 
-def _spelled(phrase: str) -> str:
+def _spell(phrase: str) -> str:
     """Return a phrase in one spelling: `Ohwx_Woman` → `ohwx woman`."""
     return " ".join(phrase.replace("_", " ").replace("\\", "").lower().split())
 
 
 def _split(phrase: str) -> set[str]:
-    return set(re.findall(r"[^\s,.()]+", _spelled(phrase)))
+    return set(re.findall(r"[^\s,.()]+", _spell(phrase)))
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------

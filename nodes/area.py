@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.sampler import shares
 from .types import CATEGORY
 
@@ -37,6 +38,7 @@ class ConceptArea(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(cls, area: str, left: float, top: float, width: float, height: float) -> io.NodeOutput:
         box = shares.Box(left, top, width, height) if area == BOX else shares.AREAS[area]
         return io.NodeOutput(shares.mask(box))

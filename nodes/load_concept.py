@@ -160,14 +160,14 @@ class LoadConceptLoRA(io.ComfyNode):
         if model is not None or clip is not None:
             tensors, _ = file.read(path)
             model, clip = adapters.load_alone(lora_name, tensors, model, clip, strength_model, strength_clip)
-        return io.NodeOutput([*earlier, concept], _or_blocked(model, "model"), _or_blocked(clip, "clip"))
+        return io.NodeOutput([*earlier, concept], _block_missing(model, "model"), _block_missing(clip, "clip"))
 
 
 def _read_trained_words(lora_name: str, path: Path) -> TrainedWords:
     """Return the trigger from the file's metadata. Raises ValueError where there is none."""
     trained = trained_words(file.read_metadata(path))
     if not trained.trigger:
-        hint = f" What it does say: {_quoted(trained.others)}." if trained.others else ""
+        hint = f" What it does say: {_quote(trained.others)}." if trained.others else ""
         raise ValueError(
             f"{lora_name} does not say what it was trained on: write its trigger phrase (such as “sks cat”) into"
             f" the trigger field of Load Concept LoRA.{hint}"
@@ -179,7 +179,7 @@ def _show(concept: Concept, trained: TrainedWords | None, node_id: str) -> None:
     """Show under the node, and log, which words were taken and which parts of them are not read as intended."""
     lines = []
     if trained is not None:
-        others = f" The file also names {_quoted(trained.others)}." if trained.others else ""
+        others = f" The file also names {_quote(trained.others)}." if trained.others else ""
         lines.append(f"Trigger “{concept.trigger}”, from {trained.source}.{others}")
     class_word = (
         f"Class word “{concept.class_word}”" if concept.class_word else "No class word, which the sampler needs"
@@ -195,11 +195,11 @@ def _show(concept: Concept, trained: TrainedWords | None, node_id: str) -> None:
     page.show_text("\n".join([*lines, *faults]), node_id)
 
 
-def _quoted(phrases: list[str]) -> str:
+def _quote(phrases: list[str]) -> str:
     return ", ".join(f"“{phrase}”" for phrase in phrases)
 
 
-def _or_blocked(output, socket: str):
+def _block_missing(output, socket: str):
     if output is not None:
         return output
     return ExecutionBlocker(f"Load Concept LoRA gives {socket.upper()} only where its {socket} input is connected.")

@@ -146,11 +146,11 @@ def store(name: str, state: dict[str, Tensor], metadata: dict[str, str] | None =
 
 def stored(name: str) -> dict[str, Tensor]:
     """What `store` wrote among the trained weights, in float32."""
-    found = load_file(WEIGHTS / f"{name}.safetensors")
-    scales = {key: found.pop(f"{key}.scale") for key in [*found] if f"{key}.scale" in found}
+    tensors = load_file(WEIGHTS / f"{name}.safetensors")
+    scales = {key: tensors.pop(f"{key}.scale") for key in [*tensors] if f"{key}.scale" in tensors}
     return {
         key: tensor.float() * (scales[key].view(-1, *[1] * (tensor.ndim - 1)) if key in scales else 1)
-        for key, tensor in found.items()
+        for key, tensor in tensors.items()
     }
 
 
@@ -178,9 +178,9 @@ def trained_checkpoint() -> dict[str, Tensor]:
 
 
 def trained_factors(name: str) -> Factors:
-    found = stored(name)
-    layers = dict.fromkeys(key.rpartition(".")[0] for key in found)
-    return {f"unet.{layer}": (found[f"{layer}.up"], found[f"{layer}.down"]) for layer in layers}
+    tensors = stored(name)
+    layers = dict.fromkeys(key.rpartition(".")[0] for key in tensors)
+    return {f"unet.{layer}": (tensors[f"{layer}.up"], tensors[f"{layer}.down"]) for layer in layers}
 
 
 def kohya_name(layer: str) -> str:
@@ -251,8 +251,8 @@ def stored_metadata(name: str) -> dict[str, str]:
 
 def triggers() -> dict[str, str]:
     """Of each concept that was trained, in alphabetical order: its name and the phrase it was trained on."""
-    found = {path.stem: stored_metadata(path.stem).get("trigger") for path in sorted(WEIGHTS.glob("*.safetensors"))}
-    return {name: trigger for name, trigger in found.items() if trigger}
+    words = {path.stem: stored_metadata(path.stem).get("trigger") for path in sorted(WEIGHTS.glob("*.safetensors"))}
+    return {name: trigger for name, trigger in words.items() if trigger}
 
 
 def lora_file(name: str) -> str:

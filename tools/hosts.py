@@ -23,10 +23,10 @@ def run(version: str, arguments: list[str]) -> int:
 
 def main(arguments: list[str]) -> None:
     named, _, rest = " ".join(arguments).partition("--")
-    known = list(host.SOURCES)
-    versions = known[:1] if named.split() == ["oldest"] else named.split() or known
-    if unknown := set(versions) - set(known):
-        sys.exit(f"hosts: there is no version {', '.join(unknown)}; choose from {', '.join(known)}")
+    supported = list(host.SOURCES)
+    versions = supported[:1] if named.split() == ["oldest"] else named.split() or supported
+    if unsupported := set(versions) - set(supported):
+        sys.exit(f"hosts: there is no version {', '.join(unsupported)}; choose from {', '.join(supported)}")
     if run(versions[0], ["tools/browser.py"]):
         sys.exit(1)
     codes = {version: run(version, ["-m", "pytest", *rest.split()]) for version in versions}

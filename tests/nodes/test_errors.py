@@ -27,7 +27,7 @@ class Trap:
     def spring(self, *_):
         raise OddError("sprung")
 
-    __getattr__ = __iter__ = __len__ = __bool__ = __fspath__ = spring
+    __getattr__ = __getitem__ = __iter__ = __len__ = __bool__ = __hash__ = __fspath__ = spring
 
 
 @pytest.mark.parametrize("node_id", [node.define_schema().node_id for node in NODES])

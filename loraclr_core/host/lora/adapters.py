@@ -45,7 +45,9 @@ def load_alone(name: str, tensors: dict[str, Tensor], model, clip, strength_mode
 
     Raises AdapterError, naming file and key, where the LoRA is for another model.
     """
-    tensors = {key: tensor for key, tensor in tensors.items() if (clip if _of_text(key) else model) is not None}
+    tensors = {
+        key: tensor for key, tensor in tensors.items() if (clip if _is_text_encoder_key(key) else model) is not None
+    }
     lora = match_lora(name, tensors, key_names(model, clip)) if tensors else MatchedLoRA(name)
     strengths = [(model, strength_model), (clip, strength_clip)]
     for target, _ in strengths:
@@ -54,7 +56,7 @@ def load_alone(name: str, tensors: dict[str, Tensor], model, clip, strength_mode
     return tuple(None if target is None else patched(target, lora, strength) for target, strength in strengths)
 
 
-def _of_text(key: str) -> bool:
+def _is_text_encoder_key(key: str) -> bool:
     """Return whether a file's key names a layer of a text encoder, in any naming scheme that ComfyUI reads."""
     return key.startswith(("lora_te", "lora_prior_te", "text_encoder"))
 
@@ -113,7 +115,7 @@ def _patches_of(lora: MatchedLoRA, patcher: ModelPatcher) -> dict[str, list]:
 
 def _fill(patch, base_shape: torch.Size, shape: torch.Size):
     """Return a plain LoRA for a weight of shape `base_shape` with zeros for the columns that upstream patches added to it."""
-    if base_shape == shape or len(base_shape) != 2 or not _plain(patch, None):
+    if base_shape == shape or len(base_shape) != 2 or not _is_plain(patch, None):
         return patch
     up, down, *others = patch.weights
     if down.shape[1:] != base_shape[1:]:
@@ -129,7 +131,7 @@ def check(lora: MatchedLoRA, patcher: ModelPatcher) -> None:
     patched_shapes = shapes(patcher, lora.patches)
     for key, patches in _patches_of(lora, patcher).items():
         for patch, offset, function in patches:
-            if _plain(patch, function):
+            if _is_plain(patch, function):
                 _factors(lora.name, key, patched_shapes[key], patch, offset, 1.0)
             else:
                 _rehearse(lora.name, key, patched_shapes[key], patch, offset)
@@ -164,13 +166,13 @@ def _base_weight(patcher: ModelPatcher, key: str, shape: torch.Size, device: tor
 
 
 def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, device) -> LowRank | Tensor:
-    if all(_plain(patch, function) for patch, _, function in patches):
+    if all(_is_plain(patch, function) for patch, _, function in patches):
         factors = [_factors(name, key, shape, patch, offset, strength) for patch, offset, _ in patches]
         # A file may claim any rank, and later steps need memory proportional to the rank squared.
         return lowrank.squeeze(lowrank.add(factors))
     for patch, offset, _ in patches:
         _rehearse(name, key, shape, patch, offset)
-    if all(_additive(patch) for patch, _, _ in patches):
+    if all(_is_additive(patch) for patch, _, _ in patches):
         weight = torch.zeros(shape, device=device)
     else:
         try:
@@ -186,12 +188,12 @@ def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, devi
     return weight - before
 
 
-def _plain(patch, function) -> bool:
+def _is_plain(patch, function) -> bool:
     """Return whether a patch is two factors and a scale; weights = (up, down, alpha, mid, dora_scale, reshape)."""
     return isinstance(patch, weight_adapter.LoRAAdapter) and function is None and patch.weights[3:6] == (None,) * 3
 
 
-def _additive(patch) -> bool:
+def _is_additive(patch) -> bool:
     if isinstance(patch, WeightAdapterBase):
         return type(patch) in ADDITIVE and patch.weights[ADDITIVE[type(patch)]] is None
     return patch[0] == "diff"

@@ -108,21 +108,23 @@ def prepare(lora: dict[str, Tensor], dtype: torch.dtype, max_rank: int) -> Prepa
     terms = _terms(lora)
     term_keys = {key for term in terms for key in term.keys}
     others = {key: tensor for key, tensor in lora.items() if key not in term_keys}
-    tensors = {key: _rounded(key, tensor, dtype) for key, tensor in others.items()}
+    tensors = {key: _round(key, tensor, dtype) for key, tensor in others.items()}
     errors = {}
     for term in terms:
-        stored = {key: _rounded(key, tensor, dtype) for key, tensor in _cut(lora, term, max_rank).items()}
+        stored = {key: _round(key, tensor, dtype) for key, tensor in _cut(lora, term, max_rank).items()}
         tensors |= stored
         if max_rank or dtype != torch.float32:
             errors[term.layer] = _error(_matrix(lora, term), stored, term)
     matrices = [key for key, tensor in others.items() if tensor.ndim > 1]
-    changed = [key for key in matrices if not _same(lora[key], tensors[key])]
+    changed = [key for key in matrices if not _is_same(lora[key], tensors[key])]
     return Prepared(
         tensors=tensors,
         errors={layer: error for layer, error in errors.items() if error > 0},
         whole=_layers(matrices) if max_rank else [],
         unmeasured=_layers(changed),
-        exact=[key for key, tensor in lora.items() if _is_scale(key, tensor) and not _same(tensor, tensor.to(dtype))],
+        exact=[
+            key for key, tensor in lora.items() if _is_scale(key, tensor) and not _is_same(tensor, tensor.to(dtype))
+        ],
     )
 
 
@@ -260,7 +262,7 @@ def _error(whole: LowRank, stored: dict[str, Tensor], term: Term) -> float:
     return float(lowrank.add([whole, _matrix(stored, cut).scaled(-1.0)]).norm() / size) if size else 0.0
 
 
-def _rounded(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _round(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = (tensor if _is_scale(key, tensor) else tensor.to(dtype)).contiguous().clone()
     if not torch.isfinite(rounded).all():
         raise ValueError(
@@ -274,7 +276,7 @@ def _is_scale(key: str, tensor: Tensor) -> bool:
     return key.endswith(ALPHA) or tensor.ndim == 0 or not tensor.is_floating_point()
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _is_same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.double(), other.double())
 
 

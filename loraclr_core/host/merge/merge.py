@@ -135,7 +135,7 @@ def merge(
     distilled = _distil(target, solution.deltas, loaded, run) if distils else Distilled(solution.deltas, [])
     run.progress("patching the model", 1.0)
     with run.timed("patching"):
-        lora = _named(target, distilled.deltas, loaded)
+        lora = _name_keys(target, distilled.deltas, loaded)
         patched_model, patched_clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
     return MergeResult(
         lora=lora,
@@ -323,7 +323,7 @@ def _sum(loaded: list[Loaded], key: str) -> LowRank:
     return lowrank.add([concept.merged()[key] for concept in loaded if key in concept.merged()])
 
 
-def _named(target: Target, deltas: Deltas, loaded: list[Loaded]) -> dict[str, Tensor]:
+def _name_keys(target: Target, deltas: Deltas, loaded: list[Loaded]) -> dict[str, Tensor]:
     """Return the merged differences, and the sums of those that cannot be merged, by the keys of a LoRA file."""
     names = keys.Names(target.model, target.clip)
     lora: dict[str, Tensor] = {}

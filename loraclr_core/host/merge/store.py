@@ -140,7 +140,7 @@ class CaptureStore:
             "content": _digest(tensors),
         }
         path = self.path(captures.keys)
-        write(path, {name: _alone(tensor) for name, tensor in tensors.items()}, header, overwrite=True)
+        write(path, {name: _separate_storage(tensor) for name, tensor in tensors.items()}, header, overwrite=True)
         for old in files():
             if size() <= LIMIT or old == path:
                 break
@@ -184,7 +184,7 @@ def _gram(width: int, name: str, tensors: dict[str, Tensor]) -> Gram:
     return gram
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def _separate_storage(tensor: Tensor) -> Tensor:
     """Return a tensor with storage of its own, as a file requires, where it is a part of a larger one."""
     return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 

@@ -104,7 +104,7 @@ def read_layers(model: nn.Module, height: int, width: int) -> Layers:
     if not levels:
         raise ValueError("CLoRA reads cross attention, and this model has none. Use LoRACLR Merge with it.")
     cells = math.ceil(height / 4) * math.ceil(width / 4)
-    return CrossLayers(levels[min(levels, key=lambda n: abs(_halved(height, n) * _halved(width, n) - cells))])
+    return CrossLayers(levels[min(levels, key=lambda n: abs(_halve(height, n) * _halve(width, n) - cells))])
 
 
 def _blocks(model: UNetModel):
@@ -118,7 +118,7 @@ def _resamples(block: ResBlock, kind: type) -> bool:
     return block.updown and isinstance(block.h_upd, kind)
 
 
-def _halved(side: int, times: int) -> int:
+def _halve(side: int, times: int) -> int:
     for _ in range(times):
         side = math.ceil(side / 2)
     return side

@@ -90,7 +90,7 @@ class ComposedTake(Take):
             ones = torch.ones_like(to_loss)
             scale = ones / evaluation.model.model_sampling.calculate_input(evaluation.sigma, ones)
             move = separation.step(to_loss, scale, settings.strength, settings.unit)
-            self.displacement.shift(move * self._generated(evaluation))
+            self.displacement.shift(move * self._locate_generated(evaluation))
 
     def _updates_due(self, evaluation: Evaluation, step: int) -> int:
         settings = self.composition.settings.updates
@@ -101,7 +101,7 @@ class ComposedTake(Take):
         self.updated.append(step)
         return 1 + (settings.refine_repeats if step in settings.refine_steps else 0)
 
-    def _generated(self, evaluation: Evaluation) -> Tensor | float:
+    def _locate_generated(self, evaluation: Evaluation) -> Tensor | float:
         """Return where the picture is generated at this noise level, 0…1: everywhere unless there is a denoise mask."""
         mask, change = self.start.denoise_mask, evaluation.options.get("denoise_mask_function")
         if mask is None or change is None:

@@ -48,20 +48,20 @@ def gradient(
 
         if settings.gradient_memory == "all at once":
             try:
-                return _all_at_once(z, missing, read, loss)
+                return _differentiate_at_once(z, missing, read, loss)
             except comfy.model_management.OOM_EXCEPTION:
                 log.warning(
                     "CLoRA: too little memory for the gradients of all branches at once; going on with one branch at a time."
                 )
                 comfy.model_management.soft_empty_cache()
-        return _one_at_a_time(z, missing, read, loss)
+        return _differentiate_in_turn(z, missing, read, loss)
 
 
-def _all_at_once(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Loss) -> Tensor:
+def _differentiate_at_once(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Loss) -> Tensor:
     return torch.autograd.grad(loss(read(branches)), z)[0]
 
 
-def _one_at_a_time(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Loss) -> Tensor:
+def _differentiate_in_turn(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Loss) -> Tensor:
     """Differentiate by the maps first, which are small, then by the latent through one branch's graph after another."""
     first, *others = branches
     with torch.no_grad():

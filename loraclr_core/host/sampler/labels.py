@@ -97,15 +97,15 @@ def _default_font(size: int) -> FreeTypeFont:
 
 def _has_letters(font: FreeTypeFont, text: str) -> bool:
     """Return whether every letter is drawn, and none as the font's sign for a missing letter."""
-    missing = _drawn(font, "\U0010ffff")
+    missing = _draw(font, "\U0010ffff")
     return all(
-        _drawn(font, letter) != missing and (any(_drawn(font, letter)[1]) or _is_invisible(letter))
+        _draw(font, letter) != missing and (any(_draw(font, letter)[1]) or _is_invisible(letter))
         for letter in text
         if not letter.isspace()
     )
 
 
-def _drawn(font: FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
+def _draw(font: FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
     mask = font.getmask(letter)
     return mask.size, bytes(mask)
 

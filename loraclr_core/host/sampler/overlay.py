@@ -65,10 +65,10 @@ def heat_over(picture: Tensor, heat: Tensor, labels: list[Label]) -> Tensor:
     colours = torch.cat([(2 * heat - 1).clamp(0, 1), 1 - (2 * heat - 1).abs(), (1 - 2 * heat).clamp(0, 1)], dim=-1)
     share = STRONGEST * heat
     blended = picture * (1 - share) + colours * share
-    return torch.stack([_labelled(image, label) for image, label in zip(blended, labels, strict=True)])
+    return torch.stack([_draw_label(image, label) for image, label in zip(blended, labels, strict=True)])
 
 
-def _labelled(image: Tensor, label: Label) -> Tensor:
+def _draw_label(image: Tensor, label: Label) -> Tensor:
     drawn = Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
     draw = ImageDraw.Draw(drawn)
     draw.text(PLACE, label.text, fill="white", font=label.font, stroke_width=STROKE, stroke_fill="black")

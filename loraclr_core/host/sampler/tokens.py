@@ -183,7 +183,7 @@ def _locate_all(
     }
     if not by_encoder and not same_length:
         raise ValueError(
-            f"The text encoder {type(clip.cond_stage_model).__name__} takes {_listed(map(len, tokens.values()))} tokens and"
+            f"The text encoder {type(clip.cond_stage_model).__name__} takes {_join(map(len, tokens.values()))} tokens and"
             f" gives {len(text)}, and nothing shows which are which, so CLoRA cannot find the concepts' words. Use LoRACLR"
             " Merge with this model."
         )
@@ -218,5 +218,5 @@ def _locate(tokens: list[Token], run: Watched, text: Tensor) -> dict[int, int]:
     return {number: place for number, place in places.items() if 0 <= place < len(text)}
 
 
-def _listed(numbers) -> str:
+def _join(numbers) -> str:
     return " and ".join(str(number) for number in numbers)
