@@ -71,6 +71,12 @@ class ComfyPage:
         self.load(workflow)
         return workflow
 
+    def browse_templates(self) -> None:
+        """Opens the template browser at this pack's templates."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.get_by_test_id("manage-node-templates-dialog").wait_for(state="attached")
+        self.page.get_by_text("loraclr", exact=True).click()
+
     def take_few_steps(self) -> int:
         """In pictures and captures, whatever they come to. Returns how many."""
         self.page.evaluate(

@@ -147,7 +147,7 @@ def test_the_live_view_lies_below_the_prompts_and_says_what_will_be_there(page):
 
 
 def test_a_cancelled_run_s_picture_says_so(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.MAPS)
     send_frame(page)
     when = page.page.locator(".loraclr-when")
     expect(when).to_be_hidden()
@@ -160,7 +160,7 @@ def test_a_cancelled_run_s_picture_says_so(page):
 
 
 def test_the_live_view_is_drawn_at_any_zoom(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.MAPS)
     send_frame(page)
     zoom(page, CLORA, 0.4)
     expect(page.page.locator(".loraclr-view canvas")).to_be_visible()
@@ -240,7 +240,7 @@ def test_settings_without_effect_look_so_and_say_why(page):
 
 
 def test_the_live_view_of_the_last_run_comes_back_only_to_what_it_was_made_of(page):
-    workflow = page.load_demo("clora_two_concepts")
+    workflow = page.load_demo(workflows.MAPS)
     page.take_few_steps()
     page.run()
     page.center(CLORA)
@@ -272,7 +272,7 @@ def test_the_live_view_of_the_last_run_comes_back_only_to_what_it_was_made_of(pa
 
 def test_frames_of_another_workflow_s_run_are_not_shown(page):
     page.page.evaluate("() => sessionStorage.clear()")
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.MAPS)
     node = page.node(CLORA, "(node) => node.id")
     made_of = page.prompt()
     elsewhere = FRAME | {"node": node, "made_of": made_of, "workflow": "another"}
@@ -290,7 +290,7 @@ def test_frames_of_another_workflow_s_run_are_not_shown(page):
 
 def test_a_reload_keeps_the_merge_s_report(page):
     page.make_room()
-    page.load_demo("loraclr_merge")
+    page.load_demo(workflows.MERGE)
     page.take_few_steps()
     page.run()
     page.center(MERGE)
@@ -309,7 +309,7 @@ def test_a_reload_keeps_the_merge_s_report(page):
 
 def test_a_cancelled_merge_says_so(page):
     page.make_room()
-    page.load_demo("loraclr_merge")
+    page.load_demo(workflows.MERGE)
     page.page.evaluate(
         """() => {
             const set = (name, value) => app.graph.nodes.flatMap((node) => node.widgets ?? [])
