@@ -4,6 +4,7 @@ import { classWord, nameOf } from "./words.js";
 export const CLORA = "LoRACLR_CLoRASampler";
 export const CONCEPT = "LoRACLR_LoadConceptLoRA";
 export const MERGE = "LoRACLR_Merge";
+export const TRAIN = "LoRACLR_TrainConcept";
 
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 export const isLinked = (node, name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
