@@ -1,11 +1,9 @@
 /** The view on Train Concept LoRA: loss and preservation as curves, and previews with and without the trigger. */
-import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
 import { duration, smooth } from "./lib/curves.js";
+import { follow } from "./lib/follow.js";
 import { colourOf, css, line } from "./lib/frame.js";
-import { allNodes, isOf, nodeById, TRAIN } from "./lib/graph.js";
-import { addPanel, LAST_RUN, recall, remember } from "./lib/panel.js";
-import { fitHeight } from "./lib/widgets.js";
+import { TRAIN } from "./lib/graph.js";
+import { addPanel } from "./lib/panel.js";
 
 const EVENT = "loraclr.train"; // nodes/train.py
 const CURVES = [
@@ -50,6 +48,9 @@ class TrainView {
     if (when) this.find(".loraclr-left").textContent = "";
   }
 
+  refresh() {}
+
+  /** The run has been stopped before its last step. */
   stopped() {
     const { step, steps } = this.newest ?? {};
     if (!this.find(".loraclr-when").textContent && step < steps) this.say("cancelled: run again to go on");
@@ -86,30 +87,4 @@ function preview({ prompt, picture }) {
   return figure;
 }
 
-const views = new WeakMap();
-const shownViews = () => allNodes(app.rootGraph ?? app.graph).flatMap((node) => views.get(node) ?? []);
-
-app.registerExtension({
-  name: "loraclr.train_view",
-  setup() {
-    api.addEventListener(EVENT, ({ detail }) => {
-      const root = app.rootGraph ?? app.graph;
-      const node = nodeById(root, detail.node);
-      if (!views.has(node) || !isOf(node, detail, root.id)) return;
-      remember(node, EVENT, detail);
-      views.get(node).show(detail);
-    });
-    api.addEventListener("execution_start", () => shownViews().forEach((view) => view.say(LAST_RUN)));
-    api.addEventListener("execution_interrupted", () => shownViews().forEach((view) => view.stopped()));
-  },
-  nodeCreated(node) {
-    if (node.comfyClass !== TRAIN) return;
-    views.set(node, new TrainView(node));
-    fitHeight(node);
-  },
-  async loadedGraphNode(node) {
-    const view = views.get(node);
-    const earlier = view && (await recall(node, EVENT));
-    if (earlier && !view.newest) view.show(earlier, LAST_RUN);
-  },
-});
+follow({ name: "loraclr.train_view", event: EVENT, comfyClass: TRAIN, create: (node) => new TrainView(node) });
