@@ -7,6 +7,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..loraclr_core.host.lora import file
 from ..loraclr_core.host.merge import export
 from .types import CATEGORY, MergeInfo
 
@@ -93,7 +94,7 @@ class SaveMergedLoRA(io.ComfyNode):
         root = Path(
             folder_paths.get_folder_paths("loras")[0] if folder == "loras" else folder_paths.get_output_directory()
         )
-        path = export.path_within(root, filename)
+        path = file.path_within(root, filename)
         prepared = export.prepare(lora, PRECISIONS[precision], max_rank)
         metadata = {} if merge_info is None else export.metadata(prepared.tensors, merge_info, path.stem)
         path = export.save(path, prepared.tensors, metadata, if_exists)
