@@ -20,7 +20,8 @@ from ..loraclr_core.host.train.settings import (
     RunSettings,
     TrainSettings,
 )
-from ..loraclr_core.host.train.train import train
+from ..loraclr_core.host.train.train import Models, train
+from ..loraclr_core.host.train.view import TrainView
 from ..loraclr_core.train.captions import class_word_of
 from ..loraclr_core.train.objective import WEIGHTINGS
 from . import page
@@ -379,7 +380,8 @@ class TrainConceptLoRA(io.ComfyNode):
         path = file.path_within(root, name[0].replace("{trigger}", _as_file_name(phrase)))
         earlier = concepts[0] if concepts else []
         progress = page.progress(cls.hidden.unique_id)
-        trained = train(model[0], clip[0], vae[0], given, settings, run, path, progress)
+        models = Models(model[0], clip[0], vae[0])
+        trained = train(models, given, settings, run, path, progress, _view(cls.hidden.unique_id))
         progress(f"trained in {trained.seconds:.0f} s", 1.0)
         lora_name = trained.path.relative_to(root).as_posix()
         concept = _concept(settings, lora_name, trained.path)
@@ -390,6 +392,11 @@ class TrainConceptLoRA(io.ComfyNode):
             [*earlier, concept],
             report.markdown(trained),
         )
+
+
+def _view(node_id: str) -> TrainView:
+    """Return a view that sends frames to this node on the page, while a page is open (web/train_view.js)."""
+    return TrainView(lambda frame: page.send("loraclr.train", {"node": node_id, **frame}), page.is_open)
 
 
 def _as_file_name(trigger: str) -> str:
