@@ -6,10 +6,11 @@ import { TRAIN } from "./lib/graph.js";
 import { addPanel } from "./lib/panel.js";
 
 const EVENT = "loraclr.train"; // nodes/train.py
+// As Frame in loraclr_core/host/train/view.py has them.
 const CURVES = [
-  { key: "loss", title: "How far the model is from the concept's pictures" },
-  { key: "preservation", title: "How far the model is from the base model without the trigger; lower is better" },
-  { key: "outside", title: "How far the model is from the base model around the subject; lower is better" },
+  { key: "losses", name: "concept", title: "How far the model is from the concept’s pictures" },
+  { key: "preservation", name: "preservation", title: "How far it is from the base model without the trigger" },
+  { key: "outside", name: "outside", title: "How far it is from the base model outside of the masks" },
 ];
 const CHART = { width: 200, height: 60 };
 const HEIGHT = 260;
@@ -34,13 +35,13 @@ class TrainView {
     this.root.classList.remove("loraclr-empty");
     this.newest = frame;
     this.say(when);
-    const curves = CURVES.filter(({ key }) => frame[key]?.some(Number.isFinite));
-    this.find(".loraclr-legend").replaceChildren(...curves.map((curve) => this.entry(curve)));
-    this.find("svg").replaceChildren(...curves.map((curve) => this.curve(curve)));
-    this.find(".loraclr-previews").replaceChildren(...(frame.previews ?? []).map(preview));
+    const curves = CURVES.filter(({ key }) => frame[key].some(Number.isFinite));
+    this.find(".loraclr-legend").replaceChildren(...curves.map((curve) => this.entry(curve, CURVES.indexOf(curve))));
+    this.find("svg").replaceChildren(...curves.map((curve) => this.curve(curve, CURVES.indexOf(curve))));
+    this.find(".loraclr-previews").replaceChildren(...frame.previews.map(preview));
     this.find(".loraclr-step").textContent = `${frame.step} / ${frame.steps} steps`;
-    const left = frame.step < frame.steps && frame.seconds_left;
-    this.find(".loraclr-left").textContent = left ? `${duration(left)} left` : "";
+    const known = frame.step < frame.steps && frame.seconds_left !== null;
+    this.find(".loraclr-left").textContent = known && !when ? `${duration(frame.seconds_left)} left` : "";
   }
 
   say(when) {
@@ -57,32 +58,30 @@ class TrainView {
   }
 
   /** A curve's name in its colour, and its newest value. */
-  entry({ key, title }) {
+  entry({ key, name, title }, number) {
     const entry = document.createElement("span");
     entry.className = "loraclr-curve";
-    entry.style.setProperty("--curve", css(colourOf(colourNumber(key))));
-    entry.title = title;
-    entry.textContent = `${key} ${smooth(this.newest[key]).findLast(Number.isFinite).toPrecision(2)}`;
+    entry.style.setProperty("--curve", css(colourOf(number)));
+    entry.title = `${title}: lower is nearer`;
+    entry.textContent = `${name} ${smooth(this.newest[key]).findLast(Number.isFinite).toPrecision(2)}`;
     return entry;
   }
 
-  curve({ key }) {
+  curve({ key }, number) {
     const curve = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
     curve.setAttribute("points", line(smooth(this.newest[key]), CHART.width, CHART.height));
-    curve.style.setProperty("--curve", css(colourOf(colourNumber(key))));
+    curve.style.setProperty("--curve", css(colourOf(number)));
     return curve;
   }
 }
 
-const colourNumber = (key) => CURVES.findIndex((curve) => curve.key === key);
-
-function preview({ prompt, picture }) {
+function preview({ prompt, picture, step }) {
   const image = new Image();
   image.src = picture;
   const caption = document.createElement("figcaption");
   caption.textContent = prompt;
   const figure = document.createElement("figure");
-  figure.title = prompt;
+  figure.title = `${prompt}, after ${step} steps`;
   figure.append(image, caption);
   return figure;
 }

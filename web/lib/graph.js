@@ -33,7 +33,7 @@ function conceptNodes(node) {
   const seen = new Set();
   for (let from = upstream(node); from && !seen.has(from); from = upstream(from)) {
     seen.add(from);
-    if (from.comfyClass === CONCEPT) concepts.unshift(from);
+    if (from.comfyClass === CONCEPT || from.comfyClass === TRAIN) concepts.unshift(from);
   }
   return concepts;
 }
@@ -45,13 +45,14 @@ function conceptNodes(node) {
 export function isOf(node, sent, workflow) {
   if (sent.workflow && sent.workflow !== workflow) return false;
   const loaded = Object.values(sent.made_of).map(({ inputs }) => inputs.lora_name);
-  return conceptNodes(node).every((concept) => isLinked(concept, "lora_name") || loaded.includes(valueOf(concept, "lora_name")));
+  const files = conceptNodes(node).filter((concept) => concept.comfyClass === CONCEPT);
+  return files.every((concept) => isLinked(concept, "lora_name") || loaded.includes(valueOf(concept, "lora_name")));
 }
 
-/** As the node names it: its name, else after its class word, else after its trigger. */
+/** As the node names it: its name, else after its class word, else after its trigger. A training's name is its file's. */
 export function conceptName(node) {
   const trigger = valueOf(node, "trigger");
-  return valueOf(node, "name") || nameOf(trigger, valueOf(node, "class_word") || classWord(trigger));
+  return (node.comfyClass !== TRAIN && valueOf(node, "name")) || nameOf(trigger, valueOf(node, "class_word") || classWord(trigger));
 }
 
 function upstream(node) {
