@@ -7,6 +7,7 @@ from .load_concept import LoadConceptLoRA
 from .merge import LoRACLRMerge
 from .save import SaveMergedLoRA
 from .scores import PreservationScores
+from .train import TrainConceptLoRA
 
 NODES = [
     LoadConceptLoRA,
@@ -16,5 +17,6 @@ NODES = [
     CLoRASampler,
     CLoRAMaps,
     ClearCaptures,
+    TrainConceptLoRA,
     PreservationScores,
 ]

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 
 import comfy.model_management
-import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
@@ -20,7 +19,6 @@ from . import page
 from .types import CATEGORY, Concepts, MergeInfo
 
 MARGIN_MODES: dict[str, MarginMode] = {"absolute (paper)": "absolute", "relative": "relative"}
-PROGRESS_UNITS = 1000
 
 
 def _inputs() -> list[io.Input]:
@@ -219,7 +217,7 @@ class LoRACLRMerge(io.ComfyNode):
             captures=captures,
             distillation_steps=distillation_steps,
         )
-        progress = _progress(cls.hidden.unique_id)
+        progress = page.progress(cls.hidden.unique_id)
         with _saying_when_cancelled(cls.hidden.unique_id):
             result = merge(model, clip, concepts, settings, progress)
         progress(f"merged in {sum(result.seconds.values()):.0f} s", 1.0)
@@ -250,15 +248,3 @@ def _saying_when_cancelled(node_id: str) -> Iterator[None]:
     except comfy.model_management.InterruptProcessingException:
         page.show_text("Cancelled: nothing was merged.", node_id)
         raise
-
-
-def _progress(node_id: str):
-    """Return a function that shows a progress bar and the phase under the node, and raises when the user cancels."""
-    bar = comfy.utils.ProgressBar(PROGRESS_UNITS, node_id=node_id)
-
-    def report_progress(phase: str, done: float) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(round(done * PROGRESS_UNITS))
-        page.show_text(phase, node_id)
-
-    return report_progress

@@ -1,8 +1,14 @@
 """Messages to the page that queued the running workflow, over ComfyUI's own socket."""
 
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.utils
 from comfy_api.latest import io
 from comfy_execution.graph_utils import is_link
 from server import PromptServer
+
+PROGRESS_UNITS = 1000
 
 
 def show_text(text: str, node_id: str) -> None:
@@ -10,6 +16,18 @@ def show_text(text: str, node_id: str) -> None:
     server = getattr(PromptServer, "instance", None)  # None outside of a running server
     if server is not None:
         server.send_progress_text(text.encode(errors="replace"), node_id)
+
+
+def progress(node_id: str) -> Callable[[str, float], None]:
+    """Return a function that shows a progress bar and the phase under a node, and raises when the user cancels."""
+    bar = comfy.utils.ProgressBar(PROGRESS_UNITS, node_id=node_id)
+
+    def report(phase: str, done: float) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(round(done * PROGRESS_UNITS))
+        show_text(phase, node_id)
+
+    return report
 
 
 def is_open() -> bool:

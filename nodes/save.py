@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..loraclr_core.host.errors import plain_errors
+from ..loraclr_core.host.lora import file
 from ..loraclr_core.host.merge import export
 from .types import CATEGORY, MergeInfo
 
@@ -95,7 +96,7 @@ class SaveMergedLoRA(io.ComfyNode):
         root = Path(
             folder_paths.get_folder_paths("loras")[0] if folder == "loras" else folder_paths.get_output_directory()
         )
-        path = export.path_within(root, filename)
+        path = file.path_within(root, filename)
         prepared = export.prepare(lora, PRECISIONS[precision], max_rank)
         metadata = {} if merge_info is None else export.metadata(prepared.tensors, merge_info, path.stem)
         path = export.save(path, prepared.tensors, metadata, if_exists)

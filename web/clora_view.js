@@ -1,10 +1,8 @@
 /** The live view on CLoRA Attention Contrast Sampler: the growing picture under each concept's mask or attention. */
-import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
+import { follow } from "./lib/follow.js";
 import { colourOf, css, line, overlay, sizeOf, unpack } from "./lib/frame.js";
-import { allNodes, CLORA, isLinked, isOf, nodeById, widgetOf } from "./lib/graph.js";
-import { addPanel, LAST_RUN, recall, remember } from "./lib/panel.js";
-import { fitHeight } from "./lib/widgets.js";
+import { CLORA, isLinked, widgetOf } from "./lib/graph.js";
+import { addPanel } from "./lib/panel.js";
 
 const EVENT = "loraclr.clora"; // nodes/clora.py
 const MODES = ["masks", "attention", "picture"];
@@ -42,6 +40,12 @@ class LiveView {
     });
     const isOn = () => this.isOn();
     addPanel(node, "live_view_panel", this.root, { height: HEIGHT, below: widgetOf(node, "negative"), isOn });
+    const setting = widgetOf(node, "live_view");
+    const { callback } = setting;
+    setting.callback = (...values) => {
+      callback?.apply(setting, values);
+      this.refresh();
+    };
   }
 
   isOn() {
@@ -130,39 +134,4 @@ class LiveView {
   }
 }
 
-const views = new WeakMap();
-const shownViews = () => allNodes(app.rootGraph ?? app.graph).flatMap((node) => views.get(node) ?? []);
-
-app.registerExtension({
-  name: "loraclr.clora_view",
-  setup() {
-    api.addEventListener(EVENT, ({ detail }) => {
-      const root = app.rootGraph ?? app.graph;
-      const node = nodeById(root, detail.node);
-      if (!views.has(node) || !isOf(node, detail, root.id)) return;
-      remember(node, EVENT, detail);
-      views.get(node).show(detail);
-    });
-    api.addEventListener("execution_start", () => shownViews().forEach((view) => view.say(LAST_RUN)));
-    api.addEventListener("execution_interrupted", () => shownViews().forEach((view) => view.stopped()));
-  },
-  nodeCreated(node) {
-    if (node.comfyClass !== CLORA) return;
-    const view = new LiveView(node);
-    views.set(node, view);
-    const setting = widgetOf(node, "live_view");
-    const { callback } = setting;
-    setting.callback = function () {
-      callback?.apply(this, arguments);
-      view.refresh();
-    };
-    fitHeight(node);
-  },
-  async loadedGraphNode(node) {
-    const view = views.get(node);
-    if (!view) return;
-    view.refresh();
-    const earlier = await recall(node, EVENT);
-    if (earlier && !view.newest) view.show(earlier, LAST_RUN);
-  },
-});
+follow({ name: "loraclr.clora_view", event: EVENT, comfyClass: CLORA, create: (node) => new LiveView(node) });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { allNodes, CONCEPT, conceptName, conceptNames, isOf, nodeById, siblings } from "../../web/lib/graph.js";
+import { allNodes, CONCEPT, conceptName, conceptNames, isOf, nodeById, siblings, TRAIN } from "../../web/lib/graph.js";
 
 /** A node as litegraph has them, as far as these functions look. */
 function node(values, from = null, type = CONCEPT) {
@@ -21,6 +21,13 @@ test("the chain is followed to its start, through reroutes, in its order", () =>
   const chain = node({ name: "dog" }, node({}, node({ name: "cat" }), "Reroute"));
   assert.deepEqual(conceptNames(node({}, chain, "LoRACLR_CLoRASampler")), ["cat", "dog"]);
   assert.deepEqual(conceptNames(node({}, null, "LoRACLR_CLoRASampler")), []);
+});
+
+test("a trained concept is in the chain, called by its class word: its name is its file's", () => {
+  const trained = node({ name: "loraclr/{trigger}", class_word: "cat", trigger: "sks cat" }, node({ name: "dog" }), TRAIN);
+  const sampler = node({}, trained, "LoRACLR_CLoRASampler");
+  assert.deepEqual(conceptNames(sampler), ["dog", "cat"]);
+  assert.ok(isOf(node({}, node({ class_word: "cat" }, null, TRAIN)), { workflow: "a", made_of: {} }, "a"), "it has no file");
 });
 
 test("ids lead through subgraphs", () => {

@@ -4,6 +4,7 @@ import { classWord, nameOf } from "./words.js";
 export const CLORA = "LoRACLR_CLoRASampler";
 export const CONCEPT = "LoRACLR_LoadConceptLoRA";
 export const MERGE = "LoRACLR_Merge";
+export const TRAIN = "LoRACLR_TrainConcept";
 
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 export const isLinked = (node, name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
@@ -33,7 +34,7 @@ export function conceptNodes(node) {
   const seen = new Set();
   for (let from = upstream(node); from && !seen.has(from); from = upstream(from)) {
     seen.add(from);
-    if (from.comfyClass === CONCEPT) concepts.unshift(from);
+    if (from.comfyClass === CONCEPT || from.comfyClass === TRAIN) concepts.unshift(from);
   }
   return concepts;
 }
@@ -45,7 +46,8 @@ export function conceptNodes(node) {
 export function isOf(node, sent, workflow) {
   if (sent.workflow && sent.workflow !== workflow) return false;
   const loaded = Object.values(sent.made_of).map(({ inputs }) => inputs.lora_name);
-  return conceptNodes(node).every((concept) => isLinked(concept, "lora_name") || loaded.includes(valueOf(concept, "lora_name")));
+  const files = conceptNodes(node).filter((concept) => concept.comfyClass === CONCEPT);
+  return files.every((concept) => isLinked(concept, "lora_name") || loaded.includes(valueOf(concept, "lora_name")));
 }
 
 /** The other concepts in the chains that a concept's node is in. */
@@ -55,9 +57,9 @@ export function siblings(concept) {
   return [...new Set(others)].filter((node) => node.comfyClass === CONCEPT && node !== concept);
 }
 
-/** As the node names it: its name, else after its class word, else after its trigger. */
+/** As the node names it: its name, else after its class word, else after its trigger. A training's name is its file's. */
 export function conceptName(node) {
-  return valueOf(node, "name") || nameOf(valueOf(node, "trigger"), conceptClassWord(node));
+  return (node.comfyClass !== TRAIN && valueOf(node, "name")) || nameOf(valueOf(node, "trigger"), conceptClassWord(node));
 }
 
 /** Its class word, else that of its trigger. */

@@ -21,6 +21,16 @@ style.replaceSync(`
   .loraclr-view canvas { position: absolute; width: 100%; height: 100%; object-fit: contain; image-rendering: auto; }
   .loraclr-view svg { flex: 1; min-width: 0; height: 30px; }
   .loraclr-view polyline { stroke: currentColor; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+  .loraclr-train svg { flex: 1; min-height: 40px; width: 100%; }
+  .loraclr-train polyline { fill: none; stroke: var(--curve); stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+  .loraclr-curve::before { content: ""; display: inline-block; width: 10px; height: 10px; margin-right: 4px; border-radius: 2px;
+    background: var(--curve); }
+  .loraclr-previews { display: flex; gap: 6px; flex: 2; min-height: 0; }
+  .loraclr-previews:empty { display: none; }
+  .loraclr-previews figure { flex: 1; min-width: 0; margin: 0; display: flex; flex-direction: column; gap: 2px; }
+  .loraclr-previews img { flex: 1; min-height: 0; width: 100%; object-fit: contain; }
+  .loraclr-previews figcaption { flex: none; font-size: 11px; text-align: center; white-space: nowrap; overflow: hidden;
+    text-overflow: ellipsis; }
   .loraclr-report { overflow-y: auto; user-select: text; }
   .loraclr-verdict { flex: none; overflow-wrap: anywhere; }
   .loraclr-report table { border-collapse: collapse; width: 100%; }

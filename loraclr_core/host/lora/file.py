@@ -95,6 +95,19 @@ def sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def path_within(root: Path, filename: str) -> Path:
+    """Return `filename` (.safetensors added) as a path within `root`. Raises ValueError if it is empty or outside."""
+    stem = filename.strip().removesuffix(".safetensors")
+    named = stem and not stem.endswith(("/", "\\")) and "\0" not in stem
+    real_root = Path(os.path.realpath(root))
+    path = Path(os.path.realpath(real_root / f"{stem}.safetensors")) if named else real_root
+    if not named or not path.is_relative_to(real_root):
+        raise ValueError(
+            f"filename “{filename}” does not name a file within {root}; use a plain name such as loraclr/merged."
+        )
+    return root / path.relative_to(real_root)
+
+
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], overwrite: bool) -> None:
     """Write a safetensors file to a scratch folder beside `path`, then move it: it is written whole or not at all.
 

@@ -16,11 +16,12 @@ from torch import Tensor
 from ... import lowrank
 from ...merge.gram import Gram
 from ...merge.moments import ConceptStatistics, LayerMoments
+from ..loaded import encode
 from ..lora.active import active, clip_with_summed, with_summed
 from ..lora.adapters import Effect
 from ..lora.layers import Layers, output_width
 from ..weights import input_width
-from .target import CaptureSettings, Target, empty_latent, encode, noise_levels
+from .target import CaptureSettings, Target, empty_latent, noise_levels
 
 # Tokens of each layer and concept that are held out to judge the merge.
 HELD_OUT = 12

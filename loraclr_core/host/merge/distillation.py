@@ -8,31 +8,26 @@ remaining errors add up from layer to layer, and with many concepts these lose t
 
 D is the denoised prediction. i is a teacher: the model with one concept's LoRA alone or, for a class word and the empty
 prompt, the plain model. x is a picture that a teacher paints for its prompt c_i, with noise of level σ. Distillation
-from several teachers is from arXiv 1503.02531. w(σ) is the signal-to-noise ratio within bounds, as in Min-SNR (arXiv
-2303.09556); it has a lower bound because the layout of a picture is decided where there is almost no signal.
+from several teachers is from arXiv 1503.02531. w(σ) is that of min_snr.py.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import comfy.k_diffusion.sampling
 import comfy.model_management
-import comfy.samplers
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_base import BaseModel
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ... import min_snr
 from ...lowrank import LowRank
 from ...progress import Progress
 from .. import differentiable
-from ..lora import active
+from ..loaded import Deltas, LoadedModel, with_model
 from ..lora.active import with_summed
 from ..lora.adapters import Effect, layer
-from ..lora.layers import Layers
 from ..lora.load import Loaded
 from .target import CaptureSettings, Target, empty_latent, encode_with, noise_levels
 
@@ -40,11 +35,7 @@ PICTURES = 4  # painted by a teacher for each prompt
 RATE = 0.03  # how far a step moves a factor's entries, relative to their root mean square; decays to zero
 WARMUP = 10  # steps: Adam's first ones are as long as later ones, but follow a single batch
 JUDGED = 4  # noise levels at which predictions are compared, before and after
-SNR = 0.1, 5.0  # bounds of w
 PAINTING_SHARE = 0.1  # share of the progress
-
-Deltas = dict[str, LowRank]
-T = TypeVar("T")
 
 
 class Agreement(NamedTuple):
@@ -85,25 +76,6 @@ class Row(NamedTuple):
     sigma: Tensor
 
 
-class LoadedModel(NamedTuple):
-    """A model that ComfyUI has loaded, with conditioning prepared."""
-
-    inner: BaseModel
-    # By `id` of the encoded conditioning.
-    conds: dict[str, list]
-    options: dict
-    layers: Layers
-    # Noise of one picture, (1, channels, …), on the sampling device; only its shape and device matter.
-    noise: Tensor
-    # σ of each step, and 0.
-    sigmas: Tensor
-
-    def predict(self, deltas: Deltas, cond: list, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the denoised prediction for `x` with these differences added to the layers."""
-        with active.differentiable(self.layers, deltas):
-            return comfy.samplers.calc_cond_batch(self.inner, [self.conds[str(id(cond))]], x, sigma, self.options)[0]
-
-
 def distil(
     target: Target, deltas: Deltas, loaded: list[Loaded], steps: int, settings: CaptureSettings, progress: Progress
 ) -> Distilled:
@@ -126,7 +98,9 @@ def distil(
             return _Distillation(model, teachers, start, steps, settings, progress).run()
 
         try:
-            distilled = _with_model(model, layers, teachers, settings, work)
+            conds = [cond for teacher in teachers.all() for cond in (teacher.own, teacher.merged)]
+            latent, sigmas = empty_latent(model, settings.latent_shape), noise_levels(model, settings)
+            distilled = with_model(model, layers, conds, latent, sigmas, "distillation_steps", work)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise ValueError(
                 "The device's memory is too small for the gradients of the whole model at this size. Connect a smaller latent"
@@ -149,6 +123,9 @@ class Teachers(NamedTuple):
         """Return the teachers whose pictures are used for training."""
         return [teacher for group in (*self.concepts, self.plain) for teacher in group]
 
+    def all(self) -> list[Teacher]:
+        return [*self.painters(), self.empty]
+
 
 def _teachers(target: Target, deltas: Deltas, loaded: list[Loaded], settings: CaptureSettings) -> Teachers:
     """Return all teachers, their prompts encoded."""
@@ -170,35 +147,6 @@ def _teachers(target: Target, deltas: Deltas, loaded: list[Loaded], settings: Ca
         plain=[teacher for word in words for teacher in teachers(word, settings.prompts, nothing, nothing)],
         empty=empty,
     )
-
-
-def _with_model(
-    patcher: ModelPatcher,
-    layers: Layers,
-    teachers: Teachers,
-    settings: CaptureSettings,
-    work: Callable[[LoadedModel], T],
-) -> T:
-    """Return `work` of the loaded model, with all conditioning prepared as for a run of a sampler."""
-    results: list[T] = []
-
-    class Working(comfy.samplers.Sampler):
-        def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs) -> Tensor:
-            options = extra_args["model_options"]
-            options["transformer_options"].setdefault("optimized_attention_override", differentiable.attention)
-            differentiable.make_normal(model_wrap.inner_model)
-            differentiable.check_weights_stay(model_wrap.inner_model, noise.device, "distillation_steps")
-            loaded = LoadedModel(model_wrap.inner_model, model_wrap.conds, options, layers, noise, sigmas)
-            results.append(work(loaded))
-            return noise
-
-    guider = comfy.samplers.CFGGuider(patcher)
-    conds = [cond for teacher in (*teachers.painters(), teachers.empty) for cond in (teacher.own, teacher.merged)]
-    guider.inner_set_conds({str(id(cond)): cond for cond in conds})
-    latent = empty_latent(patcher, settings.latent_shape)
-    sigmas = noise_levels(patcher, settings)
-    guider.sample(torch.zeros_like(latent), latent, Working(), sigmas, disable_pbar=True, seed=settings.seed)
-    return results[0]
 
 
 class _Distillation:
@@ -243,10 +191,7 @@ class _Distillation:
             self.progress(f"distilling, teacher {number + 1} of {len(painters)} paints", done)
             return self.model.predict(painter.deltas, painter.own, x, sigma)
 
-        sigmas, scale = self.model.sigmas, self.model.inner.model_sampling.noise_scaling
-        noise = self._noise(PICTURES, *self.model.noise.shape[1:])
-        start = scale(sigmas[0], noise, torch.zeros_like(noise), max_denoise=True)
-        return comfy.k_diffusion.sampling.sample_euler(denoise, start, sigmas, disable=True)
+        return self.model.paint(denoise, self._noise(PICTURES, *self.model.noise.shape[1:]))
 
     def _descend(self, pictures: dict[Teacher, Tensor]) -> None:
         """Train the factors with Adam. Raises ValueError where they diverge."""
@@ -298,14 +243,7 @@ class _Distillation:
         with torch.no_grad():
             wanted = self.model.predict(row.teacher.deltas, row.teacher.own, row.x, row.sigma)
         found = self.model.predict(deltas, row.teacher.merged, row.x, row.sigma)
-        return self._weight(row.sigma) * (found - wanted).square()
-
-    def _weight(self, sigma: Tensor) -> float:
-        """Return w(σ), from the shares of noise and signal by which the model adds noise to a picture."""
-        zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
-        scaling = self.model.inner.model_sampling.noise_scaling
-        noise, signal = float(scaling(sigma, one, zero)), float(scaling(sigma, zero, one))
-        return min(max((signal / noise) ** 2, SNR[0]), SNR[1])
+        return min_snr.weight(self.model.signal_to_noise(row.sigma)) * (found - wanted).square()
 
     def _judge(self, deltas: Deltas, rows: list[list[Row]]) -> list[float]:
         """Return the mean error over the rows of each concept."""

@@ -1,7 +1,6 @@
 """A merged LoRA as a file: its rank, precision, metadata, and an unused file name."""
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,17 +9,13 @@ from torch import Tensor
 
 from ... import lowrank
 from ...lowrank import LowRank
-from ..lora import file
+from ..lora import file, header
 from ..lora.accounts import ALPHA, FACTORS, ROLES
 from ..lora.keys import as_stored
 from .merge import MergeResult
 
 UP, DOWN, DIFFERENCE, BIAS = ".lora_up.weight", ".lora_down.weight", ".diff", ".diff_b"
 LISTED = 3  # names in a line of the report
-# kohya's names for base models, by ComfyUI's configuration class.
-KOHYA_BASE = {"SD15": "sd_v1", "SD20": "sd_v2", "SDXL": "sdxl_base_v1-0"}
-MODELSPEC_ARCHITECTURE = {"SD15": "stable-diffusion-v1/lora", "SD20": "stable-diffusion-v2-768-v/lora"}
-MODELSPEC_ARCHITECTURE |= {"SDXL": "stable-diffusion-xl-v1-base/lora", "Flux": "flux-1-dev/lora"}
 
 
 class Term(NamedTuple):
@@ -84,19 +79,10 @@ def metadata(tensors: dict[str, Tensor], merge_info: MergeInfo, title: str) -> d
         "loraclr.concepts": json.dumps(merge_info.concepts),
         "loraclr.settings": json.dumps(merge_info.settings),
         "loraclr.base_model": family,
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": title,
-        "modelspec.architecture": MODELSPEC_ARCHITECTURE.get(family, f"{family}/lora"),
         "modelspec.trigger_phrase": triggers,
         "modelspec.description": f"{len(merge_info.concepts)} concepts merged with LoRACLR: {triggers}",
-        "ss_output_name": title,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(max(ranks, default=0)),
-        "ss_network_alpha": f"{max(alphas or ranks, default=0):g}",
     }
-    if family in KOHYA_BASE:
-        values["ss_base_model_version"] = KOHYA_BASE[family]
-    return values
+    return values | header.common(title, family, max(ranks, default=0), max(alphas or ranks, default=0))
 
 
 def prepare(lora: dict[str, Tensor], dtype: torch.dtype, max_rank: int) -> Prepared:
@@ -128,27 +114,14 @@ def prepare(lora: dict[str, Tensor], dtype: torch.dtype, max_rank: int) -> Prepa
     )
 
 
-def path_within(root: Path, filename: str) -> Path:
-    """Return `filename` (.safetensors added) as a path within `root`. Raises ValueError if it is empty or outside."""
-    stem = filename.strip().removesuffix(".safetensors")
-    named = stem and not stem.endswith(("/", "\\")) and "\0" not in stem
-    real_root = Path(os.path.realpath(root))
-    path = Path(os.path.realpath(real_root / f"{stem}.safetensors")) if named else real_root
-    if not named or not path.is_relative_to(real_root):
-        raise ValueError(
-            f"filename “{filename}” does not name a file within {root}; use a plain name such as loraclr/merged."
-        )
-    return root / path.relative_to(real_root)
-
-
-def save(path: Path, tensors: dict[str, Tensor], header: dict[str, str], if_exists: str) -> Path:
+def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], if_exists: str) -> Path:
     """Write the file and return its path. if_exists: number | overwrite | fail."""
     if not tensors:
         raise ValueError(
             "The merged LoRA is empty: every concept has strength 0 or changes nothing. Nothing was saved."
         )
     if if_exists == "overwrite":
-        file.write(path, tensors, header, overwrite=True)
+        file.write(path, tensors, metadata, overwrite=True)
         return path
     number = 1
     while True:
@@ -156,7 +129,7 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, str], if_exis
         try:
             if candidate.exists():  # saves writing it all in vain; the write itself closes the race
                 raise FileExistsError(candidate)
-            file.write(candidate, tensors, header, overwrite=False)
+            file.write(candidate, tensors, metadata, overwrite=False)
             return candidate
         except FileExistsError:
             if if_exists == "fail":

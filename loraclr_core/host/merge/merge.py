@@ -19,6 +19,7 @@ from ...merge import adamw, exact
 from ...merge.moments import ConceptStatistics
 from ...merge.objective import Margin, held_out_error, negative_distances
 from ...progress import Progress
+from ..content import NotStorableError
 from ..lora import adapters, keys
 from ..lora.layers import Layers, dense
 from ..lora.load import Loaded, load
@@ -26,7 +27,7 @@ from ..lora.match import key_names
 from . import store
 from .cache import capture_all
 from .distillation import Agreement, Distilled, distil
-from .store import Captures, CaptureStore, NotStorableError
+from .store import Captures, CaptureStore
 from .target import CaptureSettings, Target
 
 Solver = Literal["exact", "adamw (paper)", "sum (baseline)"]

@@ -16,15 +16,14 @@ from typing import NamedTuple
 
 import folder_paths
 import torch
-from comfy.model_patcher import ModelPatcher
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ... import lowrank
 from ...merge.gram import Gram
 from ...merge.moments import ConceptStatistics
-from .. import weights
-from ..lora.file import write
+from .. import content
+from ..content import NotStorableError
 from ..lora.layers import output_width
 from ..lora.load import Loaded
 from ..weights import input_width
@@ -59,10 +58,6 @@ class Captures:
     base_grams: Grams = field(default_factory=dict)
 
 
-class NotStorableError(ValueError):
-    """The model has a part whose content cannot be determined; the message names it."""
-
-
 def folder() -> Path:
     """Return the folder of the captures."""
     return Path(folder_paths.get_user_directory()) / "loraclr_captures"
@@ -78,7 +73,7 @@ def clear() -> tuple[int, int]:
 
 def files() -> list[Path]:
     """Return the capture files, least recently used first."""
-    return sorted(folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    return content.files(folder())
 
 
 def size() -> int:
@@ -94,10 +89,10 @@ class CaptureStore:
             raise NotStorableError("a prompt or trigger has an embedding, whose file may change")
         self.target, clip = target, target.clip
         settings_of_clip = (clip.layer_idx, sorted(clip.tokenizer_options.items()))
-        content = hashlib.sha256(repr((FORMAT, settings, list(target.layers()), settings_of_clip)).encode())
+        digest = hashlib.sha256(repr((FORMAT, settings, list(target.layers()), settings_of_clip)).encode())
         for patcher in (target.model, target.clip.patcher):
-            _add_content(content, patcher)
-        self.model = content.hexdigest()[:24]
+            content.add_model(digest, patcher)
+        self.model = digest.hexdigest()[:24]
 
     def path(self, keys: list[CaptureKey]) -> Path:
         """Return the file of these concepts' captures, whether or not it exists."""
@@ -134,24 +129,13 @@ class CaptureStore:
             for number, statistics in enumerate(per_concept):
                 tensors |= {f"concept.{number}.{place}.{part}": getattr(statistics, part) for part in PARTS}
             counts.append([(statistics.tokens, statistics.seen) for statistics in per_concept])
-        header = {
-            "base_words": json.dumps(captures.base_words),
-            "counts": json.dumps(counts),
-            "content": _digest(tensors),
-        }
+        header = {"base_words": json.dumps(captures.base_words), "counts": json.dumps(counts)}
         path = self.path(captures.keys)
-        write(path, {name: _separate_storage(tensor) for name, tensor in tensors.items()}, header, overwrite=True)
-        for old in files():
-            if size() <= LIMIT or old == path:
-                break
-            old.unlink()
+        content.write(path, {name: _separate_storage(tensor) for name, tensor in tensors.items()}, header)
+        content.prune(folder(), LIMIT, path)
 
     def _read(self, path: Path, keys: list[CaptureKey], loaded: list[Loaded]) -> Captures:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        if header["content"] != _digest(tensors):
-            raise ValueError("its content is not what was written")
+        tensors, header = content.read(path)
         counts, base_words = json.loads(header["counts"]), json.loads(header["base_words"])
         statistics: list[dict[str, ConceptStatistics]] = [{} for _ in keys]
         grams: Grams = {}
@@ -187,75 +171,3 @@ def _gram(width: int, name: str, tensors: dict[str, Tensor]) -> Gram:
 def _separate_storage(tensor: Tensor) -> Tensor:
     """Return a tensor with storage of its own, as a file requires, where it is a part of a larger one."""
     return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    content = hashlib.sha256()
-    for name in sorted(tensors):
-        content.update(f"{name} {tuple(tensors[name].shape)}".encode())
-        content.update(_bytes(tensors[name]))
-    return content.hexdigest()
-
-
-def _bytes(tensor: Tensor):
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-
-
-# --- the content of a model ------------------------------------------------------------------------------------------
-
-
-def _add_content(content, patcher: ModelPatcher) -> None:
-    """Add weights, patches and configuration. Raises NotStorableError where anything else changes the model."""
-    attached = {
-        "a wrapper": [entries for by_key in patcher.wrappers.values() for entries in by_key.values()],
-        "an injection": patcher.injections,
-        "a hook": patcher.hook_patches,
-        "a weight wrapper": patcher.weight_wrapper_patches,
-        "a model option": {key: value for key, value in patcher.model_options.items() if value},
-    }
-    for what, entries in attached.items():
-        if any(entries.values() if isinstance(entries, dict) else entries):
-            raise NotStorableError(f"another node has put {what} on it")
-    content.update(f"{type(patcher.model).__name__} {_configuration(patcher.model)}".encode())
-    for name, patch in sorted(patcher.object_patches.items()):
-        _add_leaf(content, name, patch)
-    for key, placed in sorted(patcher.model_state_dict().items()):
-        content.update(key.encode())
-        for part in _leaves((weights.content(patcher, key, placed), patcher.patches.get(key, []))):
-            _add_leaf(content, key, part)
-
-
-def _configuration(model) -> str:
-    """Return a model's configuration, including the kind of its prediction; nothing for a text encoder."""
-    config = getattr(model, "model_config", None)
-    return repr((config.unet_config, config.sampling_settings, model.model_type) if config else None)
-
-
-def _leaves(value: object) -> Iterable[object]:
-    """Yield the leaves of a nested structure; adapters are replaced by their weights."""
-    if isinstance(value, list | tuple):
-        for element in value:
-            yield from _leaves(element)
-    elif hasattr(value, "weights"):
-        yield type(value).__name__
-        yield from _leaves(value.weights)
-    else:
-        yield value
-
-
-def _add_leaf(content, key: str, part: object) -> None:
-    if weights.is_wrapper(part):  # quantised by ComfyUI: codes, scales, and how to read them
-        names, kind = part.__tensor_flatten__()
-        content.update(repr(kind).encode())
-        for name in names:
-            _add_leaf(content, key, getattr(part, name))
-    elif isinstance(part, Tensor):
-        content.update(f"{part.dtype} {tuple(part.shape)}".encode())
-        try:
-            content.update(_bytes(part))
-        except (RuntimeError, TypeError) as error:
-            raise NotStorableError(f"the content of {key}, stored as {type(part).__name__}, cannot be read") from error
-    elif isinstance(part, str | float | int | torch.dtype | None):
-        content.update(repr(part).encode())
-    else:
-        raise NotStorableError(f"{key} has a patch with a {type(part).__name__}, whose content cannot be known")

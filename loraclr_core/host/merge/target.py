@@ -9,6 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..loaded import encode
 from ..lora.active import active, clip_with_summed
 from ..lora.adapters import Effect
 from ..lora.layers import Layers
@@ -70,11 +71,6 @@ def empty_latent(model: ModelPatcher, shape: tuple[int, ...]) -> Tensor:
 def noise_levels(model: ModelPatcher, settings: CaptureSettings) -> Tensor:
     """Return σ of each step, and 0."""
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", settings.steps)
-
-
-def encode(clip: comfy.sd.CLIP, prompt: str) -> list:
-    """Return the conditioning of a prompt."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
 
 def encode_with(target: Target, prompt: str, effect: Effect, *summed: Effect) -> list:

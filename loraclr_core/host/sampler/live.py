@@ -1,7 +1,6 @@
 """The live view of a CLoRA run in ComfyUI's page: small frames, at a low rate, and only while somebody is watching."""
 
 import base64
-import io
 import logging
 import math
 import time
@@ -9,17 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from .overlay import rough_picture
+from ..pictures import jpeg, rough_picture
 
 log = logging.getLogger("loraclr")
 
 SECONDS = 0.25  # least time between two frames, except before the last of a run
-SIDE = 256  # longest side in pixels
-QUALITY = 80
 
 
 class LiveView:
@@ -100,17 +95,7 @@ def _maps(masks: Tensor, heat: Tensor) -> dict:
 def _picture(latent_format, latent: Tensor) -> str | None:
     """Return a latent's rough colours as a data URL, or None where its format does not define them."""
     drawn = rough_picture(latent_format, latent)
-    return None if drawn is None else _jpeg(drawn[0])
-
-
-def _jpeg(picture: Tensor) -> str:
-    """Return a picture, (H, W, 3), 0…1, as a data URL."""
-    share = SIDE / max(picture.shape[:2])
-    if share < 1:
-        picture = F.interpolate(picture.movedim(-1, 0)[None], scale_factor=share, mode="area")[0].movedim(0, -1)
-    file = io.BytesIO()
-    Image.fromarray((picture * 255).round().to(torch.uint8).cpu().numpy()).save(file, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return None if drawn is None else jpeg(drawn[0])
 
 
 def _bytes(values: Tensor) -> str:

@@ -8,36 +8,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..pictures import rough_picture
 from .labels import PLACE, STROKE, Label
 
 log = logging.getLogger("loraclr")
 
 # How much of the heat map's colour covers the picture at most.
 STRONGEST = 0.75
-
-
-def rough_picture(latent_format, latent: Tensor) -> Tensor | None:
-    """Draw a latent in rough colours, without a VAE: (1, channels, h, w) -> (1, H, W, 3), 0…1, as large as the picture.
-
-    latent: in the model's own scale; a video, (1, channels, frames, h, w), is drawn by its first frame. The colours are
-    those of ComfyUI's previewer (latent_preview.Latent2RGBPreviewer), unrounded. None where the format does not define
-    them.
-    """
-    factors = latent_format.latent_rgb_factors
-    if factors is None:
-        return None
-    height = latent_format.spacial_downscale_ratio * latent.shape[-2]
-    latent = latent.float()
-    if latent_format.latent_rgb_factors_reshape is not None:
-        latent = latent_format.latent_rgb_factors_reshape(latent)
-    if latent.ndim == 5:
-        latent = latent[:, :, 0]
-    colours = torch.einsum("bchw,cr->bhwr", latent, torch.tensor(factors, device=latent.device))
-    if latent_format.latent_rgb_factors_bias is not None:
-        colours = colours + torch.tensor(latent_format.latent_rgb_factors_bias, device=latent.device)
-    colours = ((colours + 1) / 2).clamp(0, 1).nan_to_num()  # NaN is black
-    pixels = max(1, height // colours.shape[1])
-    return colours.repeat_interleave(pixels, dim=1).repeat_interleave(pixels, dim=2)
 
 
 def background(latent_format, latent: Tensor) -> tuple[Tensor, str]:

@@ -1,1 +1,1 @@
-"""Training a concept and scoring it in ComfyUI."""
+"""Training a concept's LoRA on a model in ComfyUI, and scoring its pictures."""
