@@ -31,8 +31,9 @@ export function unsay(node, kind) {
 /** What is said on a node now; empty where nothing of this kind is. */
 export const said = (node, kind) => lines.get(node)?.get(kind)?.text ?? "";
 
-/** Nodes 2.0 measures its nodes by itself. */
+/** Not in Nodes 2.0, which measures its nodes by itself. */
 function resize(node, height) {
+  if (!node.graph) return; // it was deleted
   if (!globalThis.LiteGraph?.vueNodesMode) node.setSize([node.size[0], height]);
   node.setDirtyCanvas?.(true, true);
 }
