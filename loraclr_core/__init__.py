@@ -16,6 +16,9 @@ CLoRA (arXiv 2403.19776), sampler/
     masks.py         masks from attention, and ε = Σ M_k ε_k / Σ M_k
     objects.py       masks from the objects of the plain picture
 
+CAT (arXiv 2404.07554), train/
+    scores.py        KPS and the scores that stand beside it, from vectors of pictures
+
 Shared: concept.py (a LoRA with its words) and lowrank.py (a weight difference as two factors).
 
 host/ holds all code that touches ComfyUI, in folders of the same names: lora/ (a file's effect on a model), merge/ and

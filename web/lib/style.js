@@ -3,17 +3,26 @@
 const style = new CSSStyleSheet();
 style.replaceSync(`
   .loraclr-panel { display: flex; flex-direction: column; gap: 4px; font: 12px sans-serif; overflow: hidden;
-    color: var(--input-text, #ddd); box-sizing: border-box; height: 100%; }
+    color: var(--input-text, #ddd); box-sizing: border-box; height: 100%; contain: size; }
   .loraclr-panel button { font: inherit; color: inherit; cursor: pointer; padding: 1px 7px; border-radius: 8px;
     border: 1px solid var(--border-color, #555); background: var(--comfy-input-bg, #222); }
+  .loraclr-panel[hidden] { display: none; }
+  .loraclr-promise { display: none; flex: 1; align-items: center; justify-content: center; text-align: center; padding: 12px;
+    border: 1px dashed var(--border-color, #555); border-radius: 8px; opacity: 0.7; font-size: 13px; }
+  .loraclr-empty > .loraclr-promise { display: flex; }
+  .loraclr-empty > :not(.loraclr-promise) { display: none; }
   .loraclr-row { display: flex; gap: 6px; align-items: center; justify-content: space-between; flex: none; }
+  .loraclr-when:not(:empty) { margin-left: auto; padding: 1px 7px; border-radius: 8px; white-space: nowrap;
+    background: var(--warning-background, #8a6100); color: #fff; }
   .loraclr-legend { display: flex; gap: 4px; flex-wrap: wrap; }
   .loraclr-panel .loraclr-chip { border-color: var(--concept); border-left-width: 10px; }
   .loraclr-chip[aria-pressed="false"] { opacity: 0.4; }
-  .loraclr-view canvas { flex: 1; min-height: 0; width: 100%; object-fit: contain; image-rendering: auto; }
+  .loraclr-stage { flex: 1; min-height: 0; position: relative; }
+  .loraclr-view canvas { position: absolute; width: 100%; height: 100%; object-fit: contain; image-rendering: auto; }
   .loraclr-view svg { flex: 1; min-width: 0; height: 30px; }
   .loraclr-view polyline { stroke: currentColor; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
   .loraclr-report { overflow-y: auto; user-select: text; }
+  .loraclr-verdict { flex: none; overflow-wrap: anywhere; }
   .loraclr-report table { border-collapse: collapse; width: 100%; }
   .loraclr-report td, .loraclr-report th { padding: 2px 4px; text-align: left; font-weight: normal; white-space: nowrap; }
   .loraclr-report th { opacity: 0.7; white-space: normal; }

@@ -1,0 +1,1 @@
+"""Training a concept and scoring it, in torch alone."""
