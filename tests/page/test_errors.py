@@ -2,6 +2,7 @@
 
 import json
 
+import workflows
 from playwright.sync_api import expect
 
 CLORA, CONCEPT, MERGE, KSAMPLER = "LoRACLR_CLoRASampler", "LoRACLR_LoadConceptLoRA", "LoRACLR_Merge", "KSampler"
@@ -38,7 +39,7 @@ def saved(page, comfy_class: str) -> list:
 
 
 def test_a_wrong_model_wire_is_marked_until_it_is_right(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     mark = page.page.locator(MARK)
     page.page.wait_for_timeout(700)
     assert mark.count() == 0
@@ -55,7 +56,7 @@ def test_a_wrong_model_wire_is_marked_until_it_is_right(page):
 
 
 def test_a_run_on_the_wrong_model_says_which_wire(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.node(KSAMPLER, CONNECT, ["CheckpointLoaderSimple", 0, "model"])
     error = run_to_the_error(page)
     assert error["exception_type"] == "ValueError"
@@ -70,7 +71,7 @@ def test_a_run_on_the_wrong_model_says_which_wire(page):
 
 def test_an_error_is_said_below_its_field_until_the_field_changes(page):
     page.make_room()
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     values, size = saved(page, CLORA), page.node(CLORA, "(node) => [...node.size]")
     page.node(CLORA, SET, ["prompt", "a photo of {ball} and {bxo}"])
     error = run_to_the_error(page)
@@ -90,7 +91,7 @@ def test_an_error_is_said_below_its_field_until_the_field_changes(page):
 
 
 def test_a_graph_saved_with_a_sentence_in_it_opens_unchanged(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.node(CLORA, SET, ["refine_steps", "soon"])
     run_to_the_error(page)
     expect(page.page.locator(LINE)).to_contain_text("refine_steps is “soon”")
@@ -103,7 +104,7 @@ def test_a_graph_saved_with_a_sentence_in_it_opens_unchanged(page):
 
 
 def test_the_next_run_takes_the_sentence_away(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     concept = "app.graph.nodes.findLast((node) => node.comfyClass === 'LoRACLR_LoadConceptLoRA')"
     name = f"{concept}.widgets.find((widget) => widget.name === 'name')"
     page.page.evaluate(f"() => {{ {name}.value = 'ball'; }}")
@@ -125,7 +126,7 @@ def test_the_next_run_takes_the_sentence_away(page):
 
 
 def test_what_the_server_refuses_is_said_too(page):
-    page.load_demo("loraclr_merge")
+    page.load_demo(workflows.MERGE)
     page.node(MERGE, SET, ["captures", "nowhere"])
     page.node(CONCEPT, SET, ["lora_name", "gone.safetensors"])
     page.node("LoRACLR_SaveMergedLoRA", "(node) => node.disconnectInput(0)")
@@ -140,7 +141,7 @@ def test_what_the_server_refuses_is_said_too(page):
 
 
 def test_an_error_inside_a_subgraph_is_said_outside_too(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.node(CLORA, SET, ["prompt", "a photo"])
     page.node(CLORA, "(node) => { app.graph.convertToSubgraph(new Set([node])); }")
     run_to_the_error(page)
