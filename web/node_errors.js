@@ -22,6 +22,12 @@ function show(id, text, widget) {
   const below = widget(node);
   say(node, "error", text, below);
   shown.set(node, { below, state: stateOf(node, below) });
+  if (node.graph !== app.canvas.graph) sayOutside(node, text);
+}
+
+/** On a subgraph's own node there is no place for words. */
+function sayOutside({ title }, text) {
+  app.extensionManager.toast.add({ severity: "error", summary: title, detail: text });
 }
 
 function hide(node) {

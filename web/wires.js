@@ -10,12 +10,8 @@ let marked = [];
 function mark() {
   const wrong = wrongWires(allNodes(app.rootGraph ?? app.graph));
   for (const node of marked) if (!wrong.some((wire) => wire.node === node)) unsay(node, "wire");
-  for (const { node, sampler, conditioning, model } of wrong) {
-    say(
-      node,
-      "wire",
-      `⚠ ${conditioning} is from “${sampler.title}”, but ${model} is not. Connect the MODEL output of “${sampler.title}” to ${model}.`,
-    );
+  for (const { node, sampler: { title }, conditioning, model } of wrong) {
+    say(node, "wire", `⚠ ${model} is not from “${title}”, but ${conditioning} is. Connect that node's MODEL here.`);
   }
   marked = wrong.map((wire) => wire.node);
 }

@@ -29,9 +29,11 @@ test("the widget that is mentioned first is the one below which the sentence sta
   assert.equal(mentioned("Something prompted this.", widgets), null);
 });
 
-test("labels and file names count, parts of words and panels do not", () => {
+test("labels and, behind them, file names count, panels do not", () => {
   const file = widget("lora_name", "sub/a (1).safetensors");
   const area = widget("mask_threshold", 0.3, { label: "area threshold" });
+  const name = widget("name");
+  assert.equal(mentioned("Give sub/a (1).safetensors a name of its own", [file, name]), name);
   const panel = widget("report_panel", "", { serialize: false });
   assert.equal(mentioned("LoRA sub/a (1).safetensors: shape mismatch", [area, file]), file);
   assert.equal(mentioned("The area threshold is too large", [file, area]), area);

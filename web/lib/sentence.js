@@ -1,5 +1,6 @@
 /** Sentences on any node: below the widget they are about, or below all. Neither saved nor sent with the prompt. */
 import "./style.js";
+import { place } from "./widgets.js";
 
 const MARGIN = 4;
 const lines = new WeakMap(); // node -> Map of kind -> line
@@ -12,8 +13,7 @@ export function say(node, kind, text, below = null) {
   Object.assign(line, { text, below });
   line.widget.element.textContent = text;
   line.widget.hidden = false;
-  const place = node.widgets.indexOf(below) + 1 || node.widgets.length;
-  node.widgets.splice(place, 0, line.widget);
+  place(node, line.widget, node.widgets.indexOf(below) + 1 || node.widgets.length);
   const before = node.size[1];
   resize(node, Math.max(before, node.computeSize()[1]));
   line.grown = node.size[1] - before;
@@ -31,8 +31,9 @@ export function unsay(node, kind) {
 /** What is said on a node now; empty where nothing of this kind is. */
 export const said = (node, kind) => lines.get(node)?.get(kind)?.text ?? "";
 
-/** Nodes 2.0 measures its nodes by itself. */
+/** Not in Nodes 2.0, which measures its nodes by itself. */
 function resize(node, height) {
+  if (!node.graph) return; // it was deleted
   if (!globalThis.LiteGraph?.vueNodesMode) node.setSize([node.size[0], height]);
   node.setDirtyCanvas?.(true, true);
 }
@@ -56,17 +57,7 @@ function addWidget(node, kind) {
   widget.computeLayoutSize = undefined; // it would take its share of the node's free room
   widget.computeSize = (width = node.size[0]) => [0, heightOf(element, width - 2 * MARGIN) + 2 * MARGIN];
   node.widgets.splice(node.widgets.indexOf(widget), 1);
-  saveWithoutGaps(node);
   return widget;
-}
-
-/** The page saves values by the place of their widget, and leaves the place of one without a value empty. */
-function saveWithoutGaps(node) {
-  const serialized = node.onSerialize;
-  node.onSerialize = function (saved) {
-    serialized?.apply(this, arguments);
-    if (saved.widgets_values) saved.widgets_values = saved.widgets_values.filter(() => true);
-  };
 }
 
 function heightOf(element, width) {

@@ -25,22 +25,23 @@ export function refusals({ class_type, errors }) {
   });
 }
 
-/** The widget that a text mentions first, by its name, its label or its value; null where it mentions none. */
+/** The widget that a text mentions first by its name or label, or else by the file chosen in it; null where there is none. */
 export function mentioned(text, widgets) {
-  let [first, place] = [null, Infinity];
+  const fields = widgets.filter((widget) => widget.serialize !== false);
+  return first(text, fields, names) ?? first(text, fields, file);
+}
+
+function first(text, widgets, wordsOf) {
+  let [earliest, place] = [null, Infinity];
   for (const widget of widgets) {
-    if (widget.serialize === false) continue;
-    for (const word of wordsFor(widget)) {
+    for (const word of wordsOf(widget)) {
       const at = text.search(new RegExp(`(?<![\\p{L}\\p{N}_])${escaped(word)}(?![\\p{L}\\p{N}_])`, "u"));
-      if (at >= 0 && at < place) [first, place] = [widget, at];
+      if (at >= 0 && at < place) [earliest, place] = [widget, at];
     }
   }
-  return first;
+  return earliest;
 }
 
-function wordsFor({ name, label, value }) {
-  const file = typeof value === "string" && /\.\w+$/.test(value) ? [value] : [];
-  return [name, name.replaceAll("_", " "), label, ...file].filter(Boolean);
-}
-
+const names = ({ name, label }) => [name, name.replaceAll("_", " "), label].filter(Boolean);
+const file = ({ value }) => (typeof value === "string" && /\.\w+$/.test(value) ? [value] : []);
 const escaped = (word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
