@@ -156,7 +156,7 @@ def test_a_full_disk_does_not_cost_the_merge(demo, concepts, monkeypatch):
     def no_room(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(capture_store, "write", no_room)
+    monkeypatch.setattr(capture_store.content, "write", no_room)
     lora, report = on_disk(demo, concepts[:2])
     assert lora
     assert "could not be kept on disk: No space left on device" in report
