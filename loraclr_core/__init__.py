@@ -21,6 +21,7 @@ CAT (arXiv 2404.07554), train/
     captions.py      c_T and c: a picture's caption with the trigger, and without it
     draws.py         the pictures, noise and levels of a step
     factors.py       the LoRA before training, and its average
+    scores.py        KPS and the scores that stand beside it, from vectors of pictures
 
 Shared: concept.py (a LoRA with its words) and lowrank.py (a weight difference as two factors), min_snr.py (arXiv
 2303.09556).

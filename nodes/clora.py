@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..loraclr_core.concept import Concept
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.sampler import labels, overlay
 from ..loraclr_core.host.sampler.compose import compose
 from ..loraclr_core.host.sampler.evaluation import KEY
@@ -33,7 +34,8 @@ log = logging.getLogger("loraclr")
 def _inputs() -> list[io.Input]:
     return [
         io.Model.Input(
-            "model", tooltip="The model to sample with. LoRAs loaded before this node apply in every branch."
+            "model",
+            tooltip="The model to sample with. LoRAs loaded before this node, such as a style, apply everywhere.",
         ),
         io.Clip.Input("clip", tooltip="The model's text encoder."),
         Concepts.Input("concepts", tooltip="The concepts to compose. Connect the last Load Concept LoRA of the chain."),
@@ -50,10 +52,11 @@ def _inputs() -> list[io.Input]:
             default="",
             multiline=True,
             dynamic_prompts=False,
-            tooltip="What to keep out of the picture, in plain words. Applies to all branches.",
+            tooltip="What to keep out of the picture, in plain words. Applies to the whole picture.",
         ),
         io.Float.Input(
             "update_strength",
+            display_name="update strength",
             default=UpdateSettings.strength,
             min=0.0,
             max=1000.0,
@@ -66,14 +69,16 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "update_unit",
+            display_name="update unit",
             options=list(UPDATE_UNITS),
             default=UpdateSettings.unit,
             advanced=True,
-            tooltip="Unit of update_strength. relative: a share of the latent's size. absolute (paper): the"
+            tooltip="Unit of the update strength. relative: a share of the latent's size. absolute (paper): the"
             " published step size, which differs between models.",
         ),
         io.Float.Input(
             "update_start",
+            display_name="update start",
             default=UpdateSettings.start,
             min=0.0,
             max=1.0,
@@ -83,6 +88,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "update_end",
+            display_name="update end",
             default=UpdateSettings.end,
             min=0.0,
             max=1.0,
@@ -93,19 +99,21 @@ def _inputs() -> list[io.Input]:
         ),
         io.String.Input(
             "refine_steps",
+            display_name="refine at steps",
             default=", ".join(map(str, UpdateSettings.refine_steps)),
             dynamic_prompts=False,
             advanced=True,
             tooltip="Steps that get extra updates, counted from 0 and separated by commas. They must lie"
-            " between update_start and update_end.",
+            " between update start and update end.",
         ),
         io.Int.Input(
             "refine_repeats",
+            display_name="refine repeats",
             default=UpdateSettings.refine_repeats,
             min=0,
             max=1000,
             advanced=True,
-            tooltip="Number of extra updates at each of refine_steps; 20 as published. Each takes as long as"
+            tooltip="Number of extra updates at each step of “refine at steps”; 20 as published. Each takes as long as"
             " any other update.",
         ),
         io.Float.Input(
@@ -115,10 +123,12 @@ def _inputs() -> list[io.Input]:
             max=100.0,
             step=0.01,
             advanced=True,
-            tooltip="Temperature of the contrastive loss. Lower values focus on the most similar maps.",
+            tooltip="How sharply updates tell the concepts' attention apart (the temperature of CLoRA's loss). Lower"
+            " values act on the most similar attention only.",
         ),
         io.Float.Input(
             "mask_threshold",
+            display_name="area threshold",
             default=AreaSettings.threshold,
             min=0.0,
             max=1.0,
@@ -129,6 +139,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "mask_morphology",
+            display_name="grow areas",
             options=list(MORPHOLOGY),
             default=AreaSettings.morphology,
             advanced=True,
@@ -137,14 +148,17 @@ def _inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "first_masked_step",
+            display_name="areas from step",
             default=AreaSettings.first_masked_step,
             min=0,
             max=10000,
             advanced=True,
-            tooltip="Masks take effect from this step on; earlier steps average all branches.",
+            tooltip="From this step on, each LoRA draws in its own area only. In earlier steps all LoRAs draw everywhere,"
+            " averaged.",
         ),
         io.Combo.Input(
             "gradient_memory",
+            display_name="gradient memory",
             options=list(GRADIENT_MEMORY),
             default=UpdateSettings.gradient_memory,
             advanced=True,
@@ -153,6 +167,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Boolean.Input(
             "live_view",
+            display_name="live view",
             optional=True,  # added later: prompts saved before lack it
             default=True,
             advanced=True,
@@ -160,6 +175,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "mask_overlap",
+            display_name="area overlap",
             options=list(OVERLAPS),
             optional=True,  # added later, too
             default=AreaSettings.overlap,
@@ -170,6 +186,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "surroundings",
+            display_name="around each concept",
             options=list(SURROUNDINGS),
             optional=True,  # added later, too
             default=Settings.surroundings,
@@ -189,25 +206,36 @@ class CLoRASampler(io.ComfyNode):
             node_id="LoRACLR_CLoRASampler",
             display_name="CLoRA Attention Contrast Sampler",
             category=CATEGORY,
-            description="Composes concept LoRAs while sampling and keeps them apart by their attention, as in CLoRA"
-            " (arXiv 2403.19776). Connect all three outputs to any sampler node.",
-            search_aliases=["clora", "multi lora", "compose lora", "attention contrast", "multi concept"],
+            description="Draws two to four subjects in one picture, each by its own LoRA, without blending them (CLoRA, arXiv"
+            " 2403.19776). Connect all three outputs to any sampler node, such as KSampler.",
+            search_aliases=[
+                "clora",
+                "multi lora",
+                "two characters",
+                "couple",
+                "regional",
+                "compose lora",
+                "multi concept",
+            ],
             inputs=_inputs(),
             outputs=[
                 io.Model.Output(
-                    tooltip="The model that samples all branches. Works only with this node's conditioning."
+                    tooltip="The model that samples with all LoRAs. Works only with this node's positive and negative."
                 ),
                 io.Conditioning.Output(
                     display_name="positive",
-                    tooltip="The prompt for every branch. ControlNet and mask nodes may follow.",
+                    tooltip="The prompt. Works only with this node's MODEL. ControlNet and mask nodes may follow.",
                 ),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt for every branch."),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="The negative prompt. Works only with this node's MODEL."
+                ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             not_idempotent=True,  # the live view belongs to this node: another with the same inputs has its own
         )
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         model: ModelPatcher,
@@ -247,16 +275,16 @@ class CLoRASampler(io.ComfyNode):
             first_masked_step=first_masked_step,
         )
         settings = Settings(updates=updates, areas=areas, surroundings=surroundings)
-        view = _view(cls.hidden.unique_id, concepts) if live_view else None
+        view = _view(page.source(cls.hidden), concepts) if live_view else None
         warn = _warning(cls.hidden.unique_id)
         return io.NodeOutput(*compose(model, clip, concepts, prompt, negative, settings, view, warn))
 
 
-def _view(node_id: str, concepts: list[Concept]) -> LiveView:
+def _view(source: dict, concepts: list[Concept]) -> LiveView:
     """Return a view that sends frames to this node on the page, while a page is open (web/clora_view.js)."""
     return LiveView(
         [concept.name for concept in concepts],
-        lambda frame: page.send("loraclr.clora", {"node": node_id, **frame}),
+        lambda frame: page.send("loraclr.clora", {**source, **frame}),
         page.is_open,
     )
 
@@ -285,7 +313,7 @@ class CLoRAMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LoRACLR_CLoRAMaps",
-            display_name="CLoRA Attention Maps",
+            display_name="Attention Maps of CLoRA",
             category=CATEGORY,
             description="Shows what CLoRA Attention Contrast Sampler attended to while it sampled a latent: masks,"
             " heat maps and separation loss.",
@@ -328,6 +356,7 @@ class CLoRAMaps(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(cls, model: ModelPatcher, latent: dict, batch_index: int, image: Tensor | None = None) -> io.NodeOutput:
         method = model.get_attachment(KEY)
         if method is None:
@@ -350,7 +379,7 @@ class CLoRAMaps(io.ComfyNode):
         fitted = labels.fit(record.concepts, height, width, labels.font_files())
         heat = overlay.heat_over(picture, record.heat[batch_index].to(picture), fitted)
         said = " ".join(filter(None, (labels.legend(record.concepts, fitted), problem)))
-        log.info("CLoRA Attention Maps: %s", said)
+        log.info("Attention Maps of CLoRA: %s", said)
         page.show_text(said, cls.hidden.unique_id)
         losses = [float(loss[batch_index]) for _, loss in sorted(record.losses.items())]
         return io.NodeOutput(record.masks[batch_index], heat, {"loss": losses})

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import comfy.model_management
 import comfy.utils
+from comfy_api.latest import io
+from comfy_execution.graph_utils import is_link
 from server import PromptServer
 
 PROGRESS_UNITS = 1000
@@ -36,3 +38,22 @@ def is_open() -> bool:
 
 def send(event: str, data: dict) -> None:
     PromptServer.instance.send_sync(event, data, PromptServer.instance.client_id)
+
+
+def source(hidden: io.HiddenHolder) -> dict:
+    """Return what a node's result comes from, for the page to tell whether it belongs to the graph it shows.
+
+    node: the node's id. workflow: the workflow's id, None where no page sent it. made_of: the part of the prompt that leads
+    to the node; empty for a node that another one put into the graph while it ran.
+    """
+    prompt = hidden.prompt or {}  # None outside of a running server
+    part, waiting = {}, [hidden.unique_id]
+    while waiting:
+        name = waiting.pop()
+        if name in part or name not in prompt:
+            continue
+        inputs = prompt[name]["inputs"]
+        part[name] = {"class_type": prompt[name]["class_type"], "inputs": inputs}
+        waiting += [value[0] for value in inputs.values() if is_link(value)]
+    workflow = (hidden.extra_pnginfo or {}).get("workflow", {}).get("id")
+    return {"node": hidden.unique_id, "workflow": workflow, "made_of": part}

@@ -308,7 +308,7 @@ class TrainConceptLoRA(io.ComfyNode):
                     tooltip="Report on the training, in Markdown. Connect to Preview Any to read it.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -383,7 +383,7 @@ class TrainConceptLoRA(io.ComfyNode):
         check_name(words.concept_name(phrase, settings.class_word), earlier, path.name)
         progress = page.progress(cls.hidden.unique_id)
         models = Models(model[0], clip[0], vae[0])
-        trained = train(models, given, settings, run, path, progress, _view(cls.hidden.unique_id))
+        trained = train(models, given, settings, run, path, progress, _view(cls.hidden))
         progress(f"trained in {trained.seconds:.0f} s", 1.0)
         lora_name = trained.path.relative_to(root).as_posix()
         concept = _concept(settings, lora_name, trained.path)
@@ -396,9 +396,10 @@ class TrainConceptLoRA(io.ComfyNode):
         )
 
 
-def _view(node_id: str) -> TrainView:
+def _view(hidden: io.HiddenHolder) -> TrainView:
     """Return a view that sends frames to this node on the page, while a page is open (web/train_view.js)."""
-    return TrainView(lambda frame: page.send("loraclr.train", {"node": node_id, **frame}), page.is_open)
+    source = page.source(hidden)
+    return TrainView(lambda frame: page.send("loraclr.train", {**source, **frame}), page.is_open)
 
 
 def _loss_map(losses: list[Losses]) -> dict[str, list[float]]:

@@ -86,9 +86,9 @@ def main() -> None:
     say("starting the server")
     try:
         with server:
-            merged = run(server, "loraclr_merge")
-            reloaded = run(server, "loraclr_reload")
-            composed = run(server, "clora_two_concepts")
+            merged = run(server, workflows.MERGE)
+            reloaded = run(server, workflows.REUSE)
+            composed = run(server, workflows.MAPS)
             loss = kept(server, composed["Separation loss"])
     except NodeError as error:
         print(error.traceback, file=sys.stderr)

@@ -31,6 +31,7 @@ class Node:
     inputs: dict[str, Any]  # values and Outputs, by input name
     info: dict[str, Any]
     title: str | None = None
+    collapsed: bool = False  # only its title is shown
     models: list[dict[str, str]] = field(
         default_factory=list
     )  # which the page offers to download where they are missing
@@ -49,13 +50,15 @@ class Graph:
     notes: list[tuple[str, str, Box]] = field(default_factory=list)
     groups: list[tuple[str, Box]] = field(default_factory=list)
 
-    def add(self, type: str, box: Box, inputs: dict[str, Any], title: str | None = None) -> Node:
+    def add(
+        self, type: str, box: Box, inputs: dict[str, Any], title: str | None = None, collapsed: bool = False
+    ) -> Node:
         info = self.infos[type]
         known = {name: spec for name, spec, _ in schema(info)}
         if unknown := inputs.keys() - known.keys():
             raise ValueError(f"{type} has no input {sorted(unknown)}; it has {sorted(known)}")
         widgets = {name: default(spec) for name, spec in known.items() if is_widget(spec)}
-        node = Node(len(self.nodes) + 1, type, box, {**widgets, **inputs}, info, title)
+        node = Node(len(self.nodes) + 1, type, box, {**widgets, **inputs}, info, title, collapsed)
         self.nodes.append(node)
         return node
 
@@ -246,7 +249,7 @@ def _page_node(node: Node, order: int, links: list[list]) -> dict[str, Any]:
         sockets.append(socket)
     outputs = zip(node.info["output_name"], node.info["output"], strict=True)
     return {
-        **_frame(node.id, node.type, node.box, order),
+        **_frame(node.id, node.type, node.box, order, node.collapsed),
         "inputs": sockets,
         "outputs": [{"name": name, "type": kind, "links": []} for name, kind in outputs],
         **({"title": node.title} if node.title else {}),
@@ -261,8 +264,9 @@ def _behind(link: Output, spec: list) -> Any:
     return link.node.inputs[name] if link.node.id == INPUTS else default(spec)
 
 
-def _frame(id: int, type: str, box: Box, order: int) -> dict[str, Any]:
-    return {"id": id, "type": type, "pos": box[:2], "size": box[2:], "flags": {}, "order": order, "mode": 0}
+def _frame(id: int, type: str, box: Box, order: int, collapsed: bool = False) -> dict[str, Any]:
+    flags = {"collapsed": True} if collapsed else {}
+    return {"id": id, "type": type, "pos": box[:2], "size": box[2:], "flags": flags, "order": order, "mode": 0}
 
 
 def to_api(workflow: dict[str, Any], node_infos: NodeInfos) -> dict[str, dict]:

@@ -4,32 +4,42 @@ make pictures
 """
 
 import sys
+from pathlib import Path
 
 import workflows
 from PIL import Image
+from thumbnails import thumbnail
 from workflows import ROOT
 
 SHOTS = ROOT / ".host" / "screenshots"
 HELP = ROOT / "web" / "docs" / "pictures"
-NODES = ("LoadConceptLoRA", "Merge", "SaveMergedLoRA", "CLoRASampler", "CLoRAMaps")
-TO_WRITE = {
-    **{SHOTS / f"LoRACLR_{name}_nodes2.png": HELP / f"LoRACLR_{name}.jpg" for name in NODES},
-    **{SHOTS / f"template_{name}.png": workflows.FOLDER / f"{name}.jpg" for name in workflows.WORKFLOWS},
-}
-WIDEST, SMALLEST = 720, 256  # pixels
+NODES = ("LoadConceptLoRA", "ConceptArea", "Merge", "SaveMergedLoRA", "CLoRASampler", "CLoRAMaps")
+WIDEST = 720  # pixels
 
 
 def main() -> None:
-    missing = [str(shot) for shot in TO_WRITE if not shot.exists()]
-    if missing:
-        sys.exit("pictures: run `make pictures`; these are missing:\n  " + "\n  ".join(missing))
-    for shot, path in TO_WRITE.items():
-        picture = Image.open(shot).convert("RGB")
-        scale = min(WIDEST / picture.width, max(1, SMALLEST / picture.height))
-        size = (round(picture.width * scale), round(picture.height * scale))
+    try:
+        pictures = {HELP / f"LoRACLR_{name}.jpg": _narrow(_shot(f"LoRACLR_{name}_nodes2")) for name in NODES}
+        for name in workflows.WORKFLOWS:
+            pictures[workflows.FOLDER / f"{name}.jpg"] = thumbnail(
+                name, lambda title, name=name: _shot(f"template_{name}_{title}")
+            )
+    except FileNotFoundError as error:
+        sys.exit(f"pictures: run `make pictures`; this is missing: {error.filename}")
+    for path, picture in pictures.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.resize(size, Image.Resampling.LANCZOS).save(path, quality=85, optimize=True)
+        picture.save(path, quality=85, optimize=True)
         print(f"wrote: {path.relative_to(ROOT)}")
+
+
+def _shot(name: str) -> Image.Image:
+    return Image.open(Path(SHOTS / f"{name}.png")).convert("RGB")
+
+
+def _narrow(picture: Image.Image) -> Image.Image:
+    """Return a picture that is no wider than a help page needs."""
+    scale = min(1, WIDEST / picture.width)
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":

@@ -17,22 +17,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from graph import Graph, Node, NodeInfos, Output, api_format, blueprint, boundary, page_format
+from layout import COLLAPSED, GAP, Columns
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "example_workflows"
 
 
 class Subject(NamedTuple):
-    """A concept LoRA: its name in prompts, its file, the phrase it was trained on, plain words for it."""
+    """A concept LoRA: its name in prompts, its file, the phrase it was trained on, plain words for it, a folder of pictures."""
 
     name: str
     file: str
     trigger: str
     class_word: str
+    folder: str = ""
 
 
 class Models(NamedTuple):
-    """What the workflows run on, and settings that fit it. url: where the checkpoint can be had."""
+    """What the workflows run on, and settings that fit it. urls: where the files can be had.
+
+    training: settings of a training that differ from the node's. encoder: a CLIP vision model, "" where there is none.
+    """
 
     checkpoint: str
     url: str
@@ -42,6 +47,9 @@ class Models(NamedTuple):
     steps: int
     capture_steps: int
     cfg: float
+    training: dict[str, Any]
+    encoder: str
+    encoder_url: str
 
     def prompt(self, subjects: Iterable[Subject], named: Callable[[Subject], str]) -> str:
         return f"a photo of {' and '.join(f'a {named(each)}' for each in subjects)} {self.scene}"
@@ -51,21 +59,24 @@ REAL = Models(
     "v1-5-pruned-emaonly-fp16.safetensors",
     "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
     (
-        Subject("cat", "my_cat_lora.safetensors", "sks cat", "cat"),
-        Subject("dog", "my_dog_lora.safetensors", "zwx dog", "dog"),
+        Subject("cat", "my_cat_lora.safetensors", "sks cat", "cat", "my_cat"),
+        Subject("dog", "my_dog_lora.safetensors", "zwx dog", "dog", "my_dog"),
     ),
     "in a park",
     512,
     30,
     20,
     7.0,
+    {},
+    "sigclip_vision_patch14_384.safetensors",
+    "https://huggingface.co/Comfy-Org/sigclip_vision_384/resolve/main/sigclip_vision_patch14_384.safetensors",
 )
 DEMO = Models(
     "loraclr_demo.safetensors",
     "",
     (
-        Subject("ball", "loraclr_demo_ball.safetensors", "sks ball", "ball"),
-        Subject("box", "loraclr_demo_box.safetensors", "zwx box", "box"),
+        Subject("ball", "loraclr_demo_ball.safetensors", "sks ball", "ball", "loraclr_demo_ball"),
+        Subject("box", "loraclr_demo_box.safetensors", "zwx box", "box", "loraclr_demo_box"),
         Subject("cross", "loraclr_demo_cross.safetensors", "ohwx cross", "cross"),
     ),
     "on grass",
@@ -73,13 +84,13 @@ DEMO = Models(
     20,
     8,
     4.0,
+    {"steps": 100, "learning_rate": 2e-3, "batch": 4},
+    "",
+    "",
 )
 
-MODELS_HINT = (
-    "**Models.** Checkpoint: any SD1.5 model in `models/checkpoints`; this is ComfyUI's usual one. LoRAs: subjects trained"
-    " on an SD1.5 model (a person, a pet, an object), in `models/loras`. Missing files are marked red: choose your own"
-    " instead.\n\n"
-)
+BATCH = 4  # pictures of a training to compare
+MODELS_HINT = "Red means missing: choose your own SD1.5 model and LoRAs"
 
 
 def by_trigger(subject: Subject) -> str:
@@ -95,234 +106,392 @@ class Description:
 
     def __init__(self, infos: NodeInfos, models: Models):
         self.graph = Graph(infos)
-        self.add = self.graph.add
-        self.group = self.graph.group
+        self.columns = Columns(self.graph)
+        self.column = self.columns.column
+        self.group = self.columns.group
         self.models = models
         self.pair = models.subjects[:2]
 
-    def note(self, text: str, height: int) -> None:
-        self.graph.note("What to change first", MODELS_HINT + text, (-420, 0, 380, height))
+    def add(self, type: str, height: int, inputs: dict[str, Any], title: str | None = None) -> Node:
+        """Add a node below the last one. height: with its title; COLLAPSED for a node that nobody needs to see."""
+        return self.graph.add(type, self.columns.place(height), inputs, title, collapsed=height == COLLAPSED)
 
-    def model(self) -> None:
-        """Checkpoint and empty latent."""
-        self.group("Model", (-20, -60, 340, 420))
+    def note(self, height: int, what: str, *changes: str) -> None:
+        """Say what the workflow does, and what to change first: in headings, whose text is large enough at any zoom."""
+        steps = [f"## {number}. {change}" for number, change in enumerate(changes, 1)]
+        text = "\n\n".join([f"### {what}", *steps, f"### {MODELS_HINT}"])
+        self.graph.note("What to change first", text, self.columns.place(height))
+        self.columns.top += GAP
+
+    def model(self, pictures: int = 1) -> None:
+        """Load the checkpoint, and add the empty pictures that are sampled."""
         models = self.models
-        self.checkpoint = self.add("CheckpointLoaderSimple", (0, 0, 300, 120), {"ckpt_name": models.checkpoint})
+        with self.group("Model"):
+            loaded = self.add("CheckpointLoaderSimple", 156, {"ckpt_name": models.checkpoint})
+            size = {"width": models.side, "height": models.side, "batch_size": pictures}
+            self.latent = self.add("EmptyLatentImage", 160, size)["LATENT"]
         if models.url:
-            self.checkpoint.offer(models.checkpoint, models.url, "checkpoints")
-        size = {"width": models.side, "height": models.side}
-        self.latent = self.add("EmptyLatentImage", (0, 200, 300, 130), size)["LATENT"]
+            loaded.offer(models.checkpoint, models.url, "checkpoints")
+        self.patched = {"model": loaded["MODEL"], "clip": loaded["CLIP"]}
+        self.vae = loaded["VAE"]
 
     def concepts(self, subjects: Iterable[Subject], masks: Iterable[Output] = ()) -> Output:
-        """Chained; the list of all."""
-        subjects, given = tuple(subjects), tuple(masks)
-        self.group("Concepts", (340, -60, 360, 30 + 330 * len(subjects)))
+        """Chain the concepts, and return the list of all."""
+        given = list(masks)
         chained: dict[str, Output] = {}
-        for row, subject in enumerate(subjects):
-            values = {"lora_name": subject.file, "trigger": subject.trigger, "class_word": subject.class_word}
-            own = {"mask": given[row]} if given else {}
-            title = f"Concept: {subject.name}"
-            box = (360, 330 * row, 320, 270)
-            concept = self.add("LoRACLR_LoadConceptLoRA", box, {**values, **own, **chained}, title)
-            chained = {"concepts": concept["concepts"]}
+        with self.group("Concepts"):
+            for row, subject in enumerate(subjects):
+                values = {"lora_name": subject.file, "trigger": subject.trigger, "class_word": subject.class_word}
+                mask = {"mask": given[row]} if given else {}
+                concept = self.add("LoRACLR_LoadConceptLoRA", 405, {**values, **mask, **chained})
+                chained = {"concepts": concept["concepts"]}
         return chained["concepts"]
 
-    def prompts(self, x: int, y: int, clip: Output, text: str) -> dict[str, Output]:
-        title = "Prompt: the triggers"
-        positive = self.add("CLIPTextEncode", (x, y, 400, 180), {"text": text, "clip": clip}, title)
-        negative = self.add("CLIPTextEncode", (x, y + 240, 400, 140), {"text": "", "clip": clip}, "Negative prompt")
+    def prompts(
+        self, height: int, clip: Output, text: str | Output, title: str = "Prompt: the triggers"
+    ) -> dict[str, Output]:
+        """Add the prompt of an ordinary model and an empty negative one."""
+        positive = self.add("CLIPTextEncode", height, {"text": text, "clip": clip}, title)
+        negative = self.add("CLIPTextEncode", COLLAPSED, {"text": "", "clip": clip}, "Negative prompt")
         return {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
 
-    def sampling(
-        self, x: int, y: int, sampled_from: dict[str, Output], prefix: str, title: str = "Picture", seed: int = 4
-    ) -> tuple[Output, Output]:
-        """Sampling and saving, with one seed for pictures that are compared. Latent, picture."""
+    def sampled(self, height: int, seed: int | Output, sampled_from: dict[str, Output]) -> tuple[Output, Output]:
+        """Sample and decode; return latent and picture."""
         values = {"steps": self.models.steps, "cfg": self.models.cfg, "sampler_name": "euler", "scheduler": "normal"}
-        values = {"latent_image": self.latent, "seed": seed, **values, **sampled_from}
-        sampled = self.add("KSampler", (x, y, 300, 300), values)
-        vae = self.checkpoint["VAE"]
-        decoded = self.add("VAEDecode", (x, y + 360, 300, 60), {"samples": sampled["LATENT"], "vae": vae})
-        values = {"images": decoded["IMAGE"], "filename_prefix": f"loraclr/{prefix}"}
-        self.add("SaveImage", (x + 330, y, 320, 420), values, title)
+        sampled = self.add("KSampler", height, {"latent_image": self.latent, "seed": seed, **values, **sampled_from})
+        decoded = self.add("VAEDecode", COLLAPSED, {"samples": sampled["LATENT"], "vae": self.vae})
         return sampled["LATENT"], decoded["IMAGE"]
 
-    def picture(self, x: int, y: int, patched: dict[str, Output], **sampling: Any) -> None:
-        """Prompts, sampling and saving with an ordinary model. patched: its MODEL and CLIP."""
-        prompts = self.prompts(x, y, patched["CLIP"], self.models.prompt(self.pair, by_trigger))
-        self.sampling(x + 430, y, {"model": patched["MODEL"], **prompts}, **sampling)
+    def ordinary(
+        self, seed: Output, patched: dict[str, Output], prompt: str | Output, title: str = "Prompt: the triggers"
+    ) -> Output:
+        """Sample an ordinary model, all out of sight; return the picture. patched: its model and clip."""
+        prompts = self.prompts(COLLAPSED, patched["clip"], prompt, title)
+        return self.sampled(COLLAPSED, seed, {"model": patched["model"], **prompts})[1]
 
-    def merge(self, box: tuple[int, int, int, int], concepts: Output) -> Node:
-        values = {"model": self.checkpoint["MODEL"], "clip": self.checkpoint["CLIP"], "latent": self.latent}
-        return self.add(
-            "LoRACLR_Merge", box, {**values, "concepts": concepts, "capture_steps": self.models.capture_steps}
-        )
+    def save(self, height: int, images: Output, prefix: str, title: str = "Picture") -> None:
+        self.add("SaveImage", height, {"images": images, "filename_prefix": f"loraclr/{prefix}"}, title)
 
-    def clora(self, x: int, y: int, concepts: Output) -> dict[str, Output]:
-        """What a sampler node takes of CLoRA."""
-        values = {"model": self.checkpoint["MODEL"], "clip": self.checkpoint["CLIP"], "concepts": concepts}
-        prompt = self.models.prompt(self.pair, in_braces)
-        clora = self.add("LoRACLR_CLoRASampler", (x, y, 400, 560), {**values, "prompt": prompt})
+    def merge(self, height: int, concepts: Output) -> Node:
+        values = {
+            **self.patched,
+            "concepts": concepts,
+            "latent": self.latent,
+            "capture_steps": self.models.capture_steps,
+        }
+        return self.add("LoRACLR_Merge", height, values)
+
+    def train(self, height: int, subject: Subject, **chained: Output) -> Node:
+        """Train a concept on a folder of pictures. chained: `concepts` before it."""
+        folder = self.add("LoadImageTextDataSetFromFolder", 120, {"folder": subject.folder}, "Pictures with captions")
+        values = {**self.patched, "vae": self.vae, "images": folder["images"], "captions": folder["texts"]}
+        values |= {"trigger": subject.trigger, "class_word": subject.class_word, "name": f"loraclr/{subject.name}"}
+        return self.add("LoRACLR_TrainConcept", height, {**values, **self.models.training, **chained})
+
+    def scores(self, images: dict[str, Output]) -> None:
+        """Score a training by its pictures, in a column of its own."""
+        self.column(330)
+        with self.group("Scores"):
+            encoder = self.add("CLIPVisionLoader", 100, {"clip_name": self.models.encoder})
+            encoder.offer(self.models.encoder, self.models.encoder_url, "clip_vision")
+            scores = self.add("LoRACLR_PreservationScores", 260, {"clip_vision": encoder["CLIP_VISION"], **images})
+            self.add("PreviewAny", 500, {"source": scores["report"]}, "Report")
+
+    def clora(self, height: int, concepts: Output) -> dict[str, Output]:
+        """Return what a sampler node takes of CLoRA."""
+        values = {**self.patched, "concepts": concepts, "prompt": self.models.prompt(self.pair, in_braces)}
+        clora = self.add("LoRACLR_CLoRASampler", height, values)
         return {"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]}
 
-    def mask(self, x: int, y: int, left: int, top: int, width: int, height: int, title: str) -> Output:
-        """A rectangle of the picture, in pixels."""
-        side = {"width": self.models.side, "height": self.models.side}
-        nothing = self.add("SolidMask", (x, y, 220, 110), {"value": 0.0, **side}, f"{title}: picture size")
-        full = {"value": 1.0, "width": width, "height": height}
-        rectangle = self.add("SolidMask", (x, y + 160, 220, 110), full, f"{title}: size")
-        values = {"destination": nothing["MASK"], "source": rectangle["MASK"], "x": left, "y": top, "operation": "add"}
-        return self.add("MaskComposite", (x + 250, y, 220, 150), values, f"{title}: where")["MASK"]
+
+CHOOSE_LORAS = "Choose your LoRAs. No **trigger**? Write the one each was trained on"
+NAME_IN_BRACES = "In the **prompt**, name each character in braces: type {"
 
 
-def loraclr_merge(at: Description) -> None:
+def two_characters(at: Description) -> None:
+    at.column(325)
     at.note(
-        "1. **Trigger** of each concept: the phrase its LoRA was trained on. **Class word**: plain words for it.\n"
-        "2. **Prompt**: name the subjects by their triggers.\n"
-        "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL. The captures use it, too.\n\n"
-        "The merged LoRA is saved as `loraclr/merged`; the template **loraclr_reload** loads it with the stock Load LoRA."
-        " The merge node shows how closely it matches each concept.",
-        460,
+        445,
+        "Draws two characters, each by its own LoRA",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+        "Run: the node shows who is drawn where. One is missing? Try another **seed**",
     )
     at.model()
+    at.column(330)
+    concepts = at.concepts(at.pair)
+    at.column(415)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts)
+    at.column(325)
+    with at.group("Picture"):
+        _, image = at.sampled(310, 4, sampled_from)
+        at.save(400, image, "clora")
+
+
+def areas(at: Description) -> None:
+    at.column(280)
+    at.note(
+        445,
+        "Draws each character in the area you choose",
+        "Choose each **area**: a half, a third, a box",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+        "Any other shape: a mask of *Load Image*",
+    )
+    at.model()
+    at.column(230)
+    with at.group("Areas"):
+        masks = [at.add("LoRACLR_ConceptArea", 260, {"area": f"{side} half"})["MASK"] for side in ("left", "right")]
+    at.column(280)
+    concepts = at.concepts(at.pair, masks)
+    at.column(315)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts)
+    at.column(245)
+    with at.group("Picture"):
+        _, image = at.sampled(310, 8, sampled_from)
+        at.save(400, image, "clora_masks")
+
+
+def paint(at: Description) -> None:
+    at.column(270)
+    at.note(
+        445,
+        "Paints two characters into a part of a picture",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+        "Choose the **area** to paint anew",
+        "Your own picture: *Load Image*, *VAE Encode*",
+    )
+    at.model()
+    at.column(280)
+    concepts = at.concepts(at.pair)
+    at.column(240)
+    with at.group("Picture before"):
+        plain = at.prompts(140, at.patched["clip"], f"a photo {at.models.scene}")
+        before, image = at.sampled(COLLAPSED, 8, {"model": at.patched["model"], **plain})
+        at.save(400, image, "clora_before", "Before")
+    at.column(315)
+    with at.group("Painted anew"):
+        area = at.add("LoRACLR_ConceptArea", 170, {"area": "bottom half"})["MASK"]
+        masked = at.add("SetLatentNoiseMask", COLLAPSED, {"samples": before, "mask": area})
+        sampled_from = at.clora(600, concepts)
+    at.column(245)
+    with at.group("Picture"):
+        _, image = at.sampled(310, 8, {**sampled_from, "latent_image": masked["LATENT"]})
+        at.save(400, image, "clora_inpaint")
+
+
+def maps(at: Description) -> None:
+    at.column(270)
+    at.note(
+        445,
+        "Saves where each character is drawn",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+        "Run: **masks** are where each was drawn, **heat maps** what its words saw",
+    )
+    at.model()
+    at.column(280)
+    concepts = at.concepts(at.pair)
+    at.column(315)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts)
+    at.column(240)
+    with at.group("Picture"):
+        samples, image = at.sampled(COLLAPSED, 4, sampled_from)
+        at.save(345, image, "clora")
+    with at.group("What it looked at"):
+        maps = at.add("LoRACLR_CLoRAMaps", 225, {"model": sampled_from["model"], "latent": samples, "image": image})
+    at.column(245)
+    with at.group("Masks and heat maps"):
+        masks = at.add("MaskToImage", COLLAPSED, {"mask": maps["masks"]})
+        at.save(335, masks["IMAGE"], "clora_masks", "Masks")
+        at.save(335, maps["heat_maps"], "clora_heat", "Heat maps")
+        at.add("LossGraphNode", COLLAPSED, {"loss": maps["loss"]}, "Separation loss")
+
+
+def merge(at: Description) -> None:
+    at.column(275)
+    at.note(
+        445,
+        "Merges characters into one model and LoRA file",
+        CHOOSE_LORAS,
+        "In the **prompt**, name them by their triggers",
+        "Run: the bars show how near each LoRA the merge is. “6 use …” loads the file",
+    )
+    at.model()
+    at.column(280)
     concepts = at.concepts(at.models.subjects)
-    at.group("Merge", (720, -60, 380, 1240))
-    merge = at.merge((740, 0, 340, 650), concepts)
-    at.add("PreviewAny", (1120, 700, 540, 300), {"source": merge["report"]}, "Report")
-    values = {"lora": merge["lora"], "merge_info": merge["merge_info"]}
-    values |= {"filename": "loraclr/merged", "if_exists": "overwrite"}
-    at.add("LoRACLR_SaveMergedLoRA", (740, 860, 340, 240), values)
-    at.group("Picture", (1120, -60, 1120, 700))
-    at.picture(1140, 0, {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}, prefix="merged", seed=7)
+    at.column(330)
+    with at.group("Merge"):
+        merged = at.merge(520, concepts)
+        values = {"lora": merged["lora"], "merge_info": merged["merge_info"]}
+        values |= {"filename": "loraclr/merged", "if_exists": "overwrite"}
+        at.add("LoRACLR_SaveMergedLoRA", 270, values)
+        at.add("PreviewAny", COLLAPSED, {"source": merged["report"]}, "Report")
+    at.column(240)
+    with at.group("Sampling"):
+        prompts = at.prompts(160, merged["CLIP"], at.models.prompt(at.pair, by_trigger))
+        _, image = at.sampled(310, 7, {"model": merged["MODEL"], **prompts})
+    at.column(235)
+    with at.group("Picture"):
+        at.save(400, image, "merged")
 
 
-def loraclr_reload(at: Description) -> None:
+def reuse(at: Description) -> None:
+    at.column(330)
     at.note(
-        "Loads the LoRA that **loraclr_merge** saved, using the stock Load LoRA at strength 1. The same prompt and seed"
-        " give the same picture.\n\n"
-        "1. **Checkpoint**: the one the LoRAs were merged on.\n"
-        "2. **LoRA**: the name that Save Merged LoRA reported. If it is not in the list, press R.\n"
-        "3. **Prompt**: name the subjects by their triggers.",
-        440,
+        445,
+        "Loads the LoRA that “5 merge …” saved, for the same picture again",
+        "**Checkpoint**: the one the LoRAs were merged on",
+        "**LoRA**: what *Save Merged LoRA* reported. Not in the list? Press R",
+        "In the **prompt**, name them by their triggers",
+    )
+    at.column(330)
+    at.model()
+    with at.group("Merged LoRA"):
+        values = {**at.patched, "lora_name": "loraclr/merged.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
+        lora = at.add("LoraLoader", 195, values)
+    at.column(330)
+    with at.group("Sampling"):
+        prompts = at.prompts(140, lora["CLIP"], at.models.prompt(at.pair, by_trigger))
+        _, image = at.sampled(310, 7, {"model": lora["MODEL"], **prompts})
+    at.column(330)
+    with at.group("Picture"):
+        at.save(400, image, "reloaded")
+
+
+def compare(at: Description) -> None:
+    at.column(280)
+    at.note(
+        445,
+        "One picture three ways: stacked, merged, by the sampler",
+        "Choose the same LoRAs in *Load LoRA* and *Load Concept LoRA*",
+        "Name them by **trigger** in the prompt, in **braces** in the sampler's",
+        "Try several **seeds** before you judge",
     )
     at.model()
-    at.group("Merged LoRA", (320, -60, 340, 420))
-    patched = {"model": at.checkpoint["MODEL"], "clip": at.checkpoint["CLIP"]}
-    values = {**patched, "lora_name": "loraclr/merged.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
-    lora = at.add("LoraLoader", (340, 0, 300, 150), values)
-    at.group("Picture", (680, -60, 1120, 700))
-    at.picture(700, 0, {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}, prefix="reloaded", seed=7)
-
-
-def clora_two_concepts(at: Description) -> None:
-    at.note(
-        "1. **Trigger** of each concept: the phrase its LoRA was trained on. **Name**: what the prompt calls it.\n"
-        "2. **Prompt**: write each concept by its name in braces; type `{` to choose one.\n"
-        "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL; 30 to 50 steps.\n\n"
-        "The node shows the plain picture first, then the area of each concept. If a subject is missing, check whether"
-        " the plain picture has an object for it. If not, try another seed.",
-        440,
-    )
-    at.model()
+    at.column(290)
     concepts = at.concepts(at.pair)
-    at.group("CLoRA", (720, -60, 440, 1020))
-    sampled_from = at.clora(740, 0, concepts)
-    at.group("Picture", (1180, -60, 700, 700))
-    samples, image = at.sampling(1200, 0, sampled_from, "clora")
-    at.group("What it looked at", (1900, -60, 720, 980))
-    values = {"model": sampled_from["model"], "latent": samples, "image": image}
-    maps = at.add("LoRACLR_CLoRAMaps", (1920, 0, 300, 160), values)
-    masks = at.add("MaskToImage", (1920, 220, 300, 60), {"mask": maps["masks"]})
-    for row, (title, shown, prefix) in enumerate(
-        [("Heat maps", maps["heat_maps"], "loraclr/clora_heat"), ("Masks", masks["IMAGE"], "loraclr/clora_masks")]
-    ):
-        at.add("SaveImage", (2260, 470 * row, 320, 400), {"images": shown, "filename_prefix": prefix}, title)
-    at.add("LossGraphNode", (1920, 340, 300, 300), {"loss": maps["loss"]}, "Separation loss")
+    at.column(280)
+    patched = at.patched
+    with at.group("For all three"):
+        text = at.models.prompt(at.pair, by_trigger)
+        prompt = at.add("PrimitiveStringMultiline", 160, {"value": text}, "Prompt: the triggers")["STRING"]
+        seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
+    with at.group("Stacked"):
+        for subject in at.pair:
+            lora = at.add("LoraLoader", 195, {**patched, "lora_name": subject.file})
+            patched = {"model": lora["MODEL"], "clip": lora["CLIP"]}
+        stacked = at.ordinary(seed, patched, prompt)
+    at.column(330)
+    with at.group("Merged"):
+        merged = at.merge(COLLAPSED, concepts)
+        merged = at.ordinary(seed, {"model": merged["MODEL"], "clip": merged["CLIP"]}, prompt)
+    with at.group("By the sampler"):
+        _, composed = at.sampled(COLLAPSED, seed, at.clora(600, concepts))
+    at.column(250)
+    with at.group("Pictures"):
+        for title, image in (("stacked", stacked), ("merged", merged), ("sampler", composed)):
+            at.save(345, image, title, f"Picture: {title}")
 
 
-def clora_masks(at: Description) -> None:
+FOLDER_OF_PICTURES = (
+    "Put ten to twenty pictures and their captions (01.png, 01.txt) into a **folder** of ComfyUI’s input folder"
+)
+RARE_WORD = "Write the **trigger**, a rare word and the class, and the **class word** alone"
+
+
+def train(at: Description) -> None:
+    at.column(300)
     at.note(
-        "Draws each concept inside its **mask**, instead of at an object found by attention.\n\n"
-        "1. **Trigger** and **name** of each concept, and the **prompt** with the names in braces.\n"
-        "2. **Masks**: here, the left and right half. For other shapes, replace them with *Load Image (as Mask)*, or with"
-        " *Load Image*: right-click it and open the mask editor.\n"
-        "3. **Size**: use the same for the picture and the masks.",
-        460,
+        445,
+        "Trains a LoRA of one character, and leaves the rest of the model as it is",
+        FOLDER_OF_PICTURES,
+        RARE_WORD,
+        "Run. You may cancel: run again to go on",
+    )
+    at.model(BATCH)
+    at.column(390)
+    (subject, *_) = at.pair
+    with at.group("Training"):
+        trained = at.train(740, subject)
+        at.add("LossGraphNode", COLLAPSED, {"loss": trained["loss_map"]}, "Loss")
+    at.column(270)
+    with at.group("Sampling"):
+        seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
+        values = {"model": at.patched["model"], "lora": trained["lora"], "strength_model": 1.0}
+        taught = {**at.patched, "model": at.add("LoraModelLoader", 140, values)["model"]}
+
+        def pictures(title: str, patched: dict[str, Output], words: str) -> Output:
+            return at.ordinary(seed, patched, f"a photo of a {words} {at.models.scene}", f"Prompt: {title}")
+
+        images = {
+            "with_trigger": pictures("with trigger", taught, subject.trigger),
+            "without_trigger": pictures("without trigger", taught, subject.class_word),
+            "base": pictures("before training", at.patched, subject.class_word),
+        }
+    at.column(250)
+    with at.group("Pictures"):
+        for name, image in images.items():
+            at.save(345, image, name, f"Picture: {name.replace('_', ' ')}")
+    if at.models.encoder:
+        at.scores(images | {"references": trained.inputs["images"]})
+
+
+def train_two(at: Description) -> None:
+    at.column(300)
+    at.note(
+        445,
+        "Trains two characters, then draws both: merged, and by the sampler",
+        FOLDER_OF_PICTURES,
+        RARE_WORD,
+        "Run. You may cancel: run again to go on",
     )
     at.model()
-    half = at.models.side // 2
-    at.group("Masks", (-20, 540, 720, 660))
-    areas = [
-        at.mask(0, 600 + 300 * row, half * row, 0, half, at.models.side, f"Mask of {subject.name}")
-        for row, subject in enumerate(at.pair)
-    ]
-    concepts = at.concepts(at.pair, areas)
-    at.group("CLoRA", (720, -60, 440, 1020))
-    sampled_from = at.clora(740, 0, concepts)
-    at.group("Picture", (1180, -60, 700, 700))
-    at.sampling(1200, 0, sampled_from, "clora_masks", seed=8)
+    chained: dict[str, Output] = {}
+    for subject in at.pair:
+        at.column(300)
+        with at.group(f"Training: {subject.name}"):
+            chained = {"concepts": at.train(740, subject, **chained)["concepts"]}
+    at.column(330)
+    seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
+    with at.group("Merged"):
+        merged = at.merge(COLLAPSED, chained["concepts"])
+        text = at.models.prompt(at.pair, by_trigger)
+        merged = at.ordinary(seed, {"model": merged["MODEL"], "clip": merged["CLIP"]}, text)
+    with at.group("By the sampler"):
+        _, composed = at.sampled(COLLAPSED, seed, at.clora(600, chained["concepts"]))
+    at.column(250)
+    with at.group("Pictures"):
+        for title, image in (("merged", merged), ("sampler", composed)):
+            at.save(400, image, f"trained_{title}", f"Picture: {title}")
 
 
-def clora_inpaint(at: Description) -> None:
-    at.note(
-        "Makes a picture without the concepts first, then paints the concepts into a part of it.\n\n"
-        "1. **Trigger** and **name** of each concept, and the **prompt** with the names in braces.\n"
-        "2. **Picture to paint into**: to use your own, replace it with *Load Image* and *VAE Encode*.\n"
-        "3. **Mask**: the part to repaint. For any shape, use *Load Image* with its mask editor.\n"
-        "4. **denoise** of the second sampler: 1 repaints from scratch; lower values keep more.",
-        480,
-    )
-    at.model()
-    concepts = at.concepts(at.pair)
-    side = at.models.side
-    at.group("Picture to paint into", (-20, 720, 1120, 700))
-    scene = f"a photo {at.models.scene}"
-    plain = at.prompts(0, 780, at.checkpoint["CLIP"], scene)
-    first, _ = at.sampling(430, 780, {"model": at.checkpoint["MODEL"], **plain}, "clora_before", "Before", seed=8)
-    at.group("Mask", (1120, 720, 520, 380))
-    area = at.mask(1140, 780, 0, side // 4, side, side - side // 4, "What is painted anew")
-    masked = at.add("SetLatentNoiseMask", (1390, 1000, 220, 60), {"samples": first, "mask": area})
-    at.group("CLoRA", (720, -60, 440, 760))
-    sampled_from = at.clora(740, 0, concepts)
-    at.group("Picture", (1180, -60, 700, 700))
-    at.sampling(1200, 0, {**sampled_from, "latent_image": masked["LATENT"]}, "clora_inpaint", seed=8)
-
-
-def side_by_side(at: Description) -> None:
-    at.note(
-        "Compares three ways to use the same two LoRAs, seed and prompt: **stacked** with the stock Load LoRA, **merged**,"
-        " and composed by **CLoRA**.\n\n"
-        "1. **LoRAs**: choose the same files in *Load LoRA* and *Load Concept LoRA*.\n"
-        "2. **Triggers** and **class words** of the concepts, and the three prompts: use triggers in the first two, names"
-        " in braces in the third.\n"
-        "3. **Size**: 512×512 for SD1.5, 1024×1024 for SDXL.\n\n"
-        "Try several seeds before you judge.",
-        500,
-    )
-    at.model()
-    concepts = at.concepts(at.pair)
-
-    at.group("Stacked", (720, -60, 1560, 520))
-    patched = {"MODEL": at.checkpoint["MODEL"], "CLIP": at.checkpoint["CLIP"]}
-    for row, subject in enumerate(at.pair):
-        values = {"model": patched["MODEL"], "clip": patched["CLIP"], "lora_name": subject.file}
-        lora = at.add("LoraLoader", (740, 200 * row, 300, 150), values, f"Load LoRA: {subject.name}")
-        patched = {"MODEL": lora["MODEL"], "CLIP": lora["CLIP"]}
-    at.picture(1180, 0, patched, prefix="stacked", title="Picture: stacked")
-
-    at.group("Merged", (720, 540, 1560, 800))
-    merge = at.merge((740, 600, 400, 700), concepts)
-    patched = {"MODEL": merge["MODEL"], "CLIP": merge["CLIP"]}
-    at.picture(1180, 600, patched, prefix="merged", title="Picture: merged")
-
-    at.group("CLoRA", (720, 1360, 1560, 980))
-    at.sampling(1610, 1420, at.clora(740, 1420, concepts), "clora", "Picture: CLoRA")
-
-
+# What the template browser calls them, in the order that teaches.
+TWO = "1 two characters in one picture"
+AREAS = "2 characters in areas you choose"
+PAINT = "3 paint characters into a picture"
+MAPS = "4 see where each character is drawn"
+MERGE = "5 merge characters into one LoRA"
+REUSE = "6 use the merged LoRA"
+COMPARE = "7 compare three ways"
+TRAIN = "8 train a character"
+TRAIN_TWO = "9 train two characters and draw both"
 WORKFLOWS = {
-    describe.__name__: describe
-    for describe in (loraclr_merge, loraclr_reload, clora_two_concepts, clora_masks, clora_inpaint, side_by_side)
+    TWO: two_characters,
+    AREAS: areas,
+    PAINT: paint,
+    MAPS: maps,
+    MERGE: merge,
+    REUSE: reuse,
+    COMPARE: compare,
+    TRAIN: train,
+    TRAIN_TWO: train_two,
 }
-BLUEPRINT = "CLoRA with two concepts"
+BLUEPRINT = "Two concepts with CLoRA"
 
 
 def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
@@ -353,7 +522,7 @@ def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
     return blueprint(graph, BLUEPRINT, description, start, outputs)
 
 
-CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py")
+CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py", "nodes_primitive.py", "nodes_dataset.py")
 
 
 def described(name: str, infos: NodeInfos, models: Models) -> Graph:

@@ -1,14 +1,15 @@
 /** The live view on CLoRA Attention Contrast Sampler: the growing picture under each concept's mask or attention. */
-import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
+import { follow } from "./lib/follow.js";
 import { colourOf, css, line, overlay, sizeOf, unpack } from "./lib/frame.js";
-import { CLORA, nodeById } from "./lib/graph.js";
-import { addPanel, recall, remember } from "./lib/panel.js";
+import { CLORA, isLinked, widgetOf } from "./lib/graph.js";
+import { addPanel } from "./lib/panel.js";
 
 const EVENT = "loraclr.clora"; // nodes/clora.py
 const MODES = ["masks", "attention", "picture"];
 const STRONGEST = 0.6;
 const LOSS = { width: 200, height: 28 };
+const HEIGHT = 260;
+const PROMISE = "While it samples, the picture grows here: first the plain one, then each concept’s area in a colour.";
 
 class LiveView {
   constructor(node) {
@@ -16,13 +17,15 @@ class LiveView {
     this.mode = MODES[0];
     this.hidden = new Set();
     this.root = document.createElement("div");
-    this.root.className = "loraclr-panel loraclr-view";
+    this.root.className = "loraclr-panel loraclr-view loraclr-empty";
     this.root.innerHTML = `
+      <div class="loraclr-promise">${PROMISE}</div>
       <div class="loraclr-row">
         <span class="loraclr-legend"></span>
+        <span class="loraclr-when"></span>
         <button type="button" class="loraclr-mode" title="Switch between masks, attention and the picture alone"></button>
       </div>
-      <canvas></canvas>
+      <div class="loraclr-stage"><canvas></canvas></div>
       <div class="loraclr-row">
         <span class="loraclr-step"></span>
         <svg viewBox="0 -2 ${LOSS.width} ${LOSS.height + 4}" preserveAspectRatio="none">
@@ -35,13 +38,31 @@ class LiveView {
       this.mode = MODES[(MODES.indexOf(this.mode) + 1) % MODES.length];
       this.draw();
     });
-    this.panel = addPanel(node, "live_view_panel", this.root, 300);
+    const isOn = () => this.isOn();
+    addPanel(node, "live_view_panel", this.root, { height: HEIGHT, below: widgetOf(node, "negative"), isOn });
+    const setting = widgetOf(node, "live_view");
+    const { callback } = setting;
+    setting.callback = (...values) => {
+      callback?.apply(setting, values);
+      this.refresh();
+    };
   }
 
-  show(frame) {
-    this.panel.open();
-    remember(this.node, EVENT, frame);
+  isOn() {
+    return isLinked(this.node, "live_view") || widgetOf(this.node, "live_view").value;
+  }
+
+  /** Takes the panel away while the setting is off. */
+  refresh() {
+    this.root.hidden = !this.isOn();
+    this.node.setDirtyCanvas?.(true, true);
+  }
+
+  /** when: said of a frame that is not of the run going on. */
+  show(frame, when = "") {
+    this.root.classList.remove("loraclr-empty");
     this.newest = frame;
+    this.say(when);
     const picture = new Image();
     const drawWith = (shown) => {
       if (this.newest !== frame) return; // a later one came while this one's picture was read
@@ -53,6 +74,16 @@ class LiveView {
     picture.onerror = () => drawWith(null);
     if (frame.picture) picture.src = frame.picture;
     else drawWith(null); // there is none of this model's latents
+  }
+
+  say(when) {
+    this.find(".loraclr-when").textContent = this.newest ? when : "";
+  }
+
+  /** The run has been stopped: its picture is not finished. */
+  stopped() {
+    const { step, steps, masks } = this.newest ?? {};
+    if (!this.find(".loraclr-when").textContent && !(masks && step === steps)) this.say("cancelled");
   }
 
   draw() {
@@ -103,21 +134,4 @@ class LiveView {
   }
 }
 
-const views = new WeakMap();
-
-app.registerExtension({
-  name: "loraclr.clora_view",
-  setup() {
-    api.addEventListener(EVENT, ({ detail }) => {
-      const node = nodeById(app.rootGraph ?? app.graph, detail.node);
-      views.get(node)?.show(detail);
-    });
-  },
-  nodeCreated(node) {
-    if (node.comfyClass === CLORA) views.set(node, new LiveView(node));
-  },
-  loadedGraphNode(node) {
-    const earlier = views.has(node) && recall(node, EVENT);
-    if (earlier) views.get(node).show(earlier);
-  },
-});
+follow({ name: "loraclr.clora_view", event: EVENT, comfyClass: CLORA, create: (node) => new LiveView(node) });

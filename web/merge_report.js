@@ -1,10 +1,14 @@
 /** The report on LoRACLR Merge: how far each concept, and each kind of layer, is from what its LoRA alone would give. */
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { bars, percent } from "./lib/errors.js";
-import { MERGE } from "./lib/graph.js";
-import { addPanel, recall, remember } from "./lib/panel.js";
+import { allNodes, isOf, MERGE } from "./lib/graph.js";
+import { addPanel, LAST_RUN, recall, remember } from "./lib/panel.js";
+import { fitHeight } from "./lib/widgets.js";
 
 const OUTPUT = "loraclr_merge"; // nodes/merge.py
+const HEIGHT = 220;
+const PROMISE = "After a merge, its report appears here: how near each concept is to its own LoRA.";
 
 function element(tag, { text, className, title, children = [] } = {}) {
   const made = document.createElement(tag);
@@ -31,7 +35,8 @@ function table(heads, rows) {
   return element("table", { children: [head, ...rows.map((cells) => element("tr", { children: cells }))] });
 }
 
-function fill(root, report) {
+/** when: said of a report that is not of the run going on. */
+function fill(root, report, when) {
   const copy = element("button", { text: "Copy as Markdown" });
   copy.type = "button";
   copy.addEventListener("click", async () => {
@@ -43,9 +48,14 @@ function fill(root, report) {
     copy.textContent = copied ?? "Needs https: use the report output";
     setTimeout(() => (copy.textContent = "Copy as Markdown"), 1500);
   });
+  const badge = element("span", { className: "loraclr-when", text: when });
   const cell = (text, title) => element("td", { text, title });
+  const sentences = (report.verdicts ?? []).map(({ concept, text }) =>
+    element("div", { className: "loraclr-verdict", children: [element("b", { text: concept }), `: ${text}`] }),
+  );
   const parts = [
-    element("div", { className: "loraclr-row", children: [element("span", { text: `solver: ${report.solver}` }), copy] }),
+    element("div", { className: "loraclr-row", children: [element("span", { text: `solver: ${report.solver}` }), badge, copy] }),
+    ...sentences,
     table(
       ["concept", "keys", "skipped", "error: plain, stacked, merged"],
       report.concepts.map((each) => [cell(each.name), cell(each.matched), cell(each.skipped), barsOf(each)]),
@@ -65,31 +75,40 @@ function fill(root, report) {
     );
   }
   root.replaceChildren(...parts);
+  root.classList.remove("loraclr-empty");
 }
 
-const shown = new WeakMap();
+const roots = new WeakMap();
 
 app.registerExtension({
   name: "loraclr.merge_report",
+  setup() {
+    api.addEventListener("execution_start", () => {
+      for (const node of allNodes(app.rootGraph ?? app.graph)) {
+        const badge = roots.get(node)?.querySelector(".loraclr-when");
+        if (badge) badge.textContent = LAST_RUN;
+      }
+    });
+  },
   nodeCreated(node) {
     if (node.comfyClass !== MERGE) return;
-    const root = element("div", { className: "loraclr-panel loraclr-report" });
-    const panel = addPanel(node, "report_panel", root, 220);
-    shown.set(node, (report) => {
-      fill(root, report);
-      panel.open();
-    });
+    const promise = element("div", { className: "loraclr-promise", text: PROMISE });
+    const root = element("div", { className: "loraclr-panel loraclr-report loraclr-empty", children: [promise] });
+    addPanel(node, "report_panel", root, { height: HEIGHT });
+    roots.set(node, root);
+    fitHeight(node);
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);
       const [report] = output?.[OUTPUT] ?? [];
-      if (!report) return;
+      if (!report || !isOf(node, report, (app.rootGraph ?? app.graph).id)) return;
       remember(node, OUTPUT, report);
-      shown.get(node)(report);
+      fill(root, report, "");
     };
   },
-  loadedGraphNode(node) {
-    const earlier = shown.has(node) && recall(node, OUTPUT);
-    if (earlier) shown.get(node)(earlier);
+  async loadedGraphNode(node) {
+    const root = roots.get(node);
+    const earlier = root && (await recall(node, OUTPUT));
+    if (earlier && root.classList.contains("loraclr-empty")) fill(root, earlier, LAST_RUN);
   },
 });

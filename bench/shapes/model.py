@@ -10,17 +10,13 @@ import demo_assets
 import torch
 import torch.nn.functional as F
 from comfy.sd1_clip import SD1Tokenizer
+from demo_encoder import SCALE, SHIFT, TO_OPPONENT
 from torch import Tensor, nn
 
 from .world import CELL, Scene
 
 STATES = Path(__file__).resolve().parents[2] / ".host" / "shapes"
 SNR = 0.1, 5.0  # what the weight of a timestep's error in the picture is kept between
-
-# Latent channels: lightness, red against green, blue against yellow, contrast within the cell. Each of about unit size.
-TO_OPPONENT = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1.0, -1.0, 0.0], [-0.5, -0.5, 1.0]])
-SHIFT = torch.tensor([0.5, 0.05, 0.0, 0.05])
-SCALE = torch.tensor([3.5, 3.5, 3.0, 9.0])
 
 # SD1.5's noise: variance kept at each of 1000 timesteps.
 KEPT = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0).float()

@@ -20,10 +20,10 @@ def gradients(in_place: bool, setting: str, models: Iterable[nn.Module] = ()) ->
     move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's tensors cannot be
     differentiated.
     """
-    models = {*models, *_loaded()}
+    models = {*models, *_list_loaded()}
     keeping = torch.autograd.graph.allow_mutation_on_saved_tensors() if in_place else contextlib.nullcontext()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), keeping, _training():
+        with torch.inference_mode(False), torch.enable_grad(), keeping, _replace_fused_kernels():
             yield
     except RuntimeError as error:
         if "nference tensor" not in str(error):
@@ -34,16 +34,16 @@ def gradients(in_place: bool, setting: str, models: Iterable[nn.Module] = ()) ->
         ) from error
     finally:
         if torch.is_inference_mode_enabled():
-            for model in models.union(_loaded()):
+            for model in models.union(_list_loaded()):
                 _make_movable(model)
 
 
-def _loaded() -> list[nn.Module]:
+def _list_loaded() -> list[nn.Module]:
     return [loaded.model.model for loaded in comfy.model_management.current_loaded_models if loaded.model is not None]
 
 
 @contextlib.contextmanager
-def _training() -> Iterator[None]:
+def _replace_fused_kernels() -> Iterator[None]:
     """Set ComfyUI's own switch that replaces its fused kernels, which have no gradients, by torch's operations."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True

@@ -2,9 +2,10 @@
 
 import random
 
+import pack
 import pytest
 import torch
-from shapes import loras
+from shapes import loras, model
 from shapes.world import CLASSES, CONCEPTS, SIDE, make_scene, training_scene
 
 
@@ -56,3 +57,12 @@ def test_batches_of_a_concept_s_training_show_it_alone_beside_others_and_not_at_
         covered = sum(float(thing.mask().float().mean()) for thing in own)
         assert float(weights.mean()) == pytest.approx(1 + loras.OWN_PLACE * covered)
     assert [concept.trigger in scene.prompt() for scene in scenes] == [True] * 5 + [False] * 3
+
+
+def test_the_demo_s_vae_gives_the_latents_that_its_model_was_trained_on():
+    """A LoRA trained on pictures by the demo's checkpoint learns what they show."""
+    pictures = torch.stack([training_scene(random.Random(seed), random.Random(seed)).picture() for seed in range(4)])
+    with torch.inference_mode():
+        unet, _, vae = pack.demo_models()
+        latents = unet.model.process_latent_in(vae.encode(pictures.movedim(1, -1)))
+    assert float((latents - model.encode(pictures)).abs().max()) < 0.05  # of latents of about unit size

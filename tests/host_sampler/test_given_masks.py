@@ -3,9 +3,10 @@
 import pytest
 import torch
 from comfy_execution.utils import CurrentNodeContext
-from host_sampler.sampling import CLORA, concept, sample
+from host_sampler.sampling import CLORA, clora, concept, maps, plain, sample
 from loraclr.loraclr_core.host.sampler.compose import compose
 from loraclr.loraclr_core.host.sampler.settings import Settings
+from pack import run
 
 SETTINGS = Settings(surroundings="composed (paper)")
 
@@ -38,6 +39,24 @@ def test_a_node_that_may_sample_parts_of_the_picture_is_told_what_becomes_of_mas
     (text,) = told(demo, (8, 12), WHOLE, ("3", "3"))
     assert "“cat”. If it samples parts of the picture" in text
     assert "whose concepts have no masks" in text
+
+
+def test_an_area_in_shares_fits_a_picture_of_any_shape(demo):
+    (area,) = run("LoRACLR_ConceptArea", area="left half")
+    assert told(demo, (8, 12), area, ("3",)) == []
+
+
+def test_a_concept_stays_in_its_area(demo, latent):
+    """Outside the areas, the picture is the one without concepts."""
+    left, right = (run("LoRACLR_ConceptArea", area=f"{side} third")[0] for side in ("left", "right"))
+    model, positive, negative = clora(demo, concept("dog", concept("cat", mask=left), mask=right), update_strength=0.0)
+    picture = sample(model, positive, negative, latent, steps=3)
+    cat, dog = maps(model, picture)[0]
+    assert cat.tolist() == [[1.0] * 4 + [0.0] * 8] * 8
+    assert dog.tolist() == [[0.0] * 8 + [1.0] * 4] * 8
+    change = (picture["samples"] - plain(demo, latent, steps=3)["samples"]).abs()
+    assert change[..., 4:8].max() < 1e-2 * change[..., :4].max()
+    assert change[..., 4:8].max() < 1e-2 * change[..., 8:].max()
 
 
 def test_nothing_is_said_without_masks(demo):

@@ -71,6 +71,12 @@ class ComfyPage:
         self.load(workflow)
         return workflow
 
+    def browse_templates(self) -> None:
+        """Opens the template browser at this pack's templates."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.get_by_test_id("manage-node-templates-dialog").wait_for(state="attached")
+        self.page.get_by_text("loraclr", exact=True).click()
+
     def take_few_steps(self) -> int:
         """In pictures and captures, whatever they come to. Returns how many."""
         self.page.evaluate(
@@ -81,10 +87,13 @@ class ComfyPage:
         )
         return FEW_STEPS
 
+    def prompt(self) -> dict[str, dict]:
+        """The graph as the page would send it to the server."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
     def asked(self) -> dict[str, dict]:
         """Inputs of each node as the page would send them to the server."""
-        asked = self.page.evaluate("async () => (await app.graphToPrompt()).output")
-        return {node: each["inputs"] for node, each in asked.items()}
+        return {node: each["inputs"] for node, each in self.prompt().items()}
 
     def wait_for_nodes(self, models: workflows.Models, name: str) -> None:
         """Until the graph is the one of a workflow, by its nodes' classes."""

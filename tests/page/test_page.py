@@ -3,17 +3,14 @@
 import base64
 import io
 
-import host
 import numpy as np
 import pytest
 import workflows
-from comfyui_version import __version__ as host_version
-from graph import api_format
 from PIL import Image
 from playwright.sync_api import expect
 
 CLORA, MERGE, CONCEPT = "LoRACLR_CLoRASampler", "LoRACLR_Merge", "LoRACLR_LoadConceptLoRA"
-MAPS, SAVE = "LoRACLR_CLoRAMaps", "LoRACLR_SaveMergedLoRA"
+MAPS, SAVE, AREA = "LoRACLR_CLoRAMaps", "LoRACLR_SaveMergedLoRA", "LoRACLR_ConceptArea"
 EMPTY = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0}
 
 
@@ -43,7 +40,7 @@ WATCH_STEPS = """() => {
 
 def test_live_view_shows_the_concepts_apart(page):
     page.make_room()
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.MAPS)
     steps = workflows.DEMO.steps if page.whole else page.take_few_steps()
     page.page.evaluate(WATCH_STEPS)
     outputs = page.run()
@@ -83,15 +80,14 @@ MASKS = {"masks": ["/wAA/w==", "AP//AA=="], "mask_size": [2, 2], "heat": ["/wAA/
 
 def test_frames_that_lack_something_do_not_stop_later_ones(page):
     """Of a model without quick previews, of a run gone wrong, of a node that is gone."""
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.center(CLORA)
     node = page.node(CLORA, "(node) => node.id")
     step = page.page.locator(".loraclr-step")
+    source = {"node": node, "made_of": page.prompt()}
 
     def receive(**frame):
-        page.page.evaluate(
-            "frame => app.api.dispatchCustomEvent('loraclr.clora', frame)", FRAME | {"node": node} | frame
-        )
+        page.page.evaluate("frame => app.api.dispatchCustomEvent('loraclr.clora', frame)", FRAME | source | frame)
 
     receive(step=1)
     expect(step).to_have_text("plain picture 1 / 9")
@@ -108,7 +104,7 @@ def test_frames_that_lack_something_do_not_stop_later_ones(page):
 
 
 def test_a_brace_in_the_negative_is_marked_at_once(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.center(CLORA)
     boxes = "[data-node-id] textarea" if page.nodes2 else "textarea[placeholder=negative]"
     field = page.page.locator(boxes).nth(1 if page.nodes2 else 0)
@@ -120,7 +116,7 @@ def test_a_brace_in_the_negative_is_marked_at_once(page):
 
 @pytest.mark.own_page
 def test_live_view_can_be_switched_off(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.node(CLORA, "(node) => { node.widgets.find((w) => w.name === 'live_view').value = false; }")
     page.take_few_steps()
     page.run()
@@ -129,7 +125,7 @@ def test_live_view_can_be_switched_off(page):
 
 def test_merge_report_has_a_bar_for_every_error(page):
     page.make_room()
-    page.load_demo("loraclr_merge")
+    page.load_demo(workflows.MERGE)
     page.take_few_steps()
     page.run()
     page.center(MERGE)
@@ -153,7 +149,7 @@ def test_merge_report_has_a_bar_for_every_error(page):
 
 
 def test_a_brace_offers_the_concepts(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.center(CLORA)
     field = prompt_field(page)
     field.click()
@@ -173,7 +169,7 @@ def test_a_brace_offers_the_concepts(page):
 
 
 def test_an_unknown_name_is_marked_at_once(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.center(CLORA)
     field = prompt_field(page)
     field.click()
@@ -197,31 +193,8 @@ def test_choosing_a_file_fills_in_its_words(page):
     assert page.node(CONCEPT, values) == ["my own", "ball"]
 
 
-@pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_saving_and_loading_changes_nothing(page, name):
-    page.load_demo(name)
-    serialized = "() => JSON.parse(JSON.stringify(app.graph.serialize()))"
-    first = page.page.evaluate(serialized)
-    page.load(first)
-    again = page.page.evaluate(serialized)
-    for before, after in zip(first["nodes"], again["nodes"], strict=True):
-        # Front ends before the default host's forget a switch of this node of the host's own.
-        forgets = before["type"] == "PreviewAny" and host_version != host.DEFAULT_VERSION
-        for part in ("type", "inputs", "outputs", "title", *(() if forgets else ("widgets_values",))):
-            assert before.get(part) == after.get(part)
-    assert first["links"] == again["links"]
-
-
-@pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_the_page_asks_the_server_for_what_the_workflow_says(page, name):
-    """Widget values and links come through, `{ball}` in a prompt among them."""
-    page.load_demo(name)
-    expected = api_format(workflows.described(name, page.infos, workflows.DEMO))
-    assert page.asked() == {node: each["inputs"] for node, each in expected.items()}
-
-
 def test_undo_copy_and_paste(page):
-    workflow = page.load_demo("clora_two_concepts")
+    workflow = page.load_demo(workflows.TWO)
     page.center(CLORA)
     found = (
         "() => app.graph.nodes.filter((node) => node.comfyClass === 'LoRACLR_CLoRASampler')"
@@ -246,69 +219,10 @@ def test_undo_copy_and_paste(page):
 
 @pytest.mark.own_page(width=390, height=844)
 def test_a_phone_sized_window_works(page):
-    page.load_demo("clora_two_concepts")
+    page.load_demo(workflows.TWO)
     page.center(CLORA)
     expect(prompt_field(page)).to_be_visible()
     page.shot("phone")
-
-
-@pytest.mark.own_page
-def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
-    """Its thumbnail is there, and so are the names of the files a user has to put or choose."""
-    page.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.page.get_by_test_id("manage-node-templates-dialog").wait_for(state="attached")
-    page.page.get_by_text("loraclr", exact=True).click()
-    for name in workflows.WORKFLOWS:
-        card = page.page.get_by_test_id(f"template-workflow-{name}")
-        card.scroll_into_view_if_needed()
-        picture = card.locator("img").first
-        width = Image.open(workflows.FOLDER / f"{name}.jpg").width
-        page.page.wait_for_function(
-            "([image, width]) => image.complete && image.naturalWidth === width", arg=[picture.element_handle(), width]
-        )
-    page.shot("templates")
-    page.page.get_by_test_id("template-workflow-clora_two_concepts").click()
-    page.wait_for_nodes(workflows.REAL, "clora_two_concepts")
-    page.page.get_by_test_id("error-overlay-see-errors").click()
-    for name in (workflows.REAL.checkpoint, *(subject.file for subject in workflows.REAL.subjects)):
-        expect(page.page.get_by_text(name.removesuffix(".safetensors")).first).to_be_visible()
-    page.shot("missing_models")
-
-
-@pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_every_template_opens_by_dropping_its_file(page, name):
-    page.load(EMPTY)
-    page.drop(workflows.FOLDER / f"{name}.json")
-    page.wait_for_nodes(workflows.REAL, name)
-
-
-@pytest.mark.parametrize("name", workflows.WORKFLOWS)
-def test_every_template_runs_by_its_button_and_opens_again_from_its_picture(page, name):
-    workflow = page.load_demo(name)
-    if not page.whole:
-        page.take_few_steps()
-    asked = page.asked()
-    outputs = page.run()
-    saved = [
-        page.server.output / image["subfolder"] / image["filename"]
-        for node in sorted(workflow["nodes"], key=lambda node: node["pos"][1])  # from the top of the page
-        if node.get("title", "").startswith("Picture")
-        for image in outputs.get(str(node["id"]), {}).get("images", [])
-        if image["type"] == "output"
-    ]
-    assert saved
-    pictures = [Image.open(path).convert("RGB") for path in saved]
-    for picture in pictures:
-        assert np.asarray(picture).std() > 5
-    row = Image.new("RGB", (sum(each.width for each in pictures), pictures[0].height))
-    for number, picture in enumerate(pictures):
-        row.paste(picture, (number * picture.width, 0))
-    page.keep(row, f"template_{name}")
-
-    page.load(EMPTY)
-    page.drop(saved[0])
-    page.wait_for_nodes(workflows.DEMO, name)
-    assert page.asked() == asked
 
 
 def test_the_blueprint_is_found_by_its_name_and_placed(page):
@@ -331,7 +245,11 @@ def test_the_blueprint_is_found_by_its_name_and_placed(page):
 @pytest.mark.own_page
 def test_help_opens_beside_each_node_with_its_picture(page):
     page.make_room()
-    for name, kinds in (("clora_two_concepts", (CONCEPT, CLORA, MAPS)), ("loraclr_merge", (MERGE, SAVE))):
+    for name, kinds in (
+        (workflows.AREAS, (AREA,)),
+        (workflows.MAPS, (CONCEPT, CLORA, MAPS)),
+        (workflows.MERGE, (MERGE, SAVE)),
+    ):
         page.load_demo(name)
         for kind in kinds:
             page.center(kind)
@@ -346,7 +264,7 @@ def test_help_opens_beside_each_node_with_its_picture(page):
 
 @pytest.mark.own_page(language="zh")
 def test_help_speaks_the_page_s_language(page):
-    page.load_demo("loraclr_merge")
+    page.load_demo(workflows.MERGE)
     page.node(MERGE, "(node) => app.canvas.selectNode(node)")
     page.page.get_by_test_id("info-button").click()
     expect(page.page.get_by_role("heading", name="LoRACLR").first).to_contain_text("合并")

@@ -27,7 +27,7 @@ def node_of(prompt: dict, class_type: str) -> dict:
 
 def merge_prompt(infos: dict, **inputs) -> dict:
     """The merge workflow with other settings; its LoRA is saved beside the shipped workflow's."""
-    prompt = demo_prompt(infos, "loraclr_merge")
+    prompt = demo_prompt(infos, workflows.MERGE)
     node_of(prompt, "LoRACLR_Merge")["inputs"].update({"merge_text_encoder": False, **inputs})
     node_of(prompt, "LoRACLR_SaveMergedLoRA")["inputs"]["filename"] = "loraclr/other"
     return prompt
@@ -52,7 +52,7 @@ def run(server: ComfyServer, prompt: dict, **kwargs) -> tuple[np.ndarray, dict]:
 @pytest.fixture(scope="session")
 def first_run(server, infos):
     """(picture, history) of the merge workflow as shipped."""
-    return run(server, demo_prompt(infos, "loraclr_merge"))
+    return run(server, demo_prompt(infos, workflows.MERGE))
 
 
 def test_the_pack_loads_without_complaint(server):
@@ -122,12 +122,12 @@ def test_the_words_taken_from_a_file_are_shown_under_its_node(server, infos):
 
 
 def test_saved_merge_reloads_to_the_same_picture(server, infos, first_run):
-    pixels, _ = run(server, demo_prompt(infos, "loraclr_reload"))
+    pixels, _ = run(server, demo_prompt(infos, workflows.REUSE))
     assert np.abs(pixels - first_run[0]).max() == 0
 
 
 def test_clora_workflow_runs_as_shipped(server, infos):
-    prompt = demo_prompt(infos, "clora_two_concepts")
+    prompt = demo_prompt(infos, workflows.MAPS)
     messages: list[dict] = []
     history = server.wait(server.queue(prompt), messages.append)
     (maps,) = (node for node in prompt if prompt[node]["class_type"] == "LoRACLR_CLoRAMaps")
@@ -145,7 +145,7 @@ def test_clora_workflow_runs_as_shipped(server, infos):
 
 def test_each_clora_node_has_its_own_live_view(server, infos):
     """Of one workflow after another with the same inputs, whose result the host would take from the first."""
-    prompt = demo_prompt(infos, "clora_two_concepts")
+    prompt = demo_prompt(infos, workflows.MAPS)
     node_of(prompt, "KSampler")["inputs"]["steps"] = 2
     (sampler,) = (node for node in prompt if prompt[node]["class_type"] == "LoRACLR_CLoRASampler")
     for name in (sampler, f"another {sampler}"):
@@ -156,10 +156,10 @@ def test_each_clora_node_has_its_own_live_view(server, infos):
 
 def test_side_by_side_workflow_runs_as_shipped(server, infos):
     """Three pictures of one seed, none like another."""
-    prompt = demo_prompt(infos, "side_by_side")
+    prompt = demo_prompt(infos, workflows.COMPARE)
     history = server.wait(server.queue(prompt))
     shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
-    found = [pixels(server, shown[f"Picture: {way}"]["images"]) for way in ("stacked", "merged", "CLoRA")]
+    found = [pixels(server, shown[f"Picture: {way}"]["images"]) for way in ("stacked", "merged", "sampler")]
     assert all(np.abs(a - b).max() > 0 for a, b in itertools.combinations(found, 2))
 
 

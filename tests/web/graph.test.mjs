@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { CONCEPT, conceptName, conceptNames, nodeById } from "../../web/lib/graph.js";
+import { allNodes, CONCEPT, conceptName, conceptNames, isOf, nodeById, siblings, TRAIN } from "../../web/lib/graph.js";
 
 /** A node as litegraph has them, as far as these functions look. */
 function node(values, from = null, type = CONCEPT) {
@@ -23,6 +23,13 @@ test("the chain is followed to its start, through reroutes, in its order", () =>
   assert.deepEqual(conceptNames(node({}, null, "LoRACLR_CLoRASampler")), []);
 });
 
+test("a trained concept is in the chain, called by its class word: its name is its file's", () => {
+  const trained = node({ name: "loraclr/{trigger}", class_word: "cat", trigger: "sks cat" }, node({ name: "dog" }), TRAIN);
+  const sampler = node({}, trained, "LoRACLR_CLoRASampler");
+  assert.deepEqual(conceptNames(sampler), ["dog", "cat"]);
+  assert.ok(isOf(node({}, node({ class_word: "cat" }, null, TRAIN)), { workflow: "a", made_of: {} }, "a"), "it has no file");
+});
+
 test("ids lead through subgraphs", () => {
   const inner = { id: 12 };
   const subgraph = { getNodeById: (id) => (id === 12 ? inner : null) };
@@ -30,4 +37,30 @@ test("ids lead through subgraphs", () => {
   assert.equal(nodeById(root, "5:12"), inner);
   assert.equal(nodeById(root, "5:13"), null);
   assert.equal(nodeById(root, "7:12"), null);
+});
+
+test("what another workflow's node with the same id has sent is told apart", () => {
+  const view = node({}, node({ lora_name: "cat.safetensors" }), "LoRACLR_CLoRASampler");
+  const sent = (workflow, file) => ({ workflow, made_of: { 1: { inputs: { lora_name: file } }, 2: { inputs: {} } } });
+  assert.ok(isOf(view, sent("a", "cat.safetensors"), "a"));
+  assert.ok(isOf(view, sent(null, "cat.safetensors"), "a"), "a run that no page has sent");
+  assert.ok(!isOf(view, sent("b", "cat.safetensors"), "a"));
+  assert.ok(!isOf(view, sent("a", "dog.safetensors"), "a"), "a copy of the same template");
+});
+
+test("a graph's nodes are also those of its subgraphs", () => {
+  const inner = { id: 2 };
+  const outer = { id: 1, subgraph: { nodes: [inner] } };
+  assert.deepEqual(allNodes({ nodes: [outer] }), [outer, inner]);
+});
+
+test("siblings are the other concepts of a concept's chains, before and after it", () => {
+  const [cat, stray] = [node({ name: "cat" }), node({ name: "stray" })];
+  const dog = node({ name: "dog" }, cat);
+  const sampler = node({}, dog, "LoRACLR_CLoRASampler");
+  cat.graph = dog.graph = stray.graph = { nodes: [cat, dog, stray, sampler] };
+  assert.deepEqual(siblings(cat), [dog]);
+  assert.deepEqual(siblings(dog), [cat]);
+  assert.deepEqual(siblings(stray), []);
+  assert.deepEqual(siblings(node({})), []);
 });

@@ -4,8 +4,10 @@ import { classWord, nameOf } from "./words.js";
 export const CLORA = "LoRACLR_CLoRASampler";
 export const CONCEPT = "LoRACLR_LoadConceptLoRA";
 export const MERGE = "LoRACLR_Merge";
+export const TRAIN = "LoRACLR_TrainConcept";
 
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+export const isLinked = (node, name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
 const valueOf = (node, name) => String(widgetOf(node, name)?.value ?? "").trim();
 
 /** The node that a message of the server is about; its id there has the subgraphs on the way to it: "5:12". */
@@ -16,21 +18,53 @@ export function nodeById(rootGraph, id) {
   return graph?.getNodeById(Number(path.at(-1))) ?? null;
 }
 
+/** The nodes of a graph and of the subgraphs in it. */
+export function allNodes(graph) {
+  return graph.nodes.flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph) : [])]);
+}
+
 /** Names of the concepts chained into a node's input, in their order; empty where they cannot be followed. */
 export function conceptNames(node) {
-  const names = [];
+  return conceptNodes(node).map(conceptName).filter(Boolean);
+}
+
+/** The nodes of the concepts chained into a node's input, in their order. */
+export function conceptNodes(node) {
+  const concepts = [];
   const seen = new Set();
   for (let from = upstream(node); from && !seen.has(from); from = upstream(from)) {
     seen.add(from);
-    if (from.comfyClass === CONCEPT) names.unshift(conceptName(from));
+    if (from.comfyClass === CONCEPT || from.comfyClass === TRAIN) concepts.unshift(from);
   }
-  return names.filter(Boolean);
+  return concepts;
 }
 
-/** As the node names it: its name, else after its class word, else after its trigger. */
+/**
+ * Whether what a node of a run has sent belongs to a node of this page: workflows share ids of nodes, and copies of a template
+ * all ids. sent: as `source` in nodes/page.py makes it.
+ */
+export function isOf(node, sent, workflow) {
+  if (sent.workflow && sent.workflow !== workflow) return false;
+  const loaded = Object.values(sent.made_of).map(({ inputs }) => inputs.lora_name);
+  const files = conceptNodes(node).filter((concept) => concept.comfyClass === CONCEPT);
+  return files.every((concept) => isLinked(concept, "lora_name") || loaded.includes(valueOf(concept, "lora_name")));
+}
+
+/** The other concepts in the chains that a concept's node is in. */
+export function siblings(concept) {
+  const chains = (concept.graph?.nodes ?? []).map((node) => [...conceptNodes(node), node]);
+  const others = chains.filter((chain) => chain.includes(concept)).flat();
+  return [...new Set(others)].filter((node) => node.comfyClass === CONCEPT && node !== concept);
+}
+
+/** As the node names it: its name, else after its class word, else after its trigger. A training's name is its file's. */
 export function conceptName(node) {
-  const trigger = valueOf(node, "trigger");
-  return valueOf(node, "name") || nameOf(trigger, valueOf(node, "class_word") || classWord(trigger));
+  return (node.comfyClass !== TRAIN && valueOf(node, "name")) || nameOf(valueOf(node, "trigger"), conceptClassWord(node));
+}
+
+/** Its class word, else that of its trigger. */
+export function conceptClassWord(node) {
+  return valueOf(node, "class_word") || classWord(valueOf(node, "trigger"));
 }
 
 function upstream(node) {

@@ -1,36 +1,35 @@
-/** Panels below a node's widgets, and what they showed last. */
+/** Panels among a node's widgets, and what they showed last. */
+import { app } from "../../../scripts/app.js";
+import { nodeById } from "./graph.js";
+import { sourceOf } from "./source.js";
 import "./style.js";
+import { place } from "./widgets.js";
+
+export const LAST_RUN = "last run";
+const MARGIN = 10; // around an element on the classic canvas
 
 /**
- * Adds an element below a node's widgets, closed until it is opened for the first time.
- * It is neither saved with the workflow nor sent with the prompt.
+ * Adds an element to a node's widgets, at the end or below one of them, drawn at any zoom. It takes part in neither the saved
+ * workflow nor the prompt. isOn: whether it takes any room.
  */
-export function addPanel(node, name, element, height) {
-  let shown = false;
+export function addPanel(node, name, element, { height, below, isOn = () => true }) {
   const widget = node.addDOMWidget(name, "loraclr", element, {
     serialize: false,
-    getMinHeight: () => (shown ? height : 0),
-    getMaxHeight: () => (shown ? Infinity : 0),
+    hideOnZoom: false,
+    getMinHeight: () => (isOn() ? height : 0),
+    getMaxHeight: () => (isOn() ? Infinity : 0),
     getValue: () => "",
     setValue: () => {},
   });
   widget.serialize = false;
-  element.style.visibility = "hidden";
-  return {
-    open() {
-      if (shown) return;
-      shown = true;
-      element.style.visibility = "";
-      const [width, needed] = node.computeSize();
-      node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], needed)]);
-      node.setDirtyCanvas?.(true, true);
-    },
-  };
+  element.style.minHeight = `${height - 2 * MARGIN}px`;
+  if (below) place(node, widget, node.widgets.indexOf(below) + 1);
+  return widget;
 }
 
-const keyOf = (node, kind) => `${kind} ${node.graph?.rootGraph?.id ?? node.graph?.id} ${node.id}`;
+const keyOf = (node, kind) => [kind, app.rootGraph?.id, node.graph?.id, node.id].join(" ");
 
-/** For this tab only: a page that is loaded again shows what it showed. */
+/** For this tab only: a page that is loaded again shows what it showed. data.made_of: the prompt that led to it. */
 export function remember(node, kind, data) {
   try {
     sessionStorage.setItem(keyOf(node, kind), JSON.stringify(data));
@@ -39,10 +38,26 @@ export function remember(node, kind, data) {
   }
 }
 
-export function recall(node, kind) {
-  try {
-    return JSON.parse(sessionStorage.getItem(keyOf(node, kind)));
-  } catch {
-    return null;
-  }
+/**
+ * What a node showed last, where its graph would make the same again; or null. All copies of a template have the same ids:
+ * what was made of other concepts stays hidden.
+ */
+export async function recall(node, kind) {
+  const text = sessionStorage.getItem(keyOf(node, kind));
+  if (!text) return null;
+  const data = JSON.parse(text);
+  const { output } = await promptOfPage();
+  const ids = Object.keys(output).filter((id) => nodeById(app.rootGraph ?? app.graph, id) === node);
+  return ids.some((id) => sourceOf(output, id) === sourceOf(data.made_of ?? {}, data.node)) ? data : null;
+}
+
+let asked = null;
+
+/** What the page would send to the server now; asked for once by all nodes of a workflow that has just been loaded. */
+function promptOfPage() {
+  asked ??= new Promise((resolve) => setTimeout(resolve)).then(() => {
+    asked = null;
+    return app.graphToPrompt();
+  });
+  return asked;
 }

@@ -1,5 +1,6 @@
-"""The report of a merge, in Markdown."""
+"""The report of a merge: in plain words, then in figures; in Markdown and for the page."""
 
+import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,6 +12,11 @@ from .merge import LayerResult, MergeResult, MergeSettings
 
 # Longer lists of keys are cut, with a note of how many more there are.
 LISTED = 5
+# The share of its own LoRA's effect that a concept has lost: the square root of an error, which is a squared distance.
+# Measured on the shapes world (docs/quality.md), where identity is 0.95 with each LoRA alone: 0.17 is identity 0.96 (two
+# concepts, distilled), 0.25 is 0.81 (two), 0.33 is 0.55 (three), 0.39 is 0.51 (four), 0.52 is 0.26 (eight).
+NEAR = 0.2
+LOST = ((0.29, "about a quarter"), (0.41, "about a third"), (0.6, "about half"), (0.9, "most"))
 
 
 class Errors(NamedTuple):
@@ -30,25 +36,78 @@ class Errors(NamedTuple):
         return cls(*(sum(sum(getattr(layer, which)[chosen]) for layer in layers) for which in cls._fields))
 
 
+class Verdict(NamedTuple):
+    """What became of a concept, in plain words."""
+
+    concept: str
+    text: str
+
+
+def verdicts(result: MergeResult) -> list[Verdict]:
+    """Return one sentence per concept."""
+    taking_part = [
+        Verdict(concept.concept.name, _fate(_lost(result, index), result))
+        for index, concept in enumerate(result.loaded)
+    ]
+    without_effect = [
+        Verdict(concept.name, f"takes no part: {_why_without_effect(concept, result.settings)}")
+        for concept in result.without_effect
+    ]
+    return taking_part + without_effect
+
+
+def _lost(result: MergeResult, index: int) -> float | None:
+    """Return what a concept has lost: after a distillation in the model's predictions, else in its layers' outputs.
+
+    None where no error was measured.
+    """
+    if result.agreements:
+        error, base = result.agreements[index].distilled, result.agreements[index].base
+    else:
+        errors = Errors.of(result.solution.layers, index)
+        error, base = errors.merged, errors.base
+    return math.sqrt(error / base) if base else None
+
+
+def _fate(lost: float | None, result: MergeResult) -> str:
+    if len(result.loaded) == 1:
+        return "its own LoRA, unchanged"
+    if not result.solution.layers:
+        return "summed with the others, not measured"
+    if lost is None:
+        return "not measured: its own LoRA changes nothing in the captures"
+    if lost <= NEAR:
+        return "near its own LoRA"
+    share = next((words for most, words in LOST if lost <= most), "nearly all")
+    remedy = "more distillation steps, or the sampler" if result.agreements else "200 distillation steps"
+    return f"lost {share}: try {remedy}"
+
+
 def panel(result: MergeResult) -> dict:
-    """Return a merge's data for the page (web/merge_report.js): errors as bars, keys, and the whole report to copy."""
+    """Return a merge's data for the page (web/merge_report.js): verdicts, errors as bars, keys, and the report to copy."""
     layers = result.solution.layers
     concepts = [
         {
-            "name": each.concept.name,
-            "matched": len(each.lora.matched),
-            "skipped": _skipped(each),
+            "name": concept.concept.name,
+            "matched": len(concept.lora.matched),
+            "skipped": _skipped(concept),
             **_errors(layers, index),
         }
-        for index, each in enumerate(result.loaded)
+        for index, concept in enumerate(result.loaded)
     ]
     for concept in result.without_effect:
         concepts.append({"name": f"{concept.name} (takes no part)", "matched": "–", "skipped": "–"})
     groups = [
         {"name": name, "count": len(members), "margin_active": _margin_active(members), **_errors(members)}
-        for name, members in _grouped(layers).items()
+        for name, members in _group_layers(layers).items()
     ]
-    return {"solver": result.settings.solver, "concepts": concepts, "groups": groups, "markdown": markdown(result)}
+    return {
+        "solver": result.settings.solver,
+        "verdicts": [verdict._asdict() for verdict in verdicts(result)],
+        "concepts": concepts,
+        "groups": groups,
+        "markdown": markdown(result),
+    }
 
 
 def _skipped(loaded: Loaded) -> int:
@@ -75,7 +134,8 @@ def markdown(result: MergeResult) -> str:
 def _summary(result: MergeResult) -> str:
     ranks = f"rank {min(result.ranks)}–{max(result.ranks)}" if result.ranks else "no layer"
     counts = f"{len(result.loaded)} concepts, {len(result.ranks)} layers of {result.architecture}"
-    lines = ["# LoRACLR merge", f"**{result.settings.solver}**, {counts}, {ranks}."]
+    sentences = "\n".join(f"- **{verdict.concept}**: {verdict.text}." for verdict in verdicts(result))
+    lines = ["# LoRACLR merge", sentences, f"**{result.settings.solver}**, {counts}, {ranks}."]
     if result.solution.layers:
         lines += _capture(result)
     elif not result.loaded:
@@ -110,7 +170,7 @@ def _concepts(result: MergeResult) -> str:
         "unmatched",
         "weights merged / summed / idle",
     ]
-    rows = [_concept_row(each) for each in result.loaded]
+    rows = [_concept_row(concept) for concept in result.loaded]
     text = ""
     if layers:
         head += ["error stacked", "error merged"]
@@ -141,7 +201,7 @@ def _groups(layers: list[LayerResult]) -> str:
     if not layers:
         return ""
     rows = []
-    for name, members in _grouped(layers).items():
+    for name, members in _group_layers(layers).items():
         errors = Errors.of(members)
         ranks = [member.rank for member in members]
         rows.append(
@@ -163,8 +223,8 @@ def _distillation(result: MergeResult) -> str:
     if not result.agreements:
         return ""
     rows = [
-        [each.concept.name, _share(agreement.solved, agreement.base), _share(agreement.distilled, agreement.base)]
-        for each, agreement in zip(result.loaded, result.agreements, strict=True)
+        [concept.concept.name, _share(agreement.solved, agreement.base), _share(agreement.distilled, agreement.base)]
+        for concept, agreement in zip(result.loaded, result.agreements, strict=True)
     ]
     return (
         f"## Distillation, {result.settings.distillation_steps} steps\n\n"
@@ -174,7 +234,7 @@ def _distillation(result: MergeResult) -> str:
     )
 
 
-def _grouped(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
+def _group_layers(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
     """Group layers by name, sorted, because ComfyUI keeps the names of a model's layers in unordered sets."""
     groups: dict[str, list[LayerResult]] = {}
     for layer in layers:
@@ -189,10 +249,13 @@ def _margin_active(layers: list[LayerResult]) -> float:
 
 
 def _notes(result: MergeResult) -> str:
-    settings, concepts = result.settings, [each.concept for each in result.loaded]
-    notes = [_why_without_effect(concept, settings) for concept in result.without_effect]
-    for each in result.loaded:
-        notes += _notes_of(each)
+    settings, concepts = result.settings, [concept.concept for concept in result.loaded]
+    notes = [
+        f"{concept.name} takes no part, as if it were not connected: {_why_without_effect(concept, settings)}"
+        for concept in result.without_effect
+    ]
+    for concept in result.loaded:
+        notes += _notes_of(concept)
     if result.solution.unseen:
         notes.append(f"Summed, not merged, because they did not run in the captures: {_list(result.solution.unseen)}")
     if result.capture_note:
@@ -236,7 +299,7 @@ def _why_without_effect(concept: Concept, settings: MergeSettings) -> str:
         why = "its LoRA changes nothing" + ("" if settings.merge_text_encoder else " but the text encoder at most")
     else:
         why = "both strengths are 0" if settings.merge_text_encoder else "its model strength is 0"
-    return f"{concept.name} takes no part, as if it were not connected: {why}"
+    return why
 
 
 def _seconds(result: MergeResult) -> str:

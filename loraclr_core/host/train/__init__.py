@@ -1,1 +1,1 @@
-"""Training a concept's LoRA on a model in ComfyUI."""
+"""Training a concept's LoRA on a model in ComfyUI, and scoring its pictures."""
