@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..loraclr_core import words
 from ..loraclr_core.concept import Concept, check_name
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.lora import file
 from ..loraclr_core.host.train import report
 from ..loraclr_core.host.train.data import Given
@@ -312,6 +313,7 @@ class TrainConceptLoRA(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         model: list,

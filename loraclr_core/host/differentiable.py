@@ -16,7 +16,7 @@ def gradients(in_place: bool, setting: str, models: Iterable[nn.Module] = ()) ->
     """Turn autograd on, and leave the inference mode in which the executor runs nodes.
 
     in_place: for models that add to their activations in place; autograd then saves copies of the changed tensors, at a
-    cost. setting: the node's setting that at 0 needs no gradients. models: further models whose weights ComfyUI may
+    cost. setting: the node's setting that at 0 needs no gradients, "" where there is none. models: further models whose weights ComfyUI may
     move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's tensors cannot be
     differentiated.
     """
@@ -28,9 +28,9 @@ def gradients(in_place: bool, setting: str, models: Iterable[nn.Module] = ()) ->
     except RuntimeError as error:
         if "nference tensor" not in str(error):
             raise
+        remedy = f"Set {setting} to 0, or remove that patch." if setting else "Remove that patch."
         raise ValueError(
-            f"Another patch on this model works on tensors that cannot be differentiated ({error}). Set {setting} to 0, or"
-            " remove that patch."
+            f"Another patch on this model works on tensors that cannot be differentiated ({error}). {remedy}"
         ) from error
     finally:
         if torch.is_inference_mode_enabled():
@@ -88,7 +88,7 @@ def check_weights_stay(model: nn.Module, device: torch.device, setting: str) -> 
     if any(parameter.device != device for parameter in model.parameters()):
         raise ValueError(
             "The model does not fit on the device, and ComfyUI's asynchronous offloading overwrites weights that gradients"
-            f" need. Start ComfyUI with --disable-async-offload, or set {setting} to 0."
+            f" need. Start ComfyUI with --disable-async-offload{f', or set {setting} to 0' if setting else ''}."
         )
 
 

@@ -143,7 +143,7 @@ def on_loaded(models, images: list[Tensor], masks: list[Tensor], work: Callable,
     sources = data.check(data.Given(images, [], masks, [], []), chosen)
     dataset = data.encode(models.model, models.vae, sources, 0, lambda phase, done: None)
     layers = chosen_layers(models.model, chosen.layers)
-    with differentiable.gradients(changes_in_place(models.model.model), "steps", [models.model.model]), torch.no_grad():
+    with differentiable.gradients(changes_in_place(models.model.model), "", [models.model.model]), torch.no_grad():
         texts = [f"photo of a {TRIGGER}", f"photo of a {CLASS}", ""]
         conds = {text: encoded(models.clip, text) for text in texts}
         sigmas = torch.tensor([1.0, 0.0])
@@ -152,4 +152,4 @@ def on_loaded(models, images: list[Tensor], masks: list[Tensor], work: Callable,
         def on(model):
             return work(Rows(model, dataset, conds, chosen), Learner(layers, chosen))
 
-        return with_model(models.model, layers, [*conds.values()], latent, sigmas, "steps", on)
+        return with_model(models.model, layers, [*conds.values()], latent, sigmas, "", on)
