@@ -350,6 +350,7 @@ class TrainConceptLoRA(io.ComfyNode):
         other_captions: list[str] | None = None,
         concepts: list[list[Concept]] | None = None,
     ) -> io.NodeOutput:
+        given = Given(images, captions or [], masks or [], others or [], other_captions or [])
         phrase = trigger[0].strip()
         settings = TrainSettings(
             trigger=phrase,
@@ -378,7 +379,6 @@ class TrainConceptLoRA(io.ComfyNode):
             preview_prompts=tuple(line.strip() for line in preview_prompts[0].splitlines() if line.strip()),
             if_there=if_there[0],
         )
-        given = Given(images, captions or [], masks or [], others or [], other_captions or [])
         root = Path(folder_paths.get_folder_paths("loras")[0])
         path = file.path_within(root, name[0].replace("{trigger}", _as_file_name(phrase)))
         earlier = concepts[0] if concepts else []

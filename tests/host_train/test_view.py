@@ -29,7 +29,8 @@ def test_curves_and_previews_reach_the_page(frames, monkeypatch, name):
     train(small_models(name), [picture(1)], steps=4, preview_every=2)
     assert {frame["event"] for frame in frames} == {"loraclr.train"}
     assert all(
-        frame.keys() == {"event", "node", *(field.name for field in dataclasses.fields(Frame))} for frame in frames
+        frame.keys() == {"event", "node", "workflow", "made_of", *(field.name for field in dataclasses.fields(Frame))}
+        for frame in frames
     )
     assert [frame["step"] for frame in frames] == [0, 1, 2, 3, 4]
     last = frames[-1]

@@ -20,7 +20,7 @@ from loraclr.loraclr_core.host.train.layers import chosen_layers
 from loraclr.loraclr_core.host.train.learner import Learner
 from loraclr.loraclr_core.host.train.rows import Rows
 from loraclr.loraclr_core.host.train.settings import TrainSettings
-from pack import defaults, node
+from pack import run
 from torch import Tensor
 
 NODE = "LoRACLR_TrainConcept"
@@ -41,10 +41,7 @@ class Trained(NamedTuple):
 def train(models, images: list[Tensor], **inputs) -> Trained:
     """Outputs of the node with quick settings. models: with model, clip and vae."""
     given = {"model": models.model, "clip": models.clip, "vae": models.vae, "images": images} | QUICK | inputs
-    values = defaults(NODE) | given
-    node(NODE).VALIDATE_CLASS()
-    listed = {name: value if name in LISTS else [value] for name, value in values.items()}
-    return Trained(*node(NODE).PREPARE_CLASS_CLONE(None).execute(**listed).args)
+    return Trained(*run(NODE, **{name: value if name in LISTS else [value] for name, value in given.items()}))
 
 
 def picture(seed: int, height: int = 64, width: int = 96) -> Tensor:
