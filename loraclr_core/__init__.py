@@ -17,10 +17,15 @@ CLoRA (arXiv 2403.19776), sampler/
     objects.py       masks from the objects of the plain picture
 
 CAT (arXiv 2404.07554), train/
+    objective.py     L = ‖ε(x_t, c_T) − ε‖² + α ‖ε(x_t, c) − ε_base(x_t, c)‖², its weightings, and what is added to it
+    captions.py      c_T and c: a picture's caption with the trigger, and without it
+    draws.py         the pictures, noise and levels of a step
+    factors.py       the LoRA before training, and its average
     scores.py        KPS and the scores that stand beside it, from vectors of pictures
 
-Shared: concept.py (a LoRA with its words) and lowrank.py (a weight difference as two factors).
+Shared: concept.py (a LoRA with its words) and lowrank.py (a weight difference as two factors), min_snr.py (arXiv
+2303.09556).
 
-host/ holds all code that touches ComfyUI, in folders of the same names: lora/ (a file's effect on a model), merge/ and
-sampler/. Nothing else imports ComfyUI, and merge and sampler do not import each other; `make lint` checks both.
+host/ holds all code that touches ComfyUI, in folders of the same names: lora/ (a file's effect on a model), merge/, sampler/ and
+train/. Nothing else imports ComfyUI, and merge, sampler and train do not import each other; `make lint` checks both.
 """

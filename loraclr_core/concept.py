@@ -24,6 +24,15 @@ class Concept(NamedTuple):
     mask: Tensor | None = None
 
 
+def check_name(name: str, earlier: list[Concept], lora_name: str) -> None:
+    """Raise ValueError where a concept of this name is in the chain already."""
+    if name in [concept.name for concept in earlier]:
+        raise ValueError(
+            f"Two concepts are called “{name}”: give {lora_name} a name of its own in Load Concept LoRA, for"
+            f" example “{name} {len(earlier) + 1}”."
+        )
+
+
 def require_class_words(concepts: list[Concept], need: str) -> None:
     """Raise ValueError for a concept without a class word. need: a clause on why it is needed."""
     for concept in concepts:

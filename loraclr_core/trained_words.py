@@ -108,6 +108,12 @@ def trained_words(metadata: Mapping[str, str]) -> TrainedWords:
     return TrainedWords("", "", [prompt_syntax(phrase) for phrase in dict.fromkeys(others)])
 
 
+def class_word_in(metadata: Mapping[str, str]) -> str:
+    """Return the class word that Train Concept LoRA wrote into a file, in ComfyUI's prompt syntax; "" for other files."""
+    value = _object(metadata.get("loraclr.training")).get("class_word")
+    return prompt_syntax(value) if isinstance(value, str) and len(value) <= LONGEST_PHRASE else ""
+
+
 # --- Fields of their own ---------------------------------------------------------------------------------------------
 
 

@@ -12,10 +12,10 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..loraclr_core import words
-from ..loraclr_core.concept import Concept
+from ..loraclr_core.concept import Concept, check_name
 from ..loraclr_core.host.lora import adapters, file
 from ..loraclr_core.sampler import masks
-from ..loraclr_core.trained_words import TrainedWords, trained_words
+from ..loraclr_core.trained_words import TrainedWords, class_word_in, trained_words
 from . import page
 from .types import CATEGORY, Concepts
 
@@ -137,16 +137,13 @@ class LoadConceptLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         # The tensors are read where they are used; here only with a model connected, to try the concept alone.
-        taken = None if trigger.strip() else _from_file(lora_name, path)
+        metadata = {} if trigger.strip() else file.read_metadata(path)
+        taken = None if trigger.strip() else _from_file(lora_name, metadata)
         trigger = trigger.strip() if taken is None else taken.trigger
-        class_word = class_word.strip() or words.class_word(trigger)
+        class_word = class_word.strip() or class_word_in(metadata) or words.class_word(trigger)
         name = name.strip() or words.concept_name(trigger, class_word)
         earlier = concepts or []
-        if name in [concept.name for concept in earlier]:
-            raise ValueError(
-                f"Two concepts are called “{name}”: give {lora_name} a name of its own in Load Concept LoRA, for"
-                f" example “{name} {len(earlier) + 1}”."
-            )
+        check_name(name, earlier, lora_name)
         digest = file.sha256(path)
         if digest in [concept.sha256 for concept in earlier]:
             log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
@@ -159,9 +156,9 @@ class LoadConceptLoRA(io.ComfyNode):
         return io.NodeOutput([*earlier, concept], _or_blocked(model, "model"), _or_blocked(clip, "clip"))
 
 
-def _from_file(lora_name: str, path: Path) -> TrainedWords:
-    """Return the trigger from the file's metadata. Raises ValueError where there is none."""
-    found = trained_words(file.read_metadata(path))
+def _from_file(lora_name: str, metadata: dict[str, str]) -> TrainedWords:
+    """Return the trigger from a file's metadata. Raises ValueError where there is none."""
+    found = trained_words(metadata)
     if not found.trigger:
         hint = f" What it does say: {_quoted(found.others)}." if found.others else ""
         raise ValueError(

@@ -8,10 +8,11 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..loraclr_core import words
-from ..loraclr_core.concept import Concept
+from ..loraclr_core.concept import Concept, check_name
 from ..loraclr_core.host.lora import file
 from ..loraclr_core.host.train import report
 from ..loraclr_core.host.train.data import Given
+from ..loraclr_core.host.train.learner import Losses
 from ..loraclr_core.host.train.settings import (
     CHECKPOINTING,
     IF_THERE,
@@ -379,6 +380,7 @@ class TrainConceptLoRA(io.ComfyNode):
         root = Path(folder_paths.get_folder_paths("loras")[0])
         path = file.path_within(root, name[0].replace("{trigger}", _as_file_name(phrase)))
         earlier = concepts[0] if concepts else []
+        check_name(words.concept_name(phrase, settings.class_word), earlier, path.name)
         progress = page.progress(cls.hidden.unique_id)
         models = Models(model[0], clip[0], vae[0])
         trained = train(models, given, settings, run, path, progress, _view(cls.hidden))
@@ -387,7 +389,7 @@ class TrainConceptLoRA(io.ComfyNode):
         concept = _concept(settings, lora_name, trained.path)
         return io.NodeOutput(
             trained.lora,
-            {"loss": [losses.concept for losses in trained.losses]},
+            _loss_map(trained.losses),
             lora_name,
             [*earlier, concept],
             report.markdown(trained),
@@ -398,6 +400,14 @@ def _view(hidden: io.HiddenHolder) -> TrainView:
     """Return a view that sends frames to this node on the page, while a page is open (web/train_view.js)."""
     source = page.source(hidden)
     return TrainView(lambda frame: page.send("loraclr.train", {**source, **frame}), page.is_open)
+
+
+def _loss_map(losses: list[Losses]) -> dict[str, list[float]]:
+    """Return the terms of the steps that had them; “loss” is the one that the stock graph plots."""
+    terms = {"loss": "concept", "preservation": "preservation", "outside": "outside"}
+    return {
+        name: [value for step in losses if (value := getattr(step, term)) is not None] for name, term in terms.items()
+    }
 
 
 def _as_file_name(trigger: str) -> str:

@@ -2,7 +2,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { CONCEPT, widgetOf } from "./lib/graph.js";
-import { trainedWords } from "./lib/trained_words.js";
+import { classWordIn, trainedWords } from "./lib/trained_words.js";
 import { classWord } from "./lib/words.js";
 
 /** The metadata of a LoRA file, from the host; empty where it has none. */
@@ -25,10 +25,11 @@ app.registerExtension({
     const chosen = file.callback;
     file.callback = async function (value) {
       chosen?.apply(this, arguments);
-      const trigger = trainedWords(await metadataOf(value));
+      const metadata = await metadataOf(value);
+      const trigger = trainedWords(metadata);
       if (file.value !== value) return; // another file was chosen meanwhile
       fill("trigger", trigger);
-      fill("class_word", classWord(trigger));
+      fill("class_word", classWordIn(metadata) || classWord(trigger));
       node.setDirtyCanvas?.(true, true);
     };
   },

@@ -8,6 +8,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import comfy.sd
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -29,6 +30,10 @@ class LoadedModel(NamedTuple):
     noise: Tensor
     # σ of each step, and 0.
     sigmas: Tensor
+
+    @property
+    def in_place(self) -> bool:
+        return changes_in_place(self.inner)
 
     def predict(self, deltas: Deltas, cond: list, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the denoised prediction for `x` with these differences added to the layers."""
@@ -56,6 +61,11 @@ class LoadedModel(NamedTuple):
         scaling = self.inner.model_sampling.noise_scaling
         noise, signal = float(scaling(sigma, one, zero)), float(scaling(sigma, zero, one))
         return (signal / noise) ** 2
+
+
+def changes_in_place(model: BaseModel) -> bool:
+    """Return whether a model may add to its activations in place, as transformers do."""
+    return not isinstance(model.diffusion_model, UNetModel)
 
 
 def encode(clip: comfy.sd.CLIP, prompt: str) -> list:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from loraclr.loraclr_core import words
-from loraclr.loraclr_core.trained_words import trained_words
+from loraclr.loraclr_core.trained_words import class_word_in, trained_words
 
 TABLES = Path(__file__).parents[1] / "words"
 TRIGGERS = json.loads((TABLES / "triggers.json").read_text("utf-8"))
@@ -31,6 +31,7 @@ def test_a_class_word_that_is_given_is_the_name_without_braces():
 @pytest.mark.parametrize("row", HEADERS, ids=lambda row: row["says"])
 def test_triggers_come_from_what_trainers_write_or_from_nothing(row):
     assert trained_words(header(row["metadata"])).trigger == row["trigger"]
+    assert class_word_in(header(row["metadata"])) == row.get("class_word", "")
 
 
 def test_where_a_trigger_stands_is_said_and_what_else_there_is():

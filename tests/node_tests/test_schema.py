@@ -28,6 +28,11 @@ WIDGETS = {
     ],
     "LoRACLR_CLoRAMaps": ["batch_index"],
     "LoRACLR_ClearCaptures": [],
+    "LoRACLR_TrainConcept": [
+        *("trigger", "class_word", "name", "steps", "learning_rate", "rank", "preservation", "preserve_prompts"),
+        *("preserve_every", "outside", "weighting", "batch", "layers", "ema", "caption_dropout", "flip", "resolution"),
+        *("checkpointing", "save_every", "keep", "preview_every", "preview_prompts", "training_seed", "if_there"),
+    ],
     "LoRACLR_PreservationScores": [],
 }
 OUTPUTS = {
@@ -38,6 +43,7 @@ OUTPUTS = {
     "LoRACLR_CLoRASampler": ["MODEL", "CONDITIONING", "CONDITIONING"],
     "LoRACLR_CLoRAMaps": ["MASK", "IMAGE", "LOSS_MAP"],
     "LoRACLR_ClearCaptures": ["STRING"],
+    "LoRACLR_TrainConcept": ["LORA_MODEL", "LOSS_MAP", "STRING", "LORACLR_CONCEPTS", "STRING"],
     "LoRACLR_PreservationScores": ["FLOAT", "FLOAT", "FLOAT", "FLOAT", "STRING"],
 }
 WIDGET_TYPES = {"COMBO", "STRING", "FLOAT", "INT", "BOOLEAN"}
@@ -47,7 +53,8 @@ WIDGET_TYPES = {"COMBO", "STRING", "FLOAT", "INT", "BOOLEAN"}
 class TestNode:
     def test_widgets_and_outputs_keep_their_order(self, node_id):
         schema = nodes.NODE_CLASS_MAPPINGS[node_id].define_schema()
-        assert [i.id for i in schema.inputs if i.get_io_type() in WIDGET_TYPES] == WIDGETS[node_id]
+        widgets = [i for i in schema.inputs if i.get_io_type() in WIDGET_TYPES and not i.force_input]
+        assert [i.id for i in widgets] == WIDGETS[node_id]
         assert [output.get_io_type() for output in schema.outputs] == OUTPUTS[node_id]
 
     def test_execute_takes_exactly_the_inputs(self, node_id):

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { trainedWords } from "../../web/lib/trained_words.js";
+import { classWordIn, trainedWords } from "../../web/lib/trained_words.js";
 import { classWord, nameOf } from "../../web/lib/words.js";
 
 /** The tables that tests/core/test_words.py holds the server to. */
@@ -13,9 +13,10 @@ for (const { trigger, class_word, name } of table("triggers")) {
   });
 }
 
-for (const { says, metadata, trigger } of table("headers")) {
+for (const { says, metadata, trigger, class_word = "" } of table("headers")) {
   test(`the trigger of a file: ${says}`, () => {
     const text = ([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)];
-    assert.equal(trainedWords(Object.fromEntries(Object.entries(metadata).map(text))), trigger);
+    const header = Object.fromEntries(Object.entries(metadata).map(text));
+    assert.deepEqual([trainedWords(header), classWordIn(header)], [trigger, class_word]);
   });
 }

@@ -41,6 +41,12 @@ export function trainedWords(metadata) {
   return phrases.size ? "" : promptSyntax(tagThatStandsOut(dataset));
 }
 
+/** The class word that Train Concept LoRA wrote into a file; empty for other files. */
+export function classWordIn(metadata) {
+  const word = object(metadata["loraclr.training"]).class_word;
+  return typeof word === "string" && word.length <= LONGEST_PHRASE ? promptSyntax(word) : "";
+}
+
 function ofFields(metadata) {
   const field = (key) => key.toLowerCase().replace(PREFIX, "").replace(/[^a-z]/g, "");
   const keys = Object.keys(metadata).filter((key) => FIELDS.includes(field(key)));

@@ -18,14 +18,13 @@ from typing import NamedTuple
 
 import comfy.model_management
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ... import min_snr
 from ...lowrank import LowRank
 from ...progress import Progress
 from .. import differentiable
-from ..loaded import Deltas, LoadedModel, with_model
+from ..loaded import Deltas, LoadedModel, changes_in_place, with_model
 from ..lora.active import with_summed
 from ..lora.adapters import Effect, layer
 from ..lora.load import Loaded
@@ -87,7 +86,7 @@ def distil(
     """
     # ComfyUI's streamed weights come and go between operations, but a backward pass needs them to stay.
     model = with_summed(target.model.clone(disable_dynamic=True), *(each.model for each in loaded))
-    in_place = not isinstance(model.get_model_object("diffusion_model"), UNetModel)
+    in_place = changes_in_place(model.model)
     models = [model.model, target.clip.cond_stage_model]
     with differentiable.gradients(in_place, "distillation_steps", models), torch.no_grad():
         teachers = _teachers(target, deltas, loaded, settings)

@@ -76,7 +76,7 @@ def metadata(
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
         "modelspec.resolution": _resolution(sources),
         "ss_num_train_images": str(count),
-        "ss_num_reg_images": str(len(sources.others) + settings.painted_others * (settings.preservation > 0)),
+        "ss_num_reg_images": str(len(sources.others)),
         "ss_learning_rate": f"{settings.learning_rate:g}",
         "ss_max_train_steps": str(steps),
         "ss_steps": str(steps),

@@ -1,7 +1,6 @@
 """Pictures by the model while a LoRA is trained: small previews, and the base's own pictures of its class and others."""
 
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ..loaded import Deltas, LoadedModel
@@ -43,7 +42,7 @@ def previews(
 
 def paint(model: LoadedModel, deltas: Deltas, cond: list, empty: list, noise: Tensor) -> Tensor:
     """Return the picture of a prompt with these differences, (1, channels, …), in the model's own scale."""
-    guidance = GUIDANCE if isinstance(model.inner.diffusion_model, UNetModel) else 1.0
+    guidance = 1.0 if model.in_place else GUIDANCE
 
     def denoise(x: Tensor, sigma: Tensor, **_) -> Tensor:
         prediction = model.evaluate(cond, x, sigma)

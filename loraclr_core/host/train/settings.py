@@ -32,8 +32,6 @@ class TrainSettings:
     preserve_every: int = 1
     # β, the weight of the term outside of the masks.
     outside: float = 0.5
-    # How many pictures the base paints of the class beside other things.
-    painted_others: int = 8
     weighting: Weighting = "Min-SNR 5"
     # Pictures of a step.
     batch: int = 1

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import comfy.model_management
 import comfy.samplers
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import Tensor
@@ -19,7 +18,7 @@ from ...progress import Progress
 from ...train.captions import INSTANCE_PROMPT
 from .. import differentiable
 from ..content import NotStorableError
-from ..loaded import LoadedModel, encode, with_model
+from ..loaded import LoadedModel, changes_in_place, encode, with_model
 from ..lora import keys
 from ..lora.layers import Layers
 from . import data, output, painting
@@ -121,8 +120,10 @@ def _descend(model: ModelPatcher, clip: CLIP, layers: Layers, dataset: Dataset, 
     """Take all steps on the loaded model."""
     if descent.is_done():
         return
-    in_place = not isinstance(model.get_model_object("diffusion_model"), UNetModel)
-    with differentiable.gradients(in_place, "steps", [model.model, clip.cond_stage_model]), torch.no_grad():
+    with (
+        differentiable.gradients(changes_in_place(model.model), "steps", [model.model, clip.cond_stage_model]),
+        torch.no_grad(),
+    ):
         descent.progress("encoding captions", 0.0)
         conds: Conds = {prompt: encode(clip, prompt) for prompt in descent.prompts(dataset)}
         latent = torch.zeros_like(max((picture.latent for picture in dataset.pictures), key=torch.numel))
@@ -173,7 +174,7 @@ class _Descent:
         start, first = time.perf_counter(), self.learner.step
         with contextlib.ExitStack() as checkpointing:
             if self.run.checkpointing == "on":
-                checkpointing.enter_context(checkpointed(model.inner.diffusion_model))
+                checkpointing.enter_context(checkpointed(model.inner.diffusion_model, model.in_place))
             try:
                 while not self.is_done():
                     taken = self.learner.step - first
@@ -199,7 +200,7 @@ class _Descent:
                 raise
             learner.optimizer.zero_grad()
             comfy.model_management.soft_empty_cache()
-            checkpointing.enter_context(checkpointed(rows.model.inner.diffusion_model))
+            checkpointing.enter_context(checkpointed(rows.model.inner.diffusion_model, rows.model.in_place))
             losses = rows.add_gradients(learner.deltas, learner.step)
         learner.descend(losses, SCALE)
 
