@@ -104,16 +104,16 @@ def _inputs() -> list[io.Input]:
             tooltip="The encoder that compares pictures: CLIP, SigLIP or DINO, from Load CLIP Vision. Scores of different"
             " encoders cannot be compared.",
         ),
-        io.Image.Input("with_trigger", tooltip="Pictures by the LoRA, of prompts with the trigger."),
+        io.Image.Input("with_trigger", tooltip="Pictures made with the LoRA from prompts with the trigger."),
         io.Image.Input(
             "without_trigger",
-            tooltip="Pictures by the LoRA, of the same prompts with the class word in place of the trigger. As many as"
+            tooltip="Pictures made with the LoRA from the same prompts with the class word in place of the trigger. As many as"
             " with_trigger, in the same order, with the same seeds.",
         ),
         io.Image.Input(
             "base",
             optional=True,
-            tooltip="Pictures by the model without the LoRA, of the prompts and seeds of without_trigger. Needed for kept.",
+            tooltip="Pictures made without the LoRA, from the prompts and seeds of without_trigger. Needed for kept.",
         ),
         io.Image.Input(
             "references",

@@ -49,8 +49,8 @@ def _inputs() -> list[io.Input]:
             default="",
             dynamic_prompts=False,
             placeholder="sks cat",
-            tooltip="The words that shall name the concept: a rare word and what it is, such as “sks cat”. Captions"
-            " without it get it put before them.",
+            tooltip="The words that will name the concept: a rare word and what it is, such as “sks cat”. It is put"
+            " before captions that do not contain it.",
         ),
         io.String.Input(
             "class_word",
@@ -72,7 +72,7 @@ def _inputs() -> list[io.Input]:
             default=RunSettings.steps,
             min=1,
             max=100000,
-            tooltip="Training steps in all. A larger number later goes on from what was trained.",
+            tooltip="Training steps in all. Raise it later to continue the training.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -96,8 +96,8 @@ def _inputs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.1,
-            tooltip="How strongly to hold the model in place on prompts without the trigger: α of CAT. 0: plain"
-            " training, in less than half of the time.",
+            tooltip="How strongly to keep the model's output unchanged on prompts without the trigger: α of CAT. 0: plain"
+            " training, in less than half the time.",
         ),
         *_advanced_inputs(),
         io.String.Input(
@@ -111,7 +111,7 @@ def _inputs() -> list[io.Input]:
         io.Mask.Input(
             "masks",
             optional=True,
-            tooltip="One mask per picture: 1 on the concept, 0 elsewhere. An empty mask counts as none. Used by outside.",
+            tooltip="One mask per picture: 1 on the concept, 0 elsewhere. An empty mask counts as none. Used by the setting outside.",
         ),
         io.Image.Input(
             "others",
@@ -141,8 +141,8 @@ def _advanced_inputs() -> list[io.Input]:
             options=list(PRESERVED_PROMPTS),
             default=TrainSettings.preserve_prompts,
             advanced=True,
-            tooltip="Prompts on which the model is held in place. class (paper): the captions with the class word for"
-            " the trigger. One in four empty: the empty prompt in a quarter of the cases, which guidance relies on.",
+            tooltip="Prompts on which the model's output is kept unchanged. class (paper): the captions with the class word in"
+            " place of the trigger. One in four empty: the empty prompt in a quarter of the cases, which guidance relies on.",
         ),
         io.Int.Input(
             "preserve_every",
@@ -150,7 +150,7 @@ def _advanced_inputs() -> list[io.Input]:
             min=1,
             max=16,
             advanced=True,
-            tooltip="Holds the model in place in one of so many steps. 2 takes about 30 % less time than 1.",
+            tooltip="Preserves in every step (1), every second step (2), and so on. 2 takes about 30 % less time than 1.",
         ),
         io.Float.Input(
             "outside",
@@ -159,7 +159,7 @@ def _advanced_inputs() -> list[io.Input]:
             max=10.0,
             step=0.1,
             advanced=True,
-            tooltip="How strongly to hold the model in place outside of the masks, with the trigger in the prompt. Needs"
+            tooltip="How strongly to keep the model's output unchanged outside the masks, with the trigger in the prompt. Needs"
             " masks. 0: the whole picture is learned.",
         ),
         io.Combo.Input(
@@ -176,7 +176,7 @@ def _advanced_inputs() -> list[io.Input]:
             min=1,
             max=64,
             advanced=True,
-            tooltip="Pictures per step, one after another: needs no more memory than one, and as many times the time.",
+            tooltip="Pictures per step, processed one after another: memory stays the same, time grows with the number.",
         ),
         io.Combo.Input(
             "layers",
@@ -203,13 +203,13 @@ def _advanced_inputs() -> list[io.Input]:
             max=1.0,
             step=0.05,
             advanced=True,
-            tooltip="Share of steps whose caption is the trigger alone.",
+            tooltip="Share of steps whose caption is “photo of a {trigger}” alone.",
         ),
         io.Boolean.Input(
             "flip",
             default=TrainSettings.flip,
             advanced=True,
-            tooltip="Also trains on mirrored pictures. Turn off for what is not symmetric, such as faces and text.",
+            tooltip="Also trains on mirrored pictures. Turn off for subjects that are not symmetric, such as faces and text.",
         ),
         io.Int.Input(
             "resolution",
@@ -226,8 +226,8 @@ def _advanced_inputs() -> list[io.Input]:
             options=list(CHECKPOINTING),
             default=RunSettings.checkpointing,
             advanced=True,
-            tooltip="Computes blocks a second time in place of keeping them: much less memory, about 30 % more time."
-            " automatic: where memory runs out.",
+            tooltip="Recomputes activations in the backward pass instead of storing them: much less memory, about 30 % more"
+            " time. automatic: only once memory runs out.",
         ),
         io.Int.Input(
             "save_every",
@@ -235,7 +235,7 @@ def _advanced_inputs() -> list[io.Input]:
             min=0,
             max=100000,
             advanced=True,
-            tooltip="Saves a LoRA and the state to go on from after so many steps. 0: at the end and when cancelled.",
+            tooltip="Saves a LoRA and the state to go on from every so many steps. 0: at the end and when cancelled.",
         ),
         io.Int.Input(
             "keep",
@@ -243,7 +243,7 @@ def _advanced_inputs() -> list[io.Input]:
             min=0,
             max=1000,
             advanced=True,
-            tooltip="How many of the LoRAs saved on the way are kept, the latest ones.",
+            tooltip="How many intermediate LoRAs to keep; older ones are deleted.",
         ),
         io.Int.Input(
             "preview_every",
@@ -251,7 +251,7 @@ def _advanced_inputs() -> list[io.Input]:
             min=0,
             max=100000,
             advanced=True,
-            tooltip="Draws small previews on this node after so many steps, while the page is open. 0: none.",
+            tooltip="Draws small previews on this node every so many steps, while the page is open. 0: none.",
         ),
         io.String.Input(
             "preview_prompts",
@@ -268,14 +268,14 @@ def _advanced_inputs() -> list[io.Input]:
             max=0xFFFFFFFF,
             control_after_generate=False,
             advanced=True,
-            tooltip="Decides the order of pictures, noise and the start of the factors.",
+            tooltip="Seed of the order of pictures, the noise and the initial weights.",
         ),
         io.Combo.Input(
             "if_there",
             options=list(IF_THERE),
             default=RunSettings.if_there,
             advanced=True,
-            tooltip="If the same training was cut off before. go on: continue from its state. anew: start again.",
+            tooltip="What to do if this training was interrupted earlier. go on: continue from its state. anew: start again.",
         ),
     ]
 
@@ -351,7 +351,7 @@ class TrainConceptLoRA(io.ComfyNode):
         concepts: list[list[Concept]] | None = None,
     ) -> io.NodeOutput:
         given = Given(images, captions or [], masks or [], others or [], other_captions or [])
-        phrase = trigger[0].strip()
+        phrase = words.prompt_syntax(trigger[0])  # as captions are read
         settings = TrainSettings(
             trigger=phrase,
             class_word=class_word_of(phrase, class_word[0].strip()),

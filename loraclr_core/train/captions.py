@@ -6,8 +6,10 @@ from typing import NamedTuple
 from .. import words
 
 INSTANCE_PROMPT = "photo of a {trigger}"
-# What may stand beside a trigger that is a word of its own.
-_BEFORE, _AFTER = r"(?<![^\s,.;:!?()\"'“”‘’])", r"(?![^\s,.;:!?()\"'“”‘’])"
+# Beside a trigger that is a word of its own stands no letter or digit, unless of a script without spaces, and no hyphen or
+# angle bracket.
+_LETTER = r"[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+_BEFORE, _AFTER = rf"(?<!{_LETTER})(?<![-<>])", rf"(?!{_LETTER})(?![-<>])"
 
 
 class Caption(NamedTuple):

@@ -17,6 +17,9 @@ def test_without_captions_each_picture_has_the_instance_prompt():
         ("a cat (sitting)", "sks cat, a cat \\(sitting\\)", "cat, a cat \\(sitting\\)"),
         ("  sks cat\n on grass, ", "sks cat on grass", "cat on grass"),
         ("", "photo of a sks cat", "photo of a cat"),
+        ("sks cat，白色背景", "sks cat，白色背景", "cat，白色背景"),
+        ("一只sks cat在草地上", "一只sks cat在草地上", "一只cat在草地上"),
+        ("sks cat/dog", "sks cat/dog", "cat/dog"),
     ],
 )
 def test_the_class_word_takes_the_triggers_place(text, concept, plain):

@@ -4,6 +4,7 @@ import glob
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,16 +42,18 @@ class Saves:
         # Steps of the last save.
         self.step = -1
 
-    def check_space(self, learner: Learner) -> None:
-        """Raise OSError where the files do not fit."""
+    def check_folders(self, learner: Learner) -> None:
+        """Raise OSError where the files cannot be written or do not fit."""
         size = sum(factor.nbytes for factor in learner.leaves())
         # A file is written beside the one that it replaces.
         needs = [(self.path.parent, IN_LORA * size * (2 + self.keep))]
         if self.identity is not None:
             needs.append((state.folder(), IN_STATE * size * 2))
         for folder, needed in needs:
-            there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-            free = shutil.disk_usage(there).free
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass  # it is writable
+            free = shutil.disk_usage(folder).free
             if free < needed:
                 raise OSError(
                     f"{folder} has {free / 2**20:.0f} MiB free, and this training needs {needed / 2**20:.0f} MiB there for its"
@@ -68,20 +71,20 @@ class Saves:
     def on_the_way(self, learner: Learner) -> None:
         """Write the LoRA of this step beside the one of the end, and the state. Training goes on where that fails."""
         try:
+            self._save_state(learner)
             if self.keep > 0:
                 self._write(self.path.with_name(f"{self.path.stem}_step{learner.step:06d}.safetensors"), learner)
                 for old in self._earlier()[: -self.keep]:
                     old.unlink()
-            self._save_state(learner)
         except OSError as error:
             log.warning("Training goes on, but step %d could not be saved: %s", learner.step, error)
 
     def now(self, learner: Learner) -> None:
-        """Write the LoRA and the state as they are. Raises OSError."""
+        """Write the state, which the LoRA could be made of again, and the LoRA. Raises OSError."""
         if learner.step == self.step and self.path.exists() and _steps_of(self.path) == learner.step:
             return
-        self._write(self.path, learner)
         self._save_state(learner)
+        self._write(self.path, learner)
 
     def _write(self, path: Path, learner: Learner) -> None:
         tensors, metadata = self.make(learner)
@@ -94,22 +97,26 @@ class Saves:
 
     def _earlier(self) -> list[Path]:
         """Return this training's LoRAs of earlier steps, in their order."""
-        identity = _digest(self.identity)
-        found = sorted(self.path.parent.glob(f"{glob.escape(self.path.stem)}_step*.safetensors"))
-        return [path for path in found if _training(path).get("identity") == identity]
+        return [path for path in _on_the_way(self.path) if not _is_other(path, self.identity)]
 
 
 def _unused(wanted: Path, identity: Identity | None) -> Path:
-    """Return the first of name, name_2, name_3, … that is not there, or that is this training's own."""
+    """Return the first of name, name_2, name_3, … of which no file is there, or only this training's own."""
     number, path = 1, wanted
-    while path.exists() and (identity is None or _training(path).get("identity") != identity.digest):
+    while any(_is_other(there, identity) for there in (path, *_on_the_way(path)) if there.exists()):
         number += 1
         path = wanted.with_name(f"{wanted.stem}_{number}{wanted.suffix}")
     return path
 
 
-def _digest(identity: Identity | None) -> str:
-    return "" if identity is None else identity.digest
+def _on_the_way(path: Path) -> list[Path]:
+    """Return the LoRAs of earlier steps beside a training's LoRA, in their order."""
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}_step*.safetensors"))
+
+
+def _is_other(path: Path, identity: Identity | None) -> bool:
+    """Return whether a file is not of this training."""
+    return identity is None or _training(path).get("identity") != identity.digest
 
 
 def _training(path: Path) -> dict:

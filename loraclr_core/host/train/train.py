@@ -1,6 +1,7 @@
 """Training a concept's LoRA with CAT (arXiv 2404.07554) as a whole: check, encode, descend, save."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ from .checkpointing import checkpointed
 from .data import Dataset, Given, Sources
 from .identity import Identity, identify
 from .layers import chosen_layers
-from .learner import DivergedError, Learner, Losses
+from .learner import Learner, Losses
 from .rows import SCALE, Conds, Rows
 from .saves import Saves
 from .settings import RunSettings, TrainSettings
 from .view import TrainView
+
+log = logging.getLogger("loraclr")
 
 ENCODING_SHARE = 0.02  # of the progress
 
@@ -89,11 +92,19 @@ def train(
     saves = Saves(path, identity, run.keep, make)
     with torch.inference_mode(False):  # in which the executor runs nodes, and whose tensors autograd refuses
         learner = Learner(layers, settings)
-        saves.check_space(learner)
+        saves.check_folders(learner)
         if run.if_there == "go on":
             notes += saves.restore(learner)
+        if learner.step > run.steps:
+            notes.append(
+                f"Nothing was trained: {learner.step} steps are taken already, and steps is {run.steps}. Raise steps, or set"
+                " if_there to anew."
+            )
     dataset = data.encode(model, models.vae, sources, settings.resolution, progress.part(0.0, ENCODING_SHARE))
-    descent = _Descent(learner, settings, run, saves, view, progress.part(ENCODING_SHARE, 1.0))
+    for note in notes:
+        log.warning("Train Concept LoRA: %s", note)
+    # Said before the first step, too: the report comes hours later, or never.
+    descent = _Descent(learner, settings, run, saves, notes, view, progress.part(ENCODING_SHARE, 1.0))
     _descend(model, models.clip, layers, dataset, descent)
     saves.now(learner)
     return Trained(
@@ -126,7 +137,8 @@ def _descend(model: ModelPatcher, clip: CLIP, layers: Layers, dataset: Dataset, 
     ):
         descent.progress("encoding captions", 0.0)
         conds: Conds = {prompt: encode(clip, prompt) for prompt in descent.prompts(dataset)}
-        latent = torch.zeros_like(max((picture.latent for picture in dataset.pictures), key=torch.numel))
+        latents = [*(picture.latent for picture in dataset.pictures), *(other.latent for other in dataset.others)]
+        latent = torch.zeros_like(max(latents, key=torch.numel))
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", painting.STEPS)
 
         def work(loaded: LoadedModel) -> None:
@@ -150,11 +162,12 @@ class _Descent:
         settings: TrainSettings,
         run: RunSettings,
         saves: Saves,
+        notes: list[str],
         view: TrainView,
         progress: Progress,
     ):
         self.learner, self.settings, self.run = learner, settings, run
-        self.saves, self.view, self.progress = saves, view, progress
+        self.saves, self.notes, self.view, self.progress = saves, notes, view, progress
         self.preview_prompts = painting.preview_prompts(settings, run)
 
     def is_done(self) -> bool:
@@ -182,8 +195,6 @@ class _Descent:
                     self._tell(seconds)
                     self._step(rows, checkpointing)
                     self._save_and_show(model, conds)
-            except DivergedError:
-                raise
             except BaseException:  # ComfyUI's interrupt is no Exception
                 if self.learner.step > 0:
                     self.saves.now(self.learner)
@@ -192,12 +203,13 @@ class _Descent:
 
     def _step(self, rows: Rows, checkpointing: contextlib.ExitStack) -> None:
         """Take a step; where memory runs out, checkpoint from now on."""
-        learner = self.learner
+        learner, losses = self.learner, None
         try:
             losses = rows.add_gradients(learner.deltas, learner.step)
         except comfy.model_management.OOM_EXCEPTION:
             if self.run.checkpointing != "automatic":
                 raise
+        if losses is None:  # only here does nothing hold the tensors of the step that failed
             learner.optimizer.zero_grad()
             comfy.model_management.soft_empty_cache()
             checkpointing.enter_context(checkpointed(rows.model.inner.diffusion_model, rows.model.in_place))
@@ -214,7 +226,7 @@ class _Descent:
             words += [f"{name} {value:.3g}" for name, value in losses._asdict().items() if value is not None]
         if left is not None:
             words.append(f"{_duration(left)} left")
-        self.progress(", ".join(words), step / steps)
+        self.progress("\n".join([", ".join(words), *self.notes]), step / steps)
         self.view.show(self.learner, steps, left)
 
     def _save_and_show(self, model: LoadedModel, conds: Conds) -> None:
