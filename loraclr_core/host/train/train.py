@@ -27,7 +27,7 @@ from .checkpointing import checkpointed
 from .data import Dataset, Given, Sources
 from .identity import Identity, identify
 from .layers import chosen_layers
-from .learner import Learner, Losses
+from .learner import DivergedError, Learner, Losses
 from .rows import SCALE, Conds, Rows
 from .saves import Saves
 from .settings import RunSettings, TrainSettings
@@ -195,6 +195,8 @@ class _Descent:
                     self._tell(seconds)
                     self._step(rows, checkpointing)
                     self._save_and_show(model, conds)
+            except DivergedError:
+                raise  # to go on from here would end the same way
             except BaseException:  # ComfyUI's interrupt is no Exception
                 if self.learner.step > 0:
                     self.saves.now(self.learner)
