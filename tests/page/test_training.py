@@ -44,7 +44,7 @@ def load_training(page) -> None:
     folder = graph.add("LoadImageTextDataSetFromFolder", (0, 200, 300, 100), {"folder": subject.folder})
     values = {"model": loaded["MODEL"], "clip": loaded["CLIP"], "vae": loaded["VAE"]}
     values |= {"images": folder["images"], "captions": folder["texts"], "trigger": subject.trigger}
-    graph.add(TRAIN, (400, 0, 390, 740), {**values, "class_word": subject.class_word, "preview_every": 1})
+    graph.add(TRAIN, (400, 0, 390, 740), {**values, "class_word": subject.class_word, "preview_every": 0})
     page.load(page_format(graph, "training"))
     page.make_room()
     page.center(TRAIN)
@@ -87,5 +87,4 @@ def test_a_training_is_cancelled_and_goes_on(page):
     assert ended == "execution_success"
     assert later[0] > steps[0]
     expect(view.locator(".loraclr-step")).to_have_text(f"{steps[-1] + 3} / {steps[-1] + 3} steps")
-    expect(view.locator("figure")).to_have_count(2)
     page.shot("trained", of=TRAIN)
