@@ -32,7 +32,6 @@ bench-quality: ## score every method on the shapes world; goes on where it was s
 	$(HOST) bench quality $(ARGS)
 
 serve: ## ComfyUI with this pack and the demo models, in the browser
-	$(HOST) tools/demo_assets.py
 	$(HOST) tools/serve.py $(ARGS)
 
 workflows: ## write example_workflows/ again after a node has changed

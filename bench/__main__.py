@@ -59,9 +59,9 @@ def main(names: list[str]) -> None:
     print("RESULT", json.dumps(result))
 
 
-def add(result: dict, found: dict) -> None:
+def add(result: dict, section: dict) -> None:
     """Figures of one thing may come from several sections."""
-    for key, value in found.items():
+    for key, value in section.items():
         if isinstance(value, dict):
             add(result.setdefault(key, {}), value)
         else:

@@ -81,15 +81,15 @@ def main(names: list[str]) -> None:
     path = Path(names[0])
     with torch.inference_mode():
         world = World(*pack.demo_models())
-        found = dict(merges(world)) | dict(pictures(world)) | dict(demo_pictures())
-    for name, value in found.items():
+        digests = dict(merges(world)) | dict(pictures(world)) | dict(demo_pictures())
+    for name, value in digests.items():
         print(f"{name}: {value}")
     if not path.exists():
-        path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        path.write_text(json.dumps(digests, indent=1) + "\n", "utf-8")
         print(f"recorded in {path}")
         return
     recorded = json.loads(path.read_text("utf-8"))
-    different = [name for name in found | recorded if found.get(name) != recorded.get(name)]
+    different = [name for name in digests | recorded if digests.get(name) != recorded.get(name)]
     if different:
         sys.exit(f"digests: different from {path}: {', '.join(different)}")
-    print(f"all {len(found)} are as in {path}")
+    print(f"all {len(digests)} are as in {path}")

@@ -63,7 +63,7 @@ class Run(NamedTuple):
     graph: str
     seed: int
     cancelled: bool
-    found: dict[str, str]
+    digests: dict[str, str]
     memory: int
 
 
@@ -81,8 +81,12 @@ def run(runs: int = RUNS) -> dict:
 def graphs(infos: dict) -> dict[str, Prompt]:
     """Their nodes' ids say which workflow they are of; `both` has one checkpoint for the two."""
     merge, clora = quick(infos, workflows.MERGE), quick(infos, workflows.MAPS)
-    (of_merge,), (of_clora,) = ([i for i in prompt if is_checkpoint(prompt[i])] for prompt in (merge, clora))
-    both = merge | {i: linked(node, {of_clora: of_merge}) for i, node in clora.items() if i != of_clora}
+    (merge_checkpoint,), (clora_checkpoint,) = (
+        [i for i in prompt if is_checkpoint(prompt[i])] for prompt in (merge, clora)
+    )
+    both = merge | {
+        i: linked(node, {clora_checkpoint: merge_checkpoint}) for i, node in clora.items() if i != clora_checkpoint
+    }
     return {"merge": merge, "clora": clora, "both": both}
 
 
@@ -90,10 +94,10 @@ def quick(infos: dict, name: str) -> Prompt:
     """A shipped workflow on the demo's models, with few steps and its name in its nodes' ids."""
     prompt = graph.api_format(workflows.described(name, infos, workflows.DEMO))
     names = {i: f"{name}_{i}" for i in prompt}
-    found = {names[i]: linked(node, names) for i, node in prompt.items()}
-    for node in found.values():
+    renamed = {names[i]: linked(node, names) for i, node in prompt.items()}
+    for node in renamed.values():
         node["inputs"].update(FEW_STEPS.get(node["class_type"], {}))
-    return found
+    return renamed
 
 
 def linked(node: dict, names: dict[str, str]) -> dict:
@@ -128,14 +132,14 @@ def run_all(server: ComfyServer, all_graphs: dict[str, Prompt], runs: int) -> li
         prompt = seeded(all_graphs[name], seed)
         try:
             history = server.wait(server.queue(prompt), counted)
-            cancelled, found = False, digests(server, prompt, history)
+            cancelled, results = False, digests(server, prompt, history)
         except RunInterruptedError:
-            cancelled, found = True, {}
+            cancelled, results = True, {}
         server.clear_history()  # which grows with every run, by design: it is no leak
         if cancel_at is None:
             messages[name] = counted.messages
-        done.append(Run(name, seed, cancelled, found, process.memory_info().rss))
-        ending = f"cancelled at message {cancel_at}" if cancelled else f"{len(found)} results"
+        done.append(Run(name, seed, cancelled, results, process.memory_info().rss))
+        ending = f"cancelled at message {cancel_at}" if cancelled else f"{len(results)} results"
         say(f"run {index + 1} of {runs}: {name}, seed {seed}, {ending}, {done[-1].memory / 2**20:.0f} MiB")
     return done
 
@@ -154,54 +158,54 @@ class Counter:
 
 def digests(server: ComfyServer, prompt: Prompt, history: dict) -> dict[str, str]:
     """Of every picture that was saved, by its node and place, and of the merged LoRA. The files are deleted."""
-    found = {}
+    result = {}
     for node_id, output in history["outputs"].items():
         if prompt[node_id]["class_type"] != "SaveImage":
             continue
         for place, image in enumerate(output["images"]):
             path = server.output / image["subfolder"] / image["filename"]
             pixels = np.asarray(Image.open(path).convert("RGB"))
-            found[f"{node_id}, picture {place}"] = hashlib.sha256(pixels.tobytes()).hexdigest()
+            result[f"{node_id}, picture {place}"] = hashlib.sha256(pixels.tobytes()).hexdigest()
             path.unlink()
     if (merged := server.output / MERGED).exists():
         digest = hashlib.sha256()  # not of the file, whose metadata the library writes in any order
         for name, tensor in sorted(safetensors.torch.load_file(merged).items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
-        found["merged LoRA"] = digest.hexdigest()
+        result["merged LoRA"] = digest.hexdigest()
         merged.unlink()
-    return found
+    return result
 
 
 def summary(done: list[Run]) -> dict:
     first: dict[tuple[int, str], str] = {}
     compared, different = 0, []
-    for index, each in enumerate(done):
-        for what, digest in each.found.items():
-            compared += (each.seed, what) in first
-            if digest != first.setdefault((each.seed, what), digest):
-                different.append(f"run {index + 1} ({each.graph}, seed {each.seed}): {what}")
+    for index, run in enumerate(done):
+        for what, digest in run.digests.items():
+            compared += (run.seed, what) in first
+            if digest != first.setdefault((run.seed, what), digest):
+                different.append(f"run {index + 1} ({run.graph}, seed {run.seed}): {what}")
     warm = done[round(WARM_UP * len(done)) :]
     quarter = max(1, len(warm) // 4)
     begin, end = (statistics.median(r.memory for r in part) for part in (warm[:quarter], warm[-quarter:]))
     result = {
         "runs": len(done),
-        "cancelled": sum(each.cancelled for each in done),
+        "cancelled": sum(run.cancelled for run in done),
         "compared": compared,
         "different": len(different),
         "memory_ratio": round(end / begin, 4),
         "growth_mib": round(statistics.linear_regression(range(len(warm)), [r.memory for r in warm]).slope / 2**20, 3),
         "blocks_left": round(blocks_left(), 2),
-        "memory_range": round(max(memory_range(warm, name) for name in {each.graph for each in warm}), 4),
+        "memory_range": round(max(memory_range(warm, name) for name in {run.graph for run in warm}), 4),
     }
     print(f"\n{len(done)} runs in one server without a cache, the first {len(done) - len(warm)} of them to warm up")
     print(f"{'graph':8} {'runs':>5} {'cancelled':>10} {'MiB at first':>13} {'MiB at last':>12}")
-    for name in dict.fromkeys(each.graph for each in done):
-        own = [each for each in done if each.graph == name]
-        memory = [f"{each.memory / 2**20:.0f}" for each in warm if each.graph == name] or ["-"]
-        print(f"{name:8} {len(own):5} {sum(each.cancelled for each in own):10} {memory[0]:>13} {memory[-1]:>12}")
+    for name in dict.fromkeys(run.graph for run in done):
+        runs = [run for run in done if run.graph == name]
+        memory = [f"{run.memory / 2**20:.0f}" for run in warm if run.graph == name] or ["-"]
+        print(f"{name:8} {len(runs):5} {sum(run.cancelled for run in runs):10} {memory[0]:>13} {memory[-1]:>12}")
     print(f"results compared with their first: {compared}, different: {len(different)}")
-    for each in different:
-        print(f"  {each}")
+    for run in different:
+        print(f"  {run}")
     print(f"memory, last quarter / first quarter: {result['memory_ratio']}, highest / lowest: {result['memory_range']}")
     print(
         f"growth: {result['growth_mib']} MiB a run; safetensors leaves {result['blocks_left']} blocks per tensor read"
@@ -211,7 +215,7 @@ def summary(done: list[Run]) -> dict:
 
 def memory_range(warm: list[Run], name: str) -> float:
     """Highest / lowest memory of one graph's runs, as medians of ten neighbours: one run's rubbish is no leak."""
-    memory = [each.memory for each in warm if each.graph == name]
+    memory = [run.memory for run in warm if run.graph == name]
     medians = [statistics.median(memory[at : at + 10]) for at in range(max(1, len(memory) - 9))]
     return max(medians) / min(medians)
 

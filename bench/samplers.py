@@ -48,7 +48,7 @@ def run() -> dict:
     return {
         "samplers": {
             "combinations": len(ratios),
-            "lowered": sum(found < 1 for found in ratios.values()),
+            "lowered": sum(value < 1 for value in ratios.values()),
             "highest": round(max(ratios.values()), 4),
             "median": round(statistics.median(ratios.values()), 4),
         }
@@ -57,8 +57,8 @@ def run() -> dict:
 
 def ratio(updated: tuple, still: tuple, sampler: str, scheduler: str) -> float:
     with_updates, without = (record(outputs, sampler, scheduler) for outputs in (updated, still))
-    of_both = [sum(float(found.losses[step]) for step in with_updates.updated) for found in (with_updates, without)]
-    return of_both[0] / of_both[1]
+    totals = [sum(float(record.losses[step]) for step in with_updates.updated) for record in (with_updates, without)]
+    return totals[0] / totals[1]
 
 
 def record(outputs: tuple, sampler: str, scheduler: str):
@@ -69,4 +69,4 @@ def record(outputs: tuple, sampler: str, scheduler: str):
     samples = nodes.common_ksampler(model, *values)[0]["samples"]
     if not samples.isfinite().all():
         raise RuntimeError(f"{sampler} with {scheduler} gave values that are not finite")
-    return model.get_attachment("loraclr_clora").record_of(samples)
+    return model.get_attachment("loraclr_clora").records.of(samples)

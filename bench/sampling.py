@@ -81,19 +81,19 @@ def measure(model: ModelPatcher, clip, count: int) -> dict:
     seconds: dict[str, list[float]] = {}
     for turn, names in enumerate([*[timed] * ROUNDS, ["plain", "hooks", "hooks, update", "update, one by one"]]):
         for name in names:
-            found = step_seconds(runs[name](), pictures(name, count))
-            say(f"{count} concepts, {name}, round {turn + 1} of {ROUNDS + 1}: {min(found):.2f} s")
-            seconds.setdefault(name, []).extend(found)
-    best = {name: min(found) for name, found in seconds.items()}
+            times = step_seconds(runs[name](), pictures(name, count))
+            say(f"{count} concepts, {name}, round {turn + 1} of {ROUNDS + 1}: {min(times):.2f} s")
+            seconds.setdefault(name, []).extend(times)
+    best = {name: min(times) for name, times in seconds.items()}
     peaks = {}
     for name in ("plain", "update, one by one", "update, all at once"):
         say(f"{count} concepts, {name}, memory")
         peaks[name] = peak_bytes(runs[name](), pictures(name, count))
 
     print(f"\nCLoRA sampling of {count} concepts, SD1.5, latent {LATENT}")
-    for name, found in seconds.items():
+    for name, times in seconds.items():
         peak = f", peak {peaks[name] / 2**20:.0f} MiB" if name in peaks else ""
-        print(f"  {name:20} {best[name]:6.2f} s per step (median {statistics.median(found):.2f}){peak}", flush=True)
+        print(f"  {name:20} {best[name]:6.2f} s per step (median {statistics.median(times):.2f}){peak}", flush=True)
     return {
         "plain_ratio": round(best["masks only"] / best["plain"], 3),
         "update_ratio": round(best["update, all at once"] / best["plain"], 3),
@@ -122,7 +122,7 @@ def ours(
     branches, tags = branches_of(len(loras)), Tags(len(loras) + 1)
     updates = UpdateSettings(strength=strength, end=1.0, refine_steps=(), gradient_memory=memory)
     settings = Settings(updates=updates, areas=AreaSettings(morphology="none"))
-    concepts = [each.concept for each in loaded]
+    concepts = [concept.concept for concept in loaded]
     composition = Composition(concepts, branches, BranchAdapters(model, loaded), tags, settings)
     guider = comfy.samplers.CFGGuider(CLoRA(composition, None, say).patch(model))
     guider.set_conds(
@@ -160,8 +160,8 @@ class ByHooks(comfy.samplers.CFGGuider):
         if self.update:
             x = x - 1e-3 * self.gradient(x, timestep, model_options)
         lists = [self.conds[f"{role} {branch}"] for branch in range(self.count) for role in ("cond", "uncond")]
-        found = comfy.samplers.calc_cond_batch(self.inner_model, lists, x, timestep, model_options)
-        cond, uncond = (torch.stack(found[role::2]).mean(dim=0) for role in (0, 1))
+        predictions = comfy.samplers.calc_cond_batch(self.inner_model, lists, x, timestep, model_options)
+        cond, uncond = (torch.stack(predictions[role::2]).mean(dim=0) for role in (0, 1))
         return uncond + self.cfg * (cond - uncond)
 
     def gradient(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
@@ -170,14 +170,14 @@ class ByHooks(comfy.samplers.CFGGuider):
             z = x.clone().requires_grad_()
             with torch.no_grad():
                 maps = {branch: self.maps(branch, z, timestep, model_options) for branch in range(self.count)}
-            leaves = {branch: found.requires_grad_() for branch, found in maps.items()}
-            of_maps = torch.autograd.grad(
+            leaves = {branch: branch_maps.requires_grad_() for branch, branch_maps in maps.items()}
+            to_maps = torch.autograd.grad(
                 separation.loss(self.branches, leaves, UpdateSettings.temperature).sum(), list(leaves.values())
             )
             gradient = torch.zeros_like(z)
             for branch in range(self.count):
-                found = self.maps(branch, z, timestep, model_options)
-                gradient += torch.autograd.grad(found, z, of_maps[branch])[0]
+                branch_maps = self.maps(branch, z, timestep, model_options)
+                gradient += torch.autograd.grad(branch_maps, z, to_maps[branch])[0]
         return gradient
 
     def maps(self, branch: int, z: Tensor, timestep: Tensor, model_options: dict) -> Tensor:

@@ -88,7 +88,7 @@ class World:
 
 
 def growth(world: World) -> dict:
-    found: dict = {}
+    results: dict = {}
     print(f"\nmerges by number of concepts, SD1.5, latents 32×32, {STEPS} steps, rank 16")
     for count in CONCEPTS:
         before = world.bare_seconds(32)
@@ -96,7 +96,7 @@ def growth(world: World) -> dict:
             result = world.merge(count)
         bare = (before + world.bare_seconds(32)) / 2 * count
         seconds = result.seconds
-        found[str(count)] = {
+        results[str(count)] = {
             "merge_ratio": round((seconds["capture"] + seconds["solve"]) / bare, 3),
             "solve_seconds": seconds["solve"],
             "extra_memory_mib": round(memory[0]),
@@ -104,23 +104,23 @@ def growth(world: World) -> dict:
         print(
             f"  {count}: capture {seconds['capture']:.1f} s, solve {seconds['solve']:.1f} s, evaluations {bare:.1f} s"
         )
-    fewest = found[str(CONCEPTS[0])]["solve_seconds"] / CONCEPTS[0]
+    fewest = results[str(CONCEPTS[0])]["solve_seconds"] / CONCEPTS[0]
     for count in CONCEPTS:
-        entry = found[str(count)]
+        entry = results[str(count)]
         entry["solve_per_concept"] = round(entry.pop("solve_seconds") / count / fewest, 3)
-    return found
+    return results
 
 
 def sizes(world: World) -> dict:
-    found = {}
+    results = {}
     print("\nmerges of two concepts by size of the latents")
     for side in SIDES:
         before = world.bare_seconds(side)
         seconds = world.merge(2, side).seconds["capture"]
         bare = before + world.bare_seconds(side)
-        found[str(side)] = {"capture_ratio": round(seconds / bare, 3)}
+        results[str(side)] = {"capture_ratio": round(seconds / bare, 3)}
         print(f"  {side}×{side}: capture {seconds:.1f} s, evaluations {bare:.1f} s")
-    return found
+    return results
 
 
 def added(world: World) -> dict:
@@ -134,5 +134,5 @@ def added(world: World) -> dict:
     whole = seconds(KNOWN + 1, "in memory")
     print(f"\none concept more, latents {ADDED_SIDE}×{ADDED_SIDE}, {ADDED_STEPS} steps")
     for what, phases in ((f"beside {KNOWN} on disk", grown), (f"all {KNOWN + 1} from nothing", whole)):
-        print(f"  {what}: " + ", ".join(f"{phase} {taken:.1f} s" for phase, taken in phases.items()))
+        print(f"  {what}: " + ", ".join(f"{phase} {elapsed:.1f} s" for phase, elapsed in phases.items()))
     return {"added_ratio": round(sum(grown.values()) / sum(whole.values()), 3), "disk_mib": round(disk)}

@@ -63,9 +63,9 @@ def sd15(device: str) -> tuple[BaseModel, SD15]:
     assert isinstance(config, SD15)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, device=device)
-    found = sum(p.numel() for p in model.diffusion_model.parameters())
-    if found != UNET_PARAMETERS:
-        raise RuntimeError(f"this is not SD1.5's UNet: it has {found} parameters instead of {UNET_PARAMETERS}")
+    parameters = sum(p.numel() for p in model.diffusion_model.parameters())
+    if parameters != UNET_PARAMETERS:
+        raise RuntimeError(f"this is not SD1.5's UNet: it has {parameters} parameters instead of {UNET_PARAMETERS}")
     return model, config
 
 

@@ -91,12 +91,12 @@ def checkpoint(path: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
     fill(0, model.model.diffusion_model, clip.cond_stage_model)
     comfy.sd.save_checkpoint(str(path), model, clip)
     del model, clip
-    found = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False)
-    if not isinstance(found[0].model.model_config, KOALA_700M):
-        raise RuntimeError(f"the host takes the checkpoint for {type(found[0].model.model_config).__name__}")
-    parameters = sum(weight.numel() for weight in found[0].model.diffusion_model.parameters())
+    loaded = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False)
+    if not isinstance(loaded[0].model.model_config, KOALA_700M):
+        raise RuntimeError(f"the host takes the checkpoint for {type(loaded[0].model.model_config).__name__}")
+    parameters = sum(weight.numel() for weight in loaded[0].model.diffusion_model.parameters())
     print(f"\nKOALA-700M: {parameters / 1e6:.0f} million parameters in the U-Net, latent {LATENT}, {STEPS} steps")
-    return found[0], found[1]
+    return loaded[0], loaded[1]
 
 
 def encoded(clip: comfy.sd.CLIP, text: str) -> list:
@@ -107,12 +107,12 @@ def sampled(model: ModelPatcher, positive: list, negative: list) -> tuple[dict, 
     """The latent, by the stock sampler, and seconds."""
     comfy.model_management.load_models_gpu([model])
     start = time.perf_counter()
-    found = nodes.KSampler().sample(
+    latent = nodes.KSampler().sample(
         model, 0, STEPS, 1.0, "euler", "normal", positive, negative, {"samples": torch.zeros(LATENT)}, 1.0
     )[0]
-    if not found["samples"].isfinite().all():
+    if not latent["samples"].isfinite().all():
         raise RuntimeError("the sampled latent is not finite")
-    return found, time.perf_counter() - start
+    return latent, time.perf_counter() - start
 
 
 def merged(model: ModelPatcher, clip: comfy.sd.CLIP, chain: list, plain: float) -> dict:
@@ -136,11 +136,11 @@ def merged(model: ModelPatcher, clip: comfy.sd.CLIP, chain: list, plain: float) 
 
 
 def weights(patcher: ModelPatcher) -> dict[str, Tensor]:
-    found = {}
+    result = {}
     for key in patcher.patches:
         (weight, _), *patches = patcher.get_key_patches(key)[key]
-        found[key] = comfy.lora.calculate_weight(patches, weight.float().clone(), key)
-    return found
+        result[key] = comfy.lora.calculate_weight(patches, weight.float().clone(), key)
+    return result
 
 
 def composed(model: ModelPatcher, clip: comfy.sd.CLIP, chain: list, plain: float) -> dict:

@@ -80,8 +80,8 @@ def synthetic_layer(in_width: int, out_width: int, concepts: int, seed: int) -> 
     inputs, deltas = [], []
     for _ in range(concepts):
         noise = 0.5**0.5 * (common_noise + normal(TOKENS, in_width)) @ directions
-        own = normal(TOKENS, 8) @ normal(8, in_width) / 8**0.5
-        x = 0.30**0.5 * common_mean + 0.05**0.5 * normal(in_width) + 0.10**0.5 * own + 0.55**0.5 * noise
+        component = normal(TOKENS, 8) @ normal(8, in_width) / 8**0.5
+        x = 0.30**0.5 * common_mean + 0.05**0.5 * normal(in_width) + 0.10**0.5 * component + 0.55**0.5 * noise
         initial, learnt = normal(RANK, in_width), normal(RANK, TOKENS) @ x
         down = initial / initial.norm() + learnt / learnt.norm()
         inputs.append(x)
@@ -105,23 +105,23 @@ def measure_solvers(concepts: int, shapes: Counter[tuple[int, int]]) -> dict:
         runs += [solve_exactly(layer, RIDGE, device) for _ in range(EXACT_RUNS - 1)]
         exact_time = statistics.median(seconds for _, seconds in runs)
 
-        of_adamw, of_exact, *of_others = objectives(
+        adamw_objective, exact_objective, *other_objectives = objectives(
             layer, [published, runs[0][0], *(solve_exactly(layer, ridge, device)[0] for ridge in OTHER_RIDGES)], device
         )
         print(
-            f"{in_width:5} {out_width:6} {count:6} {of_adamw:10.5g} {of_exact:10.5g} {of_exact / of_adamw:7.4f} ",
+            f"{in_width:5} {out_width:6} {count:6} {adamw_objective:10.5g} {exact_objective:10.5g} {exact_objective / adamw_objective:7.4f} ",
             end="",
         )
-        print(*(f"{other / of_adamw:8.4f}" for other in of_others), end=" ")
+        print(*(f"{other / adamw_objective:8.4f}" for other in other_objectives), end=" ")
         print(
             f"{'~' if is_estimate else ' '}{adamw_time:9.3f} {exact_time:8.3f} {adamw_time / exact_time:6.1f}",
             flush=True,
         )
         seconds_exact += count * exact_time
         seconds_adamw += count * adamw_time
-        objective_exact += count * of_exact
-        objective_adamw += count * of_adamw
-        worst = max(worst, of_exact / of_adamw)
+        objective_exact += count * exact_objective
+        objective_adamw += count * adamw_objective
+        worst = max(worst, exact_objective / adamw_objective)
     print(f"all {shapes.total()} layers: {seconds_adamw:.0f} s published, {seconds_exact:.1f} s exact")
     return {
         "time_ratio": round(seconds_adamw / seconds_exact, 2),

@@ -17,8 +17,8 @@ def literal_marks(text: str) -> list[str]:
 
 def named_in(text: str, names: list[str]) -> str:
     """Return the first `{name}` of one of the names, in any case; "" where there is none."""
-    known = {name.casefold() for name in names}
-    return next((mark[0] for mark in MARK.finditer(text) if mark[1].strip().casefold() in known), "")
+    lowered = {name.casefold() for name in names}
+    return next((mark[0] for mark in MARK.finditer(text) if mark[1].strip().casefold() in lowered), "")
 
 
 def unescaped(text: str) -> str:

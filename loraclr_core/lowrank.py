@@ -63,9 +63,9 @@ def compressed(matrix: Tensor, tolerance: float) -> LowRank:
     while 2 * rank <= min(matrix.shape):
         probes = torch.randn(matrix.shape[1], rank, generator=generator, device=matrix.device, dtype=matrix.dtype)
         basis, _ = torch.linalg.qr(matrix @ probes)
-        found = LowRank(basis, basis.T @ matrix)
-        if (matrix - found.dense()).norm() <= tolerance * size:
-            return truncate(found, tolerance=tolerance)[0]
+        product = LowRank(basis, basis.T @ matrix)
+        if (matrix - product.dense()).norm() <= tolerance * size:
+            return truncate(product, tolerance=tolerance)[0]
         rank *= 4
     return from_dense(matrix)
 
@@ -93,8 +93,8 @@ def truncate(term: LowRank, rank: int | None = None, tolerance: float = 0.0) -> 
     left, values, right = torch.linalg.svd(up_core @ down_core.T, full_matrices=False)
     if values.numel() == 0 or values[0] == 0:
         return LowRank(term.up[:, :0], term.down[:0]), 0.0
-    kept = int((values > tolerance * values[0]).sum())
-    kept = kept if rank is None else min(kept, rank)
-    error = float(values[kept:].norm() / values.norm())
-    root = values[:kept].sqrt()
-    return LowRank(up_basis @ left[:, :kept] * root, root[:, None] * (right[:kept] @ down_basis.T)), error
+    count = int((values > tolerance * values[0]).sum())
+    count = count if rank is None else min(count, rank)
+    error = float(values[count:].norm() / values.norm())
+    root = values[:count].sqrt()
+    return LowRank(up_basis @ left[:, :count] * root, root[:, None] * (right[:count] @ down_basis.T)), error

@@ -94,12 +94,12 @@ def trained_words(metadata: Mapping[str, str]) -> TrainedWords:
     for key, phrases in _fields(metadata):
         return TrainedWords(phrases[0], key, phrases[1:])
     dataset = _dataset(metadata)
-    phrases = {_spelled(phrase): folder for folder, phrase in dataset.folders.items() if _trained_on(dataset, folder)}
+    phrases = {_spell(phrase): folder for folder, phrase in dataset.folders.items() if _has_phrase(dataset, folder)}
     if len(phrases) == 1:
         (folder,) = phrases.values()
         return TrainedWords(prompt_syntax(dataset.folders[folder]), f"the training folder “{folder}”", [])
     common = _common_tags(dataset)
-    if not phrases and (tag := _tag_that_stands_out(dataset, common)):
+    if not phrases and (tag := _find_prominent_tag(dataset, common)):
         return TrainedWords(prompt_syntax(tag), "nearly all captions", [])
     others = [
         *dict.fromkeys(dataset.folders.values()),
@@ -137,8 +137,8 @@ def _phrases(value: str) -> list[str]:
     """Return the phrases of a field, which holds one phrase or a JSON list of them."""
     listed = _json(value)
     values = listed if isinstance(listed, list) else [listed if isinstance(listed, str) else value]
-    said = [each.strip() for each in values if isinstance(each, str) and len(each) <= LONGEST_PHRASE]
-    phrases = [prompt_syntax(each) for each in said if each.lower() not in _NOTHING]
+    stripped = [value.strip() for value in values if isinstance(value, str) and len(value) <= LONGEST_PHRASE]
+    phrases = [prompt_syntax(value) for value in stripped if value.lower() not in _NOTHING]
     return [phrase for phrase in dict.fromkeys(phrases) if phrase]
 
 
@@ -148,24 +148,27 @@ def _phrases(value: str) -> list[str]:
 def _dataset(metadata: Mapping[str, str]) -> Dataset:
     """Return the folders and captions, without regularisation."""
     folders, counts = _object(metadata.get("ss_dataset_dirs")), _object(metadata.get("ss_tag_frequency"))
-    subsets = {str(each["image_dir"]): each for each in _subsets(metadata.get("ss_datasets")) if each.get("image_dir")}
+    subsets = {
+        str(subset["image_dir"]): subset for subset in _subsets(metadata.get("ss_datasets")) if subset.get("image_dir")
+    }
     left_out = {
         *_object(metadata.get("ss_reg_dataset_dirs")),
-        *(name for name, each in subsets.items() if each.get("is_reg")),
+        *(name for name, subset in subsets.items() if subset.get("is_reg")),
     }
     # A folder that was given twice also appears as “name (2)”.
     every = dict.fromkeys([*folders, *counts, *subsets])
     names = [name for name in every if not left_out & {name, re.sub(r" \(\d+\)$", "", name)}]
     tags = {name: _tags(counts.get(name)) for name in names}
-    phrases = {name: _as_captions_have_it(_phrase(name, subsets.get(name, {})), tags[name]) for name in names}
+    phrases = {name: _spell_like_captions(_phrase(name, subsets.get(name, {})), tags[name]) for name in names}
     images = {name: _number(folders.get(name), "img_count") for name in names}
     return Dataset({name: phrase for name, phrase in phrases.items() if phrase}, tags, images)
 
 
 def _subsets(text: str | None) -> list[dict]:
     datasets = _json(text or "[]")
-    found = [each.get("subsets") for each in datasets if isinstance(each, dict)] if isinstance(datasets, list) else []
-    return [each for subsets in found if isinstance(subsets, list) for each in subsets if isinstance(each, dict)]
+    datasets = datasets if isinstance(datasets, list) else []
+    lists = [dataset.get("subsets") for dataset in datasets if isinstance(dataset, dict)]
+    return [subset for subsets in lists if isinstance(subsets, list) for subset in subsets if isinstance(subset, dict)]
 
 
 def _phrase(folder: str, subset: dict) -> str:
@@ -173,11 +176,11 @@ def _phrase(folder: str, subset: dict) -> str:
     repeats, _, name = folder.partition("_")
     tokens = subset.get("class_tokens")
     phrase = tokens if isinstance(tokens, str) and tokens.strip() else name if repeats.strip().isdigit() else ""
-    generic = _GENERIC_FOLDER.fullmatch(_spelled(phrase)) or _GENERIC.fullmatch(_spelled(phrase))
+    generic = _GENERIC_FOLDER.fullmatch(_spell(phrase)) or _GENERIC.fullmatch(_spell(phrase))
     return "" if generic else phrase.strip()
 
 
-def _as_captions_have_it(phrase: str, tags: Counter[str]) -> str:
+def _spell_like_captions(phrase: str, tags: Counter[str]) -> str:
     """Return a folder's phrase, with spaces for underscores unless a caption has these or there are no captions."""
     has_it = not tags or any(phrase.lower() in tag.lower() for tag in tags)
     return phrase if has_it else phrase.replace("_", " ")
@@ -185,14 +188,14 @@ def _as_captions_have_it(phrase: str, tags: Counter[str]) -> str:
 
 def _tags(counts: object) -> Counter[str]:
     """Return the number of captions with each tag, in one spelling."""
-    found: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     for tag, count in counts.items() if isinstance(counts, dict) else ():
         if type(count) is int and count > 0 and (spelled := LEAD_IN.sub("", " ".join(tag.split()))):
-            found[spelled] += count
-    return found
+            totals[spelled] += count
+    return totals
 
 
-def _trained_on(dataset: Dataset, folder: str) -> bool:
+def _has_phrase(dataset: Dataset, folder: str) -> bool:
     """Return whether a folder's captions have its phrase. Without captions, the phrase is each picture's caption."""
     tags = dataset.tags[folder]
     needed = NEARLY_ALL * _captions(dataset, folder)
@@ -211,10 +214,10 @@ def _captions(dataset: Dataset, folder: str) -> int:
 def _common_tags(dataset: Dataset) -> list[tuple[str, int]]:
     """Return the tags that are not generic, with their number of captions, the most common first."""
     every = sum(dataset.tags.values(), Counter())
-    return [(tag, count) for tag, count in every.most_common() if not _GENERIC.fullmatch(_spelled(tag))]
+    return [(tag, count) for tag, count in every.most_common() if not _GENERIC.fullmatch(_spell(tag))]
 
 
-def _tag_that_stands_out(dataset: Dataset, common: list[tuple[str, int]]) -> str | None:
+def _find_prominent_tag(dataset: Dataset, common: list[tuple[str, int]]) -> str | None:
     captions = sum(_captions(dataset, folder) for folder in dataset.tags)
     if not common or captions < FEW_CAPTIONS:
         return None
@@ -223,13 +226,13 @@ def _tag_that_stands_out(dataset: Dataset, common: list[tuple[str, int]]) -> str
     return tag if stands_out else None
 
 
-def _spelled(phrase: str) -> str:
+def _spell(phrase: str) -> str:
     """Return a phrase in one spelling: `Ohwx_Woman` → `ohwx woman`."""
     return " ".join(phrase.replace("_", " ").replace("\\", "").lower().split())
 
 
 def _split(phrase: str) -> set[str]:
-    return set(re.findall(r"[^\s,.()]+", _spelled(phrase)))
+    return set(re.findall(r"[^\s,.()]+", _spell(phrase)))
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------

@@ -47,25 +47,25 @@ def plain(trigger: str) -> str:
 
 def prompt_syntax(words: str) -> str:
     """Return words from a file in prompt syntax: parentheses escaped except for weights, LoRA tags removed."""
-    text = _SYNTAX.sub(lambda found: found[0] if found["weighted"] else f"\\{found[0]}", _LORA_TAG.sub("", words))
+    text = _SYNTAX.sub(lambda match: match[0] if match["weighted"] else f"\\{match[0]}", _LORA_TAG.sub("", words))
     return " ".join(text.split()).strip(" ,，;")
 
 
 def remarks(field: str, text: str) -> list[str]:
     """Return sentences on the parts of a field that are not read as its writer may expect."""
-    found = []
+    sentences = []
     if tag := _LORA_TAG.search(text):
-        found.append(f"{field} holds {tag[0]}, which is read as words here: take it out.")
+        sentences.append(f"{field} holds {tag[0]}, which is read as words here: take it out.")
     if re.search(r"[{}]", text):
-        found.append(f"{field} holds braces, of which no choice is made here: write one of the choices.")
+        sentences.append(f"{field} holds braces, of which no choice is made here: write one of the choices.")
     open_now = 0
     for parenthesis in _PARENTHESIS.findall(text):
         open_now += 1 if parenthesis == "(" else -1
         if open_now < 0:
             break
     if open_now:
-        found.append(f"{field} has a parenthesis without its partner: write \\( or \\) where no weight is meant.")
-    return found
+        sentences.append(f"{field} has a parenthesis without its partner: write \\( or \\) where no weight is meant.")
+    return sentences
 
 
 def _words(text: str) -> list[str]:

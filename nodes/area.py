@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.sampler import shares
 from .types import CATEGORY
 
@@ -17,7 +18,7 @@ class ConceptArea(io.ComfyNode):
             category=CATEGORY,
             description="Makes a mask of a simple area: a half, a third or a box of the picture, whatever its size. Connect"
             " it to the mask of Load Concept LoRA, and the sampler draws that concept there.",
-            search_aliases=["mask", "area", "region", "regional", "left", "right", "couple", "loraclr", "clora"],
+            search_aliases=["mask", "area", "left", "right", "loraclr"],
             inputs=[
                 io.Combo.Input(
                     "area",
@@ -37,6 +38,7 @@ class ConceptArea(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(cls, area: str, left: float, top: float, width: float, height: float) -> io.NodeOutput:
         box = shares.Box(left, top, width, height) if area == BOX else shares.AREAS[area]
         return io.NodeOutput(shares.mask(box))

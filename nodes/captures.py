@@ -4,6 +4,7 @@ import logging
 
 from comfy_api.latest import io
 
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.merge import store
 from . import page
 from .types import CATEGORY
@@ -32,6 +33,7 @@ class ClearCaptures(io.ComfyNode):
         return float("nan")  # unequal to itself, so the node runs every time
 
     @classmethod
+    @plain_errors()
     def execute(cls) -> io.NodeOutput:
         count, freed = store.clear()
         report = f"Deleted {count} files of captures ({freed / 2**20:.1f} MiB) from {store.folder()}."

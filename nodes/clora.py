@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..loraclr_core.concept import Concept
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.sampler import labels, overlay
 from ..loraclr_core.host.sampler.compose import compose
 from ..loraclr_core.host.sampler.evaluation import KEY
@@ -33,7 +34,8 @@ log = logging.getLogger("loraclr")
 def _inputs() -> list[io.Input]:
     return [
         io.Model.Input(
-            "model", tooltip="The model to sample with. LoRAs loaded before this node apply in every branch."
+            "model",
+            tooltip="The model to sample with. LoRAs loaded before this node, such as a style, apply everywhere.",
         ),
         io.Clip.Input("clip", tooltip="The model's text encoder."),
         Concepts.Input("concepts", tooltip="The concepts to compose. Connect the last Load Concept LoRA of the chain."),
@@ -50,7 +52,7 @@ def _inputs() -> list[io.Input]:
             default="",
             multiline=True,
             dynamic_prompts=False,
-            tooltip="What to keep out of the picture, in plain words. Applies to all branches.",
+            tooltip="What to keep out of the picture, in plain words. Applies to the whole picture.",
         ),
         io.Float.Input(
             "update_strength",
@@ -121,7 +123,8 @@ def _inputs() -> list[io.Input]:
             max=100.0,
             step=0.01,
             advanced=True,
-            tooltip="Temperature of the contrastive loss. Lower values focus on the most similar maps.",
+            tooltip="How sharply updates tell the concepts' attention apart (the temperature of CLoRA's loss). Lower"
+            " values act on the most similar attention only.",
         ),
         io.Float.Input(
             "mask_threshold",
@@ -150,7 +153,8 @@ def _inputs() -> list[io.Input]:
             min=0,
             max=10000,
             advanced=True,
-            tooltip="Masks take effect from this step on; earlier steps average all branches.",
+            tooltip="From this step on, each LoRA draws in its own area only. In earlier steps all LoRAs draw everywhere,"
+            " averaged.",
         ),
         io.Combo.Input(
             "gradient_memory",
@@ -202,25 +206,36 @@ class CLoRASampler(io.ComfyNode):
             node_id="LoRACLR_CLoRASampler",
             display_name="CLoRA Attention Contrast Sampler",
             category=CATEGORY,
-            description="Composes concept LoRAs while sampling and keeps them apart by their attention, as in CLoRA"
-            " (arXiv 2403.19776). Connect all three outputs to any sampler node.",
-            search_aliases=["clora", "multi lora", "compose lora", "attention contrast", "multi concept"],
+            description="Draws two to four subjects in one picture, each by its own LoRA, without blending them (CLoRA, arXiv"
+            " 2403.19776). Connect all three outputs to any sampler node, such as KSampler.",
+            search_aliases=[
+                "clora",
+                "multi lora",
+                "two characters",
+                "couple",
+                "regional",
+                "compose lora",
+                "multi concept",
+            ],
             inputs=_inputs(),
             outputs=[
                 io.Model.Output(
-                    tooltip="The model that samples all branches. Works only with this node's conditioning."
+                    tooltip="The model that samples with all LoRAs. Works only with this node's positive and negative."
                 ),
                 io.Conditioning.Output(
                     display_name="positive",
-                    tooltip="The prompt for every branch. ControlNet and mask nodes may follow.",
+                    tooltip="The prompt. Works only with this node's MODEL. ControlNet and mask nodes may follow.",
                 ),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt for every branch."),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="The negative prompt. Works only with this node's MODEL."
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             not_idempotent=True,  # the live view belongs to this node: another with the same inputs has its own
         )
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         model: ModelPatcher,
@@ -298,7 +313,7 @@ class CLoRAMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LoRACLR_CLoRAMaps",
-            display_name="CLoRA Attention Maps",
+            display_name="Attention Maps of CLoRA",
             category=CATEGORY,
             description="Shows what CLoRA Attention Contrast Sampler attended to while it sampled a latent: masks,"
             " heat maps and separation loss.",
@@ -341,6 +356,7 @@ class CLoRAMaps(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(cls, model: ModelPatcher, latent: dict, batch_index: int, image: Tensor | None = None) -> io.NodeOutput:
         method = model.get_attachment(KEY)
         if method is None:
@@ -363,7 +379,7 @@ class CLoRAMaps(io.ComfyNode):
         fitted = labels.fit(record.concepts, height, width, labels.font_files())
         heat = overlay.heat_over(picture, record.heat[batch_index].to(picture), fitted)
         said = " ".join(filter(None, (labels.legend(record.concepts, fitted), problem)))
-        log.info("CLoRA Attention Maps: %s", said)
+        log.info("Attention Maps of CLoRA: %s", said)
         page.show_text(said, cls.hidden.unique_id)
         losses = [float(loss[batch_index]) for _, loss in sorted(record.losses.items())]
         return io.NodeOutput(record.masks[batch_index], heat, {"loss": losses})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..loraclr_core import words
 from ..loraclr_core.concept import Concept, check_name
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.lora import adapters, file
 from ..loraclr_core.sampler import masks
 from ..loraclr_core.trained_words import TrainedWords, class_word_in, trained_words
@@ -29,31 +30,33 @@ class LoadConceptLoRA(io.ComfyNode):
             node_id="LoRACLR_LoadConceptLoRA",
             display_name="Load Concept LoRA",
             category=CATEGORY,
-            description="Loads one subject: a LoRA with the trigger it was trained on. Chain one node per subject and"
-            " connect the last one to LoRACLR Merge or CLoRA Attention Contrast Sampler.",
-            search_aliases=["lora", "concept", "loraclr", "clora", "multi lora"],
+            description="Loads one concept: a character, person, pet or object that a LoRA was trained on, with the words"
+            " for it. Chain one node per concept and connect the last one to CLoRA Attention Contrast Sampler (several"
+            " in one picture) or LoRACLR Merge (one LoRA file).",
+            search_aliases=["lora", "concept", "subject", "character", "loraclr"],
             inputs=[
                 io.Combo.Input(
                     "lora_name",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="The concept's LoRA file, from the loras folder. Choosing a file fills in the trigger and"
-                    " class word if its metadata name them.",
+                    tooltip="The LoRA of one character, person, pet or object, from the loras folder. Choosing a file fills"
+                    " in the trigger and class word if the file names them, and renames the concept in the prompt.",
                 ),
                 io.String.Input(
                     "trigger",
                     default="",
                     dynamic_prompts=False,
                     placeholder="sks cat",
-                    tooltip="The phrase the LoRA was trained on, written as you would prompt it. Leave empty to read"
-                    " it from the file's metadata, if it is there; the node shows what it found.",
+                    tooltip="The phrase the LoRA was trained on, as you would write it in a prompt: “sks cat”. The page"
+                    " you downloaded the LoRA from often names it. Leave empty to read it from the file, if it is"
+                    " there; the node shows what it found.",
                 ),
                 io.String.Input(
                     "class_word",
                     default="",
                     dynamic_prompts=False,
                     placeholder="cat",
-                    tooltip="Plain words for the same thing that the base model knows, such as “cat”. Leave empty to"
-                    " use the last word of a longer trigger. Needed by the sampler, and by anchor_weight and"
+                    tooltip="What it is without its name, in words that any model knows: cat, woman, red car. Leave empty"
+                    " to use the last word of a longer trigger. Needed by the sampler, and by anchor_weight and"
                     " distillation_steps of the merge.",
                 ),
                 io.String.Input(
@@ -61,8 +64,8 @@ class LoadConceptLoRA(io.ComfyNode):
                     default="",
                     dynamic_prompts=False,
                     placeholder="cat",
-                    tooltip="Short name of the concept in prompts and reports. Must be unique in the chain. Leave"
-                    " empty to use the class word, or the trigger if there is none.",
+                    tooltip="What to call the concept in the sampler's prompt, between braces: {cat}. Each concept needs"
+                    " another name. Leave empty to use the class word, or the trigger if there is none.",
                 ),
                 io.Float.Input(
                     "strength_model",
@@ -122,6 +125,7 @@ class LoadConceptLoRA(io.ComfyNode):
         return (os.stat(path).st_mtime_ns, os.stat(path).st_size) if path else None
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         lora_name: str,
@@ -138,8 +142,8 @@ class LoadConceptLoRA(io.ComfyNode):
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         # The tensors are read where they are used; here only with a model connected, to try the concept alone.
         metadata = {} if trigger.strip() else file.read_metadata(path)
-        taken = None if trigger.strip() else _from_file(lora_name, metadata)
-        trigger = trigger.strip() if taken is None else taken.trigger
+        trained = None if trigger.strip() else _read_trained_words(lora_name, metadata)
+        trigger = trigger.strip() if trained is None else trained.trigger
         class_word = class_word.strip() or class_word_in(metadata) or words.class_word(trigger)
         name = name.strip() or words.concept_name(trigger, class_word)
         earlier = concepts or []
@@ -149,31 +153,31 @@ class LoadConceptLoRA(io.ComfyNode):
             log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
         mask = None if mask is None else masks.given(mask, name)
         concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
-        _tell(concept, taken, cls.hidden.unique_id)
+        _show(concept, trained, cls.hidden.unique_id)
         if model is not None or clip is not None:
             tensors, _ = file.read(path)
             model, clip = adapters.load_alone(lora_name, tensors, model, clip, strength_model, strength_clip)
-        return io.NodeOutput([*earlier, concept], _or_blocked(model, "model"), _or_blocked(clip, "clip"))
+        return io.NodeOutput([*earlier, concept], _block_missing(model, "model"), _block_missing(clip, "clip"))
 
 
-def _from_file(lora_name: str, metadata: dict[str, str]) -> TrainedWords:
+def _read_trained_words(lora_name: str, metadata: dict[str, str]) -> TrainedWords:
     """Return the trigger from a file's metadata. Raises ValueError where there is none."""
-    found = trained_words(metadata)
-    if not found.trigger:
-        hint = f" What it does say: {_quoted(found.others)}." if found.others else ""
+    trained = trained_words(metadata)
+    if not trained.trigger:
+        hint = f" What it does say: {_quote(trained.others)}." if trained.others else ""
         raise ValueError(
             f"{lora_name} does not say what it was trained on: write its trigger phrase (such as “sks cat”) into"
             f" the trigger field of Load Concept LoRA.{hint}"
         )
-    return found
+    return trained
 
 
-def _tell(concept: Concept, taken: TrainedWords | None, node_id: str) -> None:
+def _show(concept: Concept, trained: TrainedWords | None, node_id: str) -> None:
     """Show under the node, and log, which words were taken and which parts of them are not read as intended."""
     lines = []
-    if taken is not None:
-        others = f" The file also names {_quoted(taken.others)}." if taken.others else ""
-        lines.append(f"Trigger “{concept.trigger}”, from {taken.source}.{others}")
+    if trained is not None:
+        others = f" The file also names {_quote(trained.others)}." if trained.others else ""
+        lines.append(f"Trigger “{concept.trigger}”, from {trained.source}.{others}")
     class_word = (
         f"Class word “{concept.class_word}”" if concept.class_word else "No class word, which the sampler needs"
     )
@@ -188,11 +192,11 @@ def _tell(concept: Concept, taken: TrainedWords | None, node_id: str) -> None:
     page.show_text("\n".join([*lines, *faults]), node_id)
 
 
-def _quoted(phrases: list[str]) -> str:
+def _quote(phrases: list[str]) -> str:
     return ", ".join(f"“{phrase}”" for phrase in phrases)
 
 
-def _or_blocked(output, socket: str):
+def _block_missing(output, socket: str):
     if output is not None:
         return output
     return ExecutionBlocker(f"Load Concept LoRA gives {socket.upper()} only where its {socket} input is connected.")

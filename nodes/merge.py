@@ -9,6 +9,7 @@ from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..loraclr_core.concept import Concept
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.merge import export, report
 from ..loraclr_core.host.merge.merge import FORMER_KEEPING, KEEPINGS, SOLVERS, Keeping, MergeSettings, Solver, merge
 from ..loraclr_core.host.merge.target import CaptureSettings, latent_shape
@@ -29,8 +30,8 @@ def _inputs() -> list[io.Input]:
             "solver",
             options=list(SOLVERS),
             default="exact",
-            tooltip="How to merge. exact: finds the minimum of the objective in seconds. adamw (paper): runs"
-            " the published optimiser, for comparison; keeps 400 tokens per layer and concept in memory (0.6"
+            tooltip="How to merge. exact: finds the best weights in seconds. adamw (paper): runs the published"
+            " optimiser, for comparison; keeps 400 tokens per layer and concept in memory (0.6"
             " GB per SD1.5 concept). sum (baseline): plain stacking.",
         ),
         io.Float.Input(
@@ -61,9 +62,8 @@ def _inputs() -> list[io.Input]:
             step=0.001,
             round=1e-6,
             advanced=True,
-            tooltip="How strongly the merge falls back to plain stacking in directions the captures did not"
-            " cover, relative to the size of the features. Lower values keep concepts further apart but"
-            " weaken them on prompts unlike the captures'. Used by exact only.",
+            tooltip="How closely the merge keeps to plain stacking where the captures say little. Lower values keep"
+            " concepts further apart but weaken them on prompts unlike the capture prompts. Used by exact only.",
         ),
         io.Float.Input(
             "anchor_weight",
@@ -83,8 +83,9 @@ def _inputs() -> list[io.Input]:
             multiline=True,
             dynamic_prompts=False,
             advanced=True,
-            tooltip="Prompts to sample each concept with, one per line. {trigger} stands for the concept's"
-            " trigger. Each line adds one sampling run per concept.",
+            tooltip="Before it merges, the node samples each concept with its own LoRA and keeps what every layer"
+            " sees: a capture. One prompt per line; {trigger} stands for the concept's trigger. Each line adds one"
+            " sampling run per concept.",
         ),
         io.Int.Input(
             "capture_steps",
@@ -116,8 +117,8 @@ def _inputs() -> list[io.Input]:
         io.Latent.Input(
             "latent",
             optional=True,
-            tooltip="Sets the size of the captures; its content is ignored. 512×512 if not connected. For"
-            " SDXL, connect an Empty Latent Image of 1024×1024.",
+            tooltip="The picture size to sample the concepts at before merging; its content is ignored. Connect an"
+            " Empty Latent Image of the size you work in, 1024×1024 for SDXL. 512×512 if not connected.",
         ),
         io.Combo.Input(
             "captures",
@@ -126,8 +127,8 @@ def _inputs() -> list[io.Input]:
             default="in memory",
             optional=True,
             advanced=True,
-            tooltip="Where to keep captures. With them, a new ridge takes only the solve, and a concept added"
-            " at the end takes one capture. in memory: while the model stays loaded. on disk: after a"
+            tooltip="Where to keep captures (what each LoRA did while it was sampled). With them, a new ridge takes"
+            " only seconds, and a concept added at the end one capture. in memory: while the model stays loaded. on disk: after a"
             " restart, too, up to 16 GiB in loraclr_captures in ComfyUI's user folder; the least recently"
             " used are deleted first. Clear Captures deletes all of them.",
         ),
@@ -140,7 +141,7 @@ def _inputs() -> list[io.Input]:
             optional=True,
             tooltip="Fine-tunes the merged LoRA for this many steps to match each concept's own LoRA. Try 200"
             " for many or similar concepts. Takes minutes, and memory for the gradients of one picture of the"
-            " latent's size. 0: the solve alone, in seconds.",
+            " latent's size. 0: no fine-tuning.",
         ),
     ]
 
@@ -152,10 +153,10 @@ class LoRACLRMerge(io.ComfyNode):
             node_id="LoRACLR_Merge",
             display_name="LoRACLR Merge",
             category=CATEGORY,
-            description="Merges concept LoRAs into one model that knows all of them, and into one LoRA, by minimising"
-            " the contrastive objective of LoRACLR (arXiv 2412.09622) on every layer's features. Prompt the merged"
-            " model with the triggers.",
-            search_aliases=["merge lora", "loraclr", "combine lora", "multi lora", "multi concept"],
+            description="Merges several concept LoRAs into one model, and into one LoRA file. It finds weights that do for"
+            " each concept what its own LoRA does (LoRACLR, arXiv 2412.09622). Name the concepts by their triggers"
+            " in prompts of the merged model.",
+            search_aliases=["merge lora", "loraclr", "combine lora", "merge characters"],
             inputs=_inputs(),
             outputs=[
                 io.Model.Output(tooltip="The model with all concepts merged in."),
@@ -181,6 +182,7 @@ class LoRACLRMerge(io.ComfyNode):
         return f"captures is “{captures}”: choose {' or '.join(KEEPINGS)}."
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         model: ModelPatcher,

@@ -7,6 +7,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.lora import file
 from ..loraclr_core.host.merge import export
 from .types import CATEGORY, MergeInfo
@@ -81,6 +82,7 @@ class SaveMergedLoRA(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         lora: dict[str, torch.Tensor],

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 from torch import Tensor
 
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.train import vision
 from ..loraclr_core.host.train.preservation import Pictures, score_pictures
 from ..loraclr_core.train import score_report
@@ -64,6 +65,7 @@ class PreservationScores(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         clip_vision: list[ClipVisionModel],

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..loraclr_core import words
 from ..loraclr_core.concept import Concept, check_name
+from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.lora import file
 from ..loraclr_core.host.train import report
 from ..loraclr_core.host.train.data import Given
@@ -312,6 +313,7 @@ class TrainConceptLoRA(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(
         cls,
         model: list,
@@ -348,6 +350,7 @@ class TrainConceptLoRA(io.ComfyNode):
         other_captions: list[str] | None = None,
         concepts: list[list[Concept]] | None = None,
     ) -> io.NodeOutput:
+        given = Given(images, captions or [], masks or [], others or [], other_captions or [])
         phrase = trigger[0].strip()
         settings = TrainSettings(
             trigger=phrase,
@@ -376,7 +379,6 @@ class TrainConceptLoRA(io.ComfyNode):
             preview_prompts=tuple(line.strip() for line in preview_prompts[0].splitlines() if line.strip()),
             if_there=if_there[0],
         )
-        given = Given(images, captions or [], masks or [], others or [], other_captions or [])
         root = Path(folder_paths.get_folder_paths("loras")[0])
         path = file.path_within(root, name[0].replace("{trigger}", _as_file_name(phrase)))
         earlier = concepts[0] if concepts else []

@@ -31,14 +31,19 @@ args.cpu = True
 
 import comfy.model_management  # noqa: E402
 import demo_assets  # noqa: E402
+import folder_paths  # noqa: E402
 import pack  # noqa: E402
 import random_models  # noqa: E402
 import torch  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from comfy.sd import CLIP, VAE  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
+from running import load, merge  # noqa: E402
 
 pack.load()
+
+DEMO_LORAS = {"loraclr_random_cat.safetensors": "sks cat", "loraclr_random_dog.safetensors": "zwx dog"}
+DEMO_LORAS |= {"loraclr_random_bird.safetensors": "qvk bird"}
 
 
 class Demo(NamedTuple):
@@ -70,6 +75,31 @@ def pytest_collection_modifyitems(items):
 def demo() -> Demo:
     with torch.inference_mode():
         return Demo(*random_models.load())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loras_folder(tmp_path_factory):
+    """Where tests write LoRAs and merges are saved: the first of the host's loras folders."""
+    folder = tmp_path_factory.mktemp("loras")
+    folder_paths.add_model_folder_path("loras", str(folder), is_default=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def concepts(demo):
+    """The three demo concepts: kohya, PEFT and LoHa files."""
+    with torch.inference_mode():
+        chain = None
+        for lora_name, trigger in DEMO_LORAS.items():
+            chain, _, _ = load(lora_name, trigger, chain)
+        return chain
+
+
+@pytest.fixture(scope="session")
+def merged(demo, concepts):
+    """MODEL, CLIP, lora, merge_info, report."""
+    with torch.inference_mode():
+        return merge(demo, concepts, merge_text_encoder=True)
 
 
 @pytest.fixture(scope="session")

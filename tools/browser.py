@@ -50,10 +50,10 @@ def _starts(path: str) -> bool:
     if not Path(path).exists():
         return False
     try:
-        found = subprocess.run([path, "--version"], capture_output=True, timeout=60)
+        process = subprocess.run([path, "--version"], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return found.returncode == 0
+    return process.returncode == 0
 
 
 def _install_package() -> str | None:

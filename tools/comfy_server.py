@@ -97,8 +97,8 @@ class ComfyServer:
         For callers in whose thread an event loop runs. Raises TimeoutError.
         """
         for _ in range(100):
-            if found := self._request(f"/history/{prompt_id}"):
-                return found[prompt_id]
+            if histories := self._request(f"/history/{prompt_id}"):
+                return histories[prompt_id]
             time.sleep(0.1)
         raise TimeoutError(f"no result for {prompt_id}; see {self.log}")
 

@@ -42,8 +42,8 @@ from demo_pictures import write_pictures
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "bench" / "shapes" / "weights"
 CHECKPOINT = "loraclr_demo.safetensors"
-RECIPE = "1"  # raise it whenever a file of the same weights would come out different
-CHECKPOINT_RECIPE = "2"  # the same, of the checkpoint alone
+RECIPE = "1"  # raise it whenever the same weights would be read differently
+FILE_RECIPE = "2"  # raise it whenever a demo file of the same weights would come out different
 RECIPE_KEY = "loraclr_demo_recipe"
 
 # One level and no middle block: 18.7 million parameters.
@@ -146,11 +146,11 @@ def store(name: str, state: dict[str, Tensor], metadata: dict[str, str] | None =
 
 def stored(name: str) -> dict[str, Tensor]:
     """What `store` wrote among the trained weights, in float32."""
-    found = load_file(WEIGHTS / f"{name}.safetensors")
-    scales = {key: found.pop(f"{key}.scale") for key in [*found] if f"{key}.scale" in found}
+    tensors = load_file(WEIGHTS / f"{name}.safetensors")
+    scales = {key: tensors.pop(f"{key}.scale") for key in [*tensors] if f"{key}.scale" in tensors}
     return {
         key: tensor.float() * (scales[key].view(-1, *[1] * (tensor.ndim - 1)) if key in scales else 1)
-        for key, tensor in found.items()
+        for key, tensor in tensors.items()
     }
 
 
@@ -178,9 +178,9 @@ def trained_checkpoint() -> dict[str, Tensor]:
 
 
 def trained_factors(name: str) -> Factors:
-    found = stored(name)
-    layers = dict.fromkeys(key.rpartition(".")[0] for key in found)
-    return {f"unet.{layer}": (found[f"{layer}.up"], found[f"{layer}.down"]) for layer in layers}
+    tensors = stored(name)
+    layers = dict.fromkeys(key.rpartition(".")[0] for key in tensors)
+    return {f"unet.{layer}": (tensors[f"{layer}.up"], tensors[f"{layer}.down"]) for layer in layers}
 
 
 def kohya_name(layer: str) -> str:
@@ -251,23 +251,31 @@ def stored_metadata(name: str) -> dict[str, str]:
 
 def triggers() -> dict[str, str]:
     """Of each concept that was trained, in alphabetical order: its name and the phrase it was trained on."""
-    found = {path.stem: stored_metadata(path.stem).get("trigger") for path in sorted(WEIGHTS.glob("*.safetensors"))}
-    return {name: trigger for name, trigger in found.items() if trigger}
+    words = {path.stem: stored_metadata(path.stem).get("trigger") for path in sorted(WEIGHTS.glob("*.safetensors"))}
+    return {name: trigger for name, trigger in words.items() if trigger}
+
+
+def lora_file(name: str) -> str:
+    """Return the name of a concept's file in the loras folder."""
+    return f"loraclr_demo_{name}.safetensors"
 
 
 def trained_lora(name: str, trigger: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """State dict and metadata, of two concepts in other formats than kohya's."""
+    """State dict and metadata, of two concepts in other formats than kohya's. Every file says its trigger."""
     factors = trained_factors(name)
     rank = next(iter(factors.values()))[0].shape[1]
+    said = {"modelspec.trigger_phrase": trigger}
     if name == "box":
-        return peft(factors), {"format": "pt"}
+        return peft(factors), {"format": "pt", **said}
     if name == "cross":
         # Times one, everywhere.
         ones = {
             layer: (torch.ones(len(up), 1), torch.ones(1, down[0].numel())) for layer, (up, down) in factors.items()
         }
-        return loha(factors, ones, float(rank)), LOHA_METADATA
-    return kohya(factors, float(rank)), kohya_metadata(f"loraclr_demo_{name}", trigger, rank, float(rank))
+        return loha(factors, ones, float(rank)), {**LOHA_METADATA, **said}
+    return kohya(factors, float(rank)), kohya_metadata(
+        lora_file(name).removesuffix(".safetensors"), trigger, rank, float(rank)
+    )
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -306,11 +314,11 @@ def write_assets() -> None:
     """The demo's files in the host's model folders, where they are not there already."""
     checkpoints, loras = (Path(folder_paths.get_folder_paths(folder)[0]) for folder in ("checkpoints", "loras"))
     title = {"modelspec.title": "LoRACLR demo checkpoint"}
-    recipe = f"{CHECKPOINT_RECIPE}-{recipe_of('unet', 'decoder')}"
+    recipe = f"{FILE_RECIPE}-{recipe_of('unet', 'decoder')}"
     ensure(checkpoints / CHECKPOINT, recipe, lambda: (trained_checkpoint(), title))
     for name, trigger in triggers().items():
         make = functools.partial(trained_lora, name, trigger)
-        ensure(loras / f"loraclr_demo_{name}.safetensors", recipe_of(name), make)
+        ensure(loras / lora_file(name), f"{FILE_RECIPE}-{recipe_of(name)}", make)
     write_pictures()
     print("demo assets: all are there", file=sys.stderr, flush=True)
 

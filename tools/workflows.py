@@ -204,7 +204,7 @@ class Description:
         return {"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]}
 
 
-CHOOSE_LORAS = "Choose your LoRAs; write the **trigger** each was trained on"
+CHOOSE_LORAS = "Choose your LoRAs. No **trigger**? Write the one each was trained on"
 NAME_IN_BRACES = "In the **prompt**, name each character in braces: type {"
 
 
@@ -491,7 +491,7 @@ WORKFLOWS = {
     TRAIN: train,
     TRAIN_TWO: train_two,
 }
-BLUEPRINT = "CLoRA with two concepts"
+BLUEPRINT = "Two concepts with CLoRA"
 
 
 def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:

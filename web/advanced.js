@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { withoutEffect } from "./lib/effects.js";
 import { isLinked, widgetOf } from "./lib/graph.js";
-import { fitHeight, place } from "./lib/widgets.js";
+import { fitHeight, place, watch } from "./lib/widgets.js";
 
 const FEWEST = 2; // a fold for one setting takes as much room
 const ALWAYS_OPEN = "Comfy.Node.AlwaysShowAdvancedWidgets";
@@ -60,23 +60,6 @@ function markIdle(node) {
   }
   if (changed) node.widgets = [...node.widgets]; // Nodes 2.0 reads tooltips only when the list is set
   node.setDirtyCanvas?.(true, true);
-}
-
-/** Runs after each of a node's inputs that the user sets or links. */
-function watch(node, react) {
-  for (const widget of node.widgets) {
-    const { callback } = widget;
-    widget.callback = function () {
-      const result = callback?.apply(this, arguments);
-      react();
-      return result;
-    };
-  }
-  const connected = node.onConnectionsChange;
-  node.onConnectionsChange = function () {
-    connected?.apply(this, arguments);
-    react();
-  };
 }
 
 app.registerExtension({

@@ -61,14 +61,14 @@ def _bytes(tensor: Tensor):
 def add_model(digest, patcher: ModelPatcher) -> None:
     """Add weights, patches and configuration. Raises NotStorableError where anything else changes the model."""
     attached = {
-        "a wrapper": [found for by_key in patcher.wrappers.values() for found in by_key.values()],
+        "a wrapper": [entries for by_key in patcher.wrappers.values() for entries in by_key.values()],
         "an injection": patcher.injections,
         "a hook": patcher.hook_patches,
         "a weight wrapper": patcher.weight_wrapper_patches,
         "a model option": {key: value for key, value in patcher.model_options.items() if value},
     }
-    for what, found in attached.items():
-        if any(found.values() if isinstance(found, dict) else found):
+    for what, entries in attached.items():
+        if any(entries.values() if isinstance(entries, dict) else entries):
             raise NotStorableError(f"another node has put {what} on it")
     digest.update(f"{type(patcher.model).__name__} {_configuration(patcher.model)}".encode())
     for name, patch in sorted(patcher.object_patches.items()):
@@ -88,8 +88,8 @@ def _configuration(model) -> str:
 def _leaves(value: object) -> Iterable[object]:
     """Yield the leaves of a nested structure; adapters are replaced by their weights."""
     if isinstance(value, list | tuple):
-        for each in value:
-            yield from _leaves(each)
+        for element in value:
+            yield from _leaves(element)
     elif hasattr(value, "weights"):
         yield type(value).__name__
         yield from _leaves(value.weights)

@@ -16,34 +16,34 @@ def gradients(in_place: bool, setting: str, models: Iterable[nn.Module] = ()) ->
     """Turn autograd on, and leave the inference mode in which the executor runs nodes.
 
     in_place: for models that add to their activations in place; autograd then saves copies of the changed tensors, at a
-    cost. setting: the node's setting that at 0 needs no gradients. models: further models whose weights ComfyUI may
+    cost. setting: the node's setting that at 0 needs no gradients, "" where there is none. models: further models whose weights ComfyUI may
     move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's tensors cannot be
     differentiated.
     """
-    models = {*models, *_loaded()}
+    models = {*models, *_list_loaded()}
     keeping = torch.autograd.graph.allow_mutation_on_saved_tensors() if in_place else contextlib.nullcontext()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), keeping, _training():
+        with torch.inference_mode(False), torch.enable_grad(), keeping, _replace_fused_kernels():
             yield
     except RuntimeError as error:
         if "nference tensor" not in str(error):
             raise
+        remedy = f"Set {setting} to 0, or remove that patch." if setting else "Remove that patch."
         raise ValueError(
-            f"Another patch on this model works on tensors that cannot be differentiated ({error}). Set {setting} to 0, or"
-            " remove that patch."
+            f"Another patch on this model works on tensors that cannot be differentiated ({error}). {remedy}"
         ) from error
     finally:
         if torch.is_inference_mode_enabled():
-            for model in models.union(_loaded()):
+            for model in models.union(_list_loaded()):
                 _make_movable(model)
 
 
-def _loaded() -> list[nn.Module]:
+def _list_loaded() -> list[nn.Module]:
     return [loaded.model.model for loaded in comfy.model_management.current_loaded_models if loaded.model is not None]
 
 
 @contextlib.contextmanager
-def _training() -> Iterator[None]:
+def _replace_fused_kernels() -> Iterator[None]:
     """Set ComfyUI's own switch that replaces its fused kernels, which have no gradients, by torch's operations."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
@@ -88,7 +88,7 @@ def check_weights_stay(model: nn.Module, device: torch.device, setting: str) -> 
     if any(parameter.device != device for parameter in model.parameters()):
         raise ValueError(
             "The model does not fit on the device, and ComfyUI's asynchronous offloading overwrites weights that gradients"
-            f" need. Start ComfyUI with --disable-async-offload, or set {setting} to 0."
+            f" need. Start ComfyUI with --disable-async-offload{f', or set {setting} to 0' if setting else ''}."
         )
 
 

@@ -65,8 +65,8 @@ def loss(
     positive = errors.square().sum(dim=1)
     if len(inputs) > 1:
         distances = torch.cdist(outputs.flatten(1), targets.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
-        own = torch.eye(len(inputs), dtype=torch.bool, device=distances.device)
-        negative = distances.masked_fill(own, float("inf")).amin(dim=1)
+        diagonal = torch.eye(len(inputs), dtype=torch.bool, device=distances.device)
+        negative = distances.masked_fill(diagonal, float("inf")).amin(dim=1)
         hinge = (margin - negative).clamp(min=0).square()
     else:
         hinge = torch.zeros_like(positive)

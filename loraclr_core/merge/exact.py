@@ -134,12 +134,12 @@ def _hinges(start: LowRank, system: Tensor, concepts: list[ConceptStatistics]) -
     for i, concept in enumerate(concepts):
         x, y = (tokens[:samples].clone().to(system) for tokens in (concept.inputs, concept.outputs))
         delta_up, delta_down = (factor.clone().to(system) for factor in concept.delta)
-        own = x @ start.down.T @ start.up.T - x @ delta_down.T @ delta_up.T + y
+        features = x @ start.down.T @ start.up.T - x @ delta_down.T @ delta_up.T + y
         scale = concept.seen / samples
         pairs = []
         for j, other in enumerate(concepts):
             if i != j:
-                difference = (own - other.outputs[:samples].clone().to(system)) * scale**0.5
+                difference = (features - other.outputs[:samples].clone().to(system)) * scale**0.5
                 pairs.append(_Pair(difference.square().sum(), difference @ start.up))
         whitened = torch.linalg.solve_triangular(system, x.T, upper=False).T * scale**0.5
         hinges.append(_Hinge(whitened, pairs))

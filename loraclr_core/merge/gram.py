@@ -41,7 +41,7 @@ class Gram:
     def lower(self) -> Tensor:
         """Return the (width, width) matrix, of which only the lower triangle is valid."""
         if not self.panels:
-            rows = self._gathered()
+            rows = self._gather()
             return rows.T @ rows
         matrix = torch.zeros(self.width, self.width, device=self.device)
         for index, panel in enumerate(self.panels):
@@ -50,7 +50,7 @@ class Gram:
 
     def few_rows(self) -> Tensor | None:
         """Return X (n, width) while G is stored as rows, n ≤ width / 2; None otherwise."""
-        return None if self.panels else self._gathered()
+        return None if self.panels else self._gather()
 
     def mean_diagonal(self) -> float:
         """Return trace G / width."""
@@ -63,11 +63,11 @@ class Gram:
         moved.panels = [panel.to(device) for panel in self.panels]
         return moved
 
-    def _gathered(self) -> Tensor:
+    def _gather(self) -> Tensor:
         return torch.cat([torch.zeros(0, self.width, device=self.device), *self.rows])
 
     def _multiply(self) -> None:
-        rows = self._gathered()
+        rows = self._gather()
         self.rows.clear()
         starts = range(0, self.width, PANEL)
         if not self.panels:

@@ -110,13 +110,13 @@ class LayerMoments:
             response=self.response.cpu(),
             tokens=self.tokens,
             seen=self.seen,
-            inputs=_joined(self.inputs, self.delta.down.shape[1]),
-            outputs=_joined(self.outputs, self.delta.up.shape[0]),
-            held_out=_joined(self.held_out, self.delta.down.shape[1]),
+            inputs=_join(self.inputs, self.delta.down.shape[1]),
+            outputs=_join(self.outputs, self.delta.up.shape[0]),
+            held_out=_join(self.held_out, self.delta.down.shape[1]),
         )
 
 
-def _joined(rows: list[Tensor], width: int) -> Tensor:
+def _join(rows: list[Tensor], width: int) -> Tensor:
     """Return all rows, (rows, width), on the CPU; no rows if the layer never ran."""
     return torch.cat(rows).cpu() if rows else torch.zeros(0, width)
 

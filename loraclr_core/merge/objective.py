@@ -51,9 +51,9 @@ def negative_distances(concepts: list[ConceptStatistics], delta: LowRank) -> Ten
     inputs, outputs = _samples(concepts)
     if not outputs.numel():
         return torch.full((len(concepts),), float("inf"))
-    wanted = torch.stack([concept.delta.apply(x) for concept, x in zip(concepts, inputs, strict=True)])
-    own = outputs + delta.apply(inputs) - wanted
-    return _distances(own, outputs, concepts).fill_diagonal_(float("inf")).amin(dim=1)
+    targets = torch.stack([concept.delta.apply(x) for concept, x in zip(concepts, inputs, strict=True)])
+    merged = outputs + delta.apply(inputs) - targets
+    return _distances(merged, outputs, concepts).fill_diagonal_(float("inf")).amin(dim=1)
 
 
 def _samples(concepts: list[ConceptStatistics]) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def _samples(concepts: list[ConceptStatistics]) -> tuple[Tensor, Tensor]:
     return torch.stack([c.inputs[:count] for c in concepts]), torch.stack([c.outputs[:count] for c in concepts])
 
 
-def _distances(own: Tensor, outputs: Tensor, concepts: list[ConceptStatistics]) -> Tensor:
+def _distances(merged: Tensor, outputs: Tensor, concepts: list[ConceptStatistics]) -> Tensor:
     """Return ‖own_i − outputs_j‖, (n, n), for (n, samples, out), extrapolated to all tokens of concept i's capture."""
-    scale = torch.tensor([concept.seen / own.shape[1] for concept in concepts]).sqrt()
-    return torch.cdist(own.flatten(1), outputs.flatten(1)) * scale[:, None]
+    scale = torch.tensor([concept.seen / merged.shape[1] for concept in concepts]).sqrt()
+    return torch.cdist(merged.flatten(1), outputs.flatten(1)) * scale[:, None]

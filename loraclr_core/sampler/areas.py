@@ -47,40 +47,40 @@ class Areas:
         """
         self.settings = settings
         self.has_mask = list(has_mask)
-        self.placed = _placed(given, self.has_mask, plain_claims, settings)
+        self.placed = _place(given, self.has_mask, plain_claims, settings)
         self.stays = self.placed.amax(dim=(-2, -1), keepdim=True) > 0
         self.stays[:, self.has_mask] = True
-        self.taken = None if plain_claims is None else self.placed.amax(dim=1, keepdim=True)
+        self.occupied = None if plain_claims is None else self.placed.amax(dim=1, keepdim=True)
         self.claims: Tensor | float = 0.0  # the sum over all evaluations so far
         self.concepts = self.placed
-        self.branches = self._of_branches(step=0)
+        self.branches = self._compute_branches(step=0)
 
     def update(self, claims: Tensor, step: int) -> None:
         """Follow the attention of one evaluation. claims: each concept's in its own branch, (batch, concepts, h, w)."""
         size = self.placed.shape[-2:]
-        found = masks.resize(masks.concept_mask(claims, self.settings.threshold, self.settings.morphology), size)
-        if self.taken is not None:
-            found = found * (1 - self.taken)
-        self.concepts = torch.where(self.stays, self.placed, found)
+        areas = masks.resize(masks.concept_mask(claims, self.settings.threshold, self.settings.morphology), size)
+        if self.occupied is not None:
+            areas = areas * (1 - self.occupied)
+        self.concepts = torch.where(self.stays, self.placed, areas)
         if self.settings.overlap == "strongest":
             claims = masks.resize(masks.smooth(claims), size)
             claims[:, self.has_mask] = 1  # a given mask is the strongest claim
             self.claims = self.claims + claims
             self.concepts = masks.strongest(self.concepts, self.claims)
-        self.branches = self._of_branches(step)
+        self.branches = self._compute_branches(step)
 
-    def _of_branches(self, step: int) -> Tensor:
-        found = masks.branch_masks(self.concepts)
-        return torch.ones_like(found) if step < self.settings.first_masked_step else found
+    def _compute_branches(self, step: int) -> Tensor:
+        branches = masks.branch_masks(self.concepts)
+        return torch.ones_like(branches) if step < self.settings.first_masked_step else branches
 
 
-def _placed(given: Tensor, has_mask: list[bool], plain_claims: Tensor | None, settings: AreaSettings) -> Tensor:
+def _place(given: Tensor, has_mask: list[bool], plain_claims: Tensor | None, settings: AreaSettings) -> Tensor:
     """Return the given masks, and for every other concept an object of the plain picture, empty where there is none."""
-    others = [concept for concept, known in enumerate(has_mask) if not known]
+    others = [concept for concept, is_given in enumerate(has_mask) if not is_given]
     if plain_claims is None or not others:
         return given
-    taken = masks.resize(given.amax(dim=1, keepdim=True), plain_claims.shape[-2:], "area")
-    found = objects.masks(plain_claims[:, others] * (taken == 0), settings.threshold, settings.morphology)
+    occupied = masks.resize(given.amax(dim=1, keepdim=True), plain_claims.shape[-2:], "area")
+    object_masks = objects.masks(plain_claims[:, others] * (occupied == 0), settings.threshold, settings.morphology)
     placed = given.clone()
-    placed[:, others] = masks.resize(found, given.shape[-2:])
+    placed[:, others] = masks.resize(object_masks, given.shape[-2:])
     return placed

@@ -29,24 +29,24 @@ def masks(claims: Tensor, threshold: float, morphology: Morphology = "none") -> 
     A mask is one cell larger than its object: a LoRA would continue any part of the plain thing that stood out of the
     mask.
     """
-    return torch.stack([_masks(each, threshold, morphology) for each in claims])
+    return torch.stack([_assign(picture, threshold, morphology) for picture in claims])
 
 
-def _masks(claims: Tensor, threshold: float, morphology: Morphology) -> Tensor:
+def _assign(claims: Tensor, threshold: float, morphology: Morphology) -> Tensor:
     claimed = claims.amax(dim=0).cpu().numpy()
-    labels, found = _parted(claimed, threshold, len(claims))
-    held = [ndimage.mean(each, labels, found) for each in claims.cpu().numpy()]
-    labels = _grown(labels, claimed > threshold, claimed.size)
-    labels = _grown(labels, np.ones_like(claimed, dtype=bool), 1)
+    labels, parts = _divide(claimed, threshold, len(claims))
+    mean_claims = [ndimage.mean(concept_claims, labels, parts) for concept_claims in claims.cpu().numpy()]
+    labels = _grow(labels, claimed > threshold, claimed.size)
+    labels = _grow(labels, np.ones_like(claimed, dtype=bool), 1)
     numbers = torch.from_numpy(labels).to(claims.device)
     masks = torch.zeros_like(claims)
-    for concept, number in zip(*optimize.linear_sum_assignment(held, maximize=True), strict=True):
-        own = numbers == found[number]
-        masks[concept] = morphed(own[None].to(claims), morphology)[0] * (own | (numbers == 0))
+    for concept, number in zip(*optimize.linear_sum_assignment(mean_claims, maximize=True), strict=True):
+        cells = numbers == parts[number]
+        masks[concept] = morphed(cells[None].to(claims), morphology)[0] * (cells | (numbers == 0))
     return masks
 
 
-def _parted(claimed: np.ndarray, threshold: float, wanted: int) -> tuple[np.ndarray, list[int]]:
+def _divide(claimed: np.ndarray, threshold: float, wanted: int) -> tuple[np.ndarray, list[int]]:
     """Return places numbered by their object, 0 for none, and the numbers of objects large enough for a concept."""
 
     def parts(level: float) -> tuple[np.ndarray, list[int]]:
@@ -55,10 +55,10 @@ def _parted(claimed: np.ndarray, threshold: float, wanted: int) -> tuple[np.ndar
         return labels, [n for n in range(1, count + 1) if sizes[n] >= SMALLEST * claimed.size]
 
     levels = (parts(level) for level in np.arange(threshold, 1, LEVEL))
-    return next((each for each in levels if len(each[1]) >= wanted), parts(threshold))
+    return next((division for division in levels if len(division[1]) >= wanted), parts(threshold))
 
 
-def _grown(labels: np.ndarray, within: np.ndarray, cells: int) -> np.ndarray:
+def _grow(labels: np.ndarray, within: np.ndarray, cells: int) -> np.ndarray:
     """Grow each object into the free places around it, by at most this many cells."""
     for _ in range(cells):
         wider = np.where((labels == 0) & within, ndimage.grey_dilation(labels, size=(3, 3)), labels)

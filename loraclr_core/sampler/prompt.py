@@ -60,7 +60,7 @@ def branch_prompts(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
             " out of the chain."
         )
     plain = [unescaped(part) for part in plain]
-    return [_branch(plain, named, concepts, own) for own in (None, *range(len(concepts)))]
+    return [_branch(plain, named, concepts, branch) for branch in (None, *range(len(concepts)))]
 
 
 def negative_prompt(text: str, concepts: list[Concept]) -> str:
@@ -76,11 +76,11 @@ def negative_prompt(text: str, concepts: list[Concept]) -> str:
     return unescaped(text)
 
 
-def _branch(plain: list[str], named: list[int], concepts: list[Concept], own: int | None) -> BranchPrompt:
+def _branch(plain: list[str], named: list[int], concepts: list[Concept], branch: int | None) -> BranchPrompt:
     text = plain[0]
     spans: list[list[Span]] = [[] for _ in concepts]
     for i, following in zip(named, plain[1:], strict=True):
-        phrase = concepts[i].trigger if i == own else concepts[i].class_word
+        phrase = concepts[i].trigger if i == branch else concepts[i].class_word
         spans[i].append((len(text), len(text) + len(phrase)))
         text += phrase + following
     return BranchPrompt(text, spans)

@@ -54,7 +54,7 @@ class Scores(NamedTuple):
 
 def score(vectors: Vectors) -> Scores:
     """Return the scores of a LoRA's pictures."""
-    unit = Vectors(*(None if each is None else _normalized(each) for each in vectors))
+    unit = Vectors(*(None if group is None else _normalized(group) for group in vectors))
     pairs = _paired(unit.with_trigger, unit.without_trigger)
     base_pairs = pairs.new_empty(0) if unit.base is None else _paired(unit.without_trigger, unit.base)
     return Scores(

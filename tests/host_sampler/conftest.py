@@ -1,5 +1,9 @@
 """Two demo concepts, and samplers to run them in."""
 
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.ops
+import demo_assets
 import pytest
 import random_models
 import torch
@@ -40,3 +44,17 @@ def double(demo):
     """
     with torch.inference_mode():
         return demo._replace(model=random_models.load(dtype=torch.float64)[0])
+
+
+@pytest.fixture(scope="session")
+def control():
+    """A ControlNet of random weights for the demo."""
+    shape = {**demo_assets.UNET, **random_models.MIDDLE}
+    shape = {key: value for key, value in shape.items() if key not in ("out_channels", "transformer_depth_output")}
+    network = comfy.cldm.cldm.ControlNet(
+        **shape, hint_channels=3, operations=comfy.ops.manual_cast, dtype=torch.float32
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data.normal_(0, 0.03, generator=generator)
+    return comfy.controlnet.ControlNet(network.eval(), load_device=torch.device("cpu"))

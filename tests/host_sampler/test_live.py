@@ -21,8 +21,8 @@ from loraclr.loraclr_core.host.sampler import live, overlay
 from loraclr.loraclr_core.host.sampler.compose import compose
 from loraclr.loraclr_core.host.sampler.settings import Settings, UpdateSettings
 from loraclr.loraclr_core.sampler.areas import AreaSettings
-from node_tests.running import load, write_lora
 from PIL import Image
+from running import load, write_lora
 
 FORMATS = {
     name: made

@@ -1,4 +1,4 @@
-"""What CLoRA Attention Maps gives: heat maps with names, whatever the names, the model and the picture."""
+"""What Attention Maps of CLoRA gives: heat maps with names, whatever the names, the model and the picture."""
 
 import logging
 

@@ -1,15 +1,7 @@
-"""A loras folder and a user folder of this test run's own."""
+"""A user folder of each test's own."""
 
 import folder_paths
 import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def loras_folder(tmp_path_factory):
-    """Where trained LoRAs are saved: the first of the host's loras folders."""
-    folder = tmp_path_factory.mktemp("trained")
-    folder_paths.add_model_folder_path("loras", str(folder), is_default=True)
-    return folder
 
 
 @pytest.fixture(autouse=True)

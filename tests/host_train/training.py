@@ -20,7 +20,7 @@ from loraclr.loraclr_core.host.train.layers import chosen_layers
 from loraclr.loraclr_core.host.train.learner import Learner
 from loraclr.loraclr_core.host.train.rows import Rows
 from loraclr.loraclr_core.host.train.settings import TrainSettings
-from pack import defaults, node
+from pack import run
 from torch import Tensor
 
 NODE = "LoRACLR_TrainConcept"
@@ -41,10 +41,7 @@ class Trained(NamedTuple):
 def train(models, images: list[Tensor], **inputs) -> Trained:
     """Outputs of the node with quick settings. models: with model, clip and vae."""
     given = {"model": models.model, "clip": models.clip, "vae": models.vae, "images": images} | QUICK | inputs
-    values = defaults(NODE) | given
-    node(NODE).VALIDATE_CLASS()
-    listed = {name: value if name in LISTS else [value] for name, value in values.items()}
-    return Trained(*node(NODE).PREPARE_CLASS_CLONE(None).execute(**listed).args)
+    return Trained(*run(NODE, **{name: value if name in LISTS else [value] for name, value in given.items()}))
 
 
 def picture(seed: int, height: int = 64, width: int = 96) -> Tensor:
@@ -143,7 +140,7 @@ def on_loaded(models, images: list[Tensor], masks: list[Tensor], work: Callable,
     sources = data.check(data.Given(images, [], masks, [], []), chosen)
     dataset = data.encode(models.model, models.vae, sources, 0, lambda phase, done: None)
     layers = chosen_layers(models.model, chosen.layers)
-    with differentiable.gradients(changes_in_place(models.model.model), "steps", [models.model.model]), torch.no_grad():
+    with differentiable.gradients(changes_in_place(models.model.model), "", [models.model.model]), torch.no_grad():
         texts = [f"photo of a {TRIGGER}", f"photo of a {CLASS}", ""]
         conds = {text: encoded(models.clip, text) for text in texts}
         sigmas = torch.tensor([1.0, 0.0])
@@ -152,4 +149,4 @@ def on_loaded(models, images: list[Tensor], masks: list[Tensor], work: Callable,
         def on(model):
             return work(Rows(model, dataset, conds, chosen), Learner(layers, chosen))
 
-        return with_model(models.model, layers, [*conds.values()], latent, sigmas, "steps", on)
+        return with_model(models.model, layers, [*conds.values()], latent, sigmas, "", on)

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { allNodes, CONCEPT, conceptName, conceptNames, isOf, nodeById, TRAIN } from "../../web/lib/graph.js";
+import { allNodes, CONCEPT, conceptName, conceptNames, isOf, nodeById, siblings, TRAIN } from "../../web/lib/graph.js";
 
 /** A node as litegraph has them, as far as these functions look. */
 function node(values, from = null, type = CONCEPT) {
@@ -52,4 +52,15 @@ test("a graph's nodes are also those of its subgraphs", () => {
   const inner = { id: 2 };
   const outer = { id: 1, subgraph: { nodes: [inner] } };
   assert.deepEqual(allNodes({ nodes: [outer] }), [outer, inner]);
+});
+
+test("siblings are the other concepts of a concept's chains, before and after it", () => {
+  const [cat, stray] = [node({ name: "cat" }), node({ name: "stray" })];
+  const dog = node({ name: "dog" }, cat);
+  const sampler = node({}, dog, "LoRACLR_CLoRASampler");
+  cat.graph = dog.graph = stray.graph = { nodes: [cat, dog, stray, sampler] };
+  assert.deepEqual(siblings(cat), [dog]);
+  assert.deepEqual(siblings(dog), [cat]);
+  assert.deepEqual(siblings(stray), []);
+  assert.deepEqual(siblings(node({})), []);
 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { completed, negativeProblems, offers, problems, typing } from "../../web/lib/prompt.js";
+import { completed, negativeProblems, offers, problems, renamed, typing } from "../../web/lib/prompt.js";
 
 test("a prompt that names every concept has no problems", () => {
   assert.deepEqual(problems("a photo of {cat} and { dog }", ["cat", "dog"]), []);
@@ -39,4 +39,9 @@ test("a negative prompt names no concept, and its other braces are told", () => 
   assert.deepEqual(negativeProblems(String.raw`blurry, \{cat\}`, ["cat"]), []);
   assert.match(negativeProblems("{ Cat }", ["cat"])[0], /cannot name \{ Cat \}: write plain words/);
   assert.match(negativeProblems("{a|b}", ["cat"])[0], /\{a\|b\} is taken as it stands/);
+});
+
+test("a concept's new name takes the old one's place in braces, and nowhere else", () => {
+  assert.equal(renamed("a cat, {cat} and { cat }, {cat 2} and \\{cat\\}", "cat", "tom"), "a cat, {tom} and {tom}, {cat 2} and \\{cat\\}");
+  assert.equal(renamed("{cat}", "cat", "$&"), "{$&}");
 });

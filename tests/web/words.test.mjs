@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { classWordIn, trainedWords } from "../../web/lib/trained_words.js";
-import { classWord, nameOf } from "../../web/lib/words.js";
+import { classWord, nameOf, unlike } from "../../web/lib/words.js";
 
 /** The tables that tests/core/test_words.py holds the server to. */
 const table = (name) => JSON.parse(readFileSync(new URL(`../words/${name}.json`, import.meta.url), "utf-8"));
@@ -20,3 +20,8 @@ for (const { says, metadata, trigger, class_word = "" } of table("headers")) {
     assert.deepEqual([trainedWords(header), classWordIn(header)], [trigger, class_word]);
   });
 }
+
+test("a name that is taken gets the first number that is free", () => {
+  assert.equal(unlike("cat", ["cat"]), "cat 2");
+  assert.equal(unlike("cat", ["cat", "cat 2", "cat 4"]), "cat 3");
+});

@@ -28,7 +28,8 @@ export function conceptNames(node) {
   return conceptNodes(node).map(conceptName).filter(Boolean);
 }
 
-function conceptNodes(node) {
+/** The nodes of the concepts chained into a node's input, in their order. */
+export function conceptNodes(node) {
   const concepts = [];
   const seen = new Set();
   for (let from = upstream(node); from && !seen.has(from); from = upstream(from)) {
@@ -49,10 +50,21 @@ export function isOf(node, sent, workflow) {
   return files.every((concept) => isLinked(concept, "lora_name") || loaded.includes(valueOf(concept, "lora_name")));
 }
 
+/** The other concepts in the chains that a concept's node is in. */
+export function siblings(concept) {
+  const chains = (concept.graph?.nodes ?? []).map((node) => [...conceptNodes(node), node]);
+  const others = chains.filter((chain) => chain.includes(concept)).flat();
+  return [...new Set(others)].filter((node) => node.comfyClass === CONCEPT && node !== concept);
+}
+
 /** As the node names it: its name, else after its class word, else after its trigger. A training's name is its file's. */
 export function conceptName(node) {
-  const trigger = valueOf(node, "trigger");
-  return (node.comfyClass !== TRAIN && valueOf(node, "name")) || nameOf(trigger, valueOf(node, "class_word") || classWord(trigger));
+  return (node.comfyClass !== TRAIN && valueOf(node, "name")) || nameOf(valueOf(node, "trigger"), conceptClassWord(node));
+}
+
+/** Its class word, else that of its trigger. */
+export function conceptClassWord(node) {
+  return valueOf(node, "class_word") || classWord(valueOf(node, "trigger"));
 }
 
 function upstream(node) {

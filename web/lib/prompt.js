@@ -46,3 +46,8 @@ export function completed(text, caret, name) {
   const rest = text.slice(caret).replace(/^[^{}\s,.;:]*\}?/, "");
   return { text: `${text.slice(0, start)}${name}}${rest}`, caret: start + name.length + 1 };
 }
+
+/** The prompt with a concept's new name in place of its old one. */
+export function renamed(text, before, after) {
+  return text.replace(MARK, (mark, name) => (name.trim() === before ? `{${after}}` : mark));
+}

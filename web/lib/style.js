@@ -39,6 +39,10 @@ style.replaceSync(`
   .loraclr-bars { width: 60%; min-width: 90px; }
   .loraclr-bar { height: 5px; margin: 1px 0; min-width: 1px; border-radius: 2px; background: var(--bar); }
   .loraclr-wrong { outline: 1px solid var(--error-text, #ff6b6b); }
+  .loraclr-sentence { font: 12px sans-serif; line-height: 1.35; padding: 3px 7px; box-sizing: border-box; border-radius: 4px;
+    white-space: pre-line; overflow-wrap: anywhere; user-select: text; color: var(--input-text, #ddd);
+    background: var(--comfy-input-bg, #222); border-left: 4px solid var(--error-text, #ff6b6b); }
+  .loraclr-wire { border-left-color: #e69f00; }
   .loraclr-popup { position: fixed; z-index: 10000; padding: 3px; border-radius: 6px; font: 13px sans-serif;
     background: var(--comfy-menu-bg, #222); color: var(--input-text, #ddd); border: 1px solid var(--border-color, #555); }
   .loraclr-option { padding: 2px 8px; cursor: pointer; border-radius: 4px; }

@@ -25,3 +25,28 @@ export const withoutGaps = (values) => values.filter(() => true);
 export function fitHeight(node) {
   node.setSize([node.size[0], node.computeSize()[1]]);
 }
+
+/** Runs after each of a node's inputs that the user sets or links. */
+export function watch(node, react) {
+  for (const widget of node.widgets) {
+    const { callback } = widget;
+    widget.callback = function () {
+      const result = callback?.apply(this, arguments);
+      react();
+      return result;
+    };
+  }
+  const connected = node.onConnectionsChange;
+  node.onConnectionsChange = function () {
+    connected?.apply(this, arguments);
+    react();
+  };
+}
+
+/** Shows a hint in a text widget while it is empty: as the placeholder of Nodes 2.0's field, in brackets on the classic canvas. */
+export function showWhenEmpty(widget, hint) {
+  Object.defineProperty(widget.options, "placeholder", { get: hint, enumerable: true });
+  Object.defineProperty(widget, "_displayValue", {
+    get: () => (widget.computedDisabled ? "" : String(widget.value ?? "") || `(${hint()})`),
+  });
+}

@@ -30,6 +30,13 @@ export function nameOf(trigger, classWord) {
   return spaced((classWord || plain(trigger)).replace(/[{}]/g, "")) || (trigger && "concept");
 }
 
+/** The name with a number that makes it unlike others: `cat` → `cat 2`. */
+export function unlike(name, others) {
+  let number = 2;
+  while (others.includes(`${name} ${number}`)) number += 1;
+  return `${name} ${number}`;
+}
+
 /** Words of a file as a prompt must have them: parentheses escaped but for weights, LoRA tags gone. */
 export function promptSyntax(words) {
   const escaped = words.replace(LORA_TAG, "").replace(SYNTAX, (found) => (found.length > 1 ? found : `\\${found}`));

@@ -82,26 +82,26 @@ def account(state: dict[str, Tensor], key_map: dict, patches: Patches) -> Accoun
     """
     parts = {key: part for key in state if (part := part_of(key, key_map))}
     weights = {weight_of(target) for target in key_map.values()}
-    read = _keys_of([tensor for patch in patches.values() for tensor in _tensors(patch)], state, parts)
-    without_place = _keys_of(_remove_placeless(patches, weights), state, parts)
-    used = read - without_place
+    read = _find_keys([tensor for patch in patches.values() for tensor in _tensors(patch)], state, parts)
+    placeless = _find_keys(_remove_placeless(patches, weights), state, parts)
+    used = read - placeless
     used |= _add_magnitudes(state, parts, patches, used)
     used |= _add_biases(state, parts, patches, used, weights)
-    used |= _scales(state, parts, used)
-    repeated = _repeated(state, parts, used, read)
-    repeated |= _keys_of(_remove_repeated_slices(patches), state, parts)
+    used |= _find_scales(state, parts, used)
+    repeated = _find_repeated(state, parts, used, read)
+    repeated |= _find_keys(_remove_repeated_slices(patches), state, parts)
     in_use = {parts[key].layer for key in used - repeated if parts[key].role not in SCALES}
-    of_repeated = {parts[key].layer for key in repeated} - in_use
-    repeated |= {key for key, part in parts.items() if part.role == ALPHA and part.layer in of_repeated}
+    idle_layers = {parts[key].layer for key in repeated} - in_use
+    repeated |= {key for key, part in parts.items() if part.role == ALPHA and part.layer in idle_layers}
     return Accounts(used - repeated, repeated)
 
 
-def _keys_of(tensors: list[Tensor], state: dict[str, Tensor], parts: dict[str, Part]) -> set[str]:
-    held = {id(tensor) for tensor in tensors}
-    return {key for key in parts if id(state[key]) in held}
+def _find_keys(tensors: list[Tensor], state: dict[str, Tensor], parts: dict[str, Part]) -> set[str]:
+    ids = {id(tensor) for tensor in tensors}
+    return {key for key in parts if id(state[key]) in ids}
 
 
-def _scales(state, parts: dict[str, Part], used: set[str]) -> set[str]:
+def _find_scales(state, parts: dict[str, Part], used: set[str]) -> set[str]:
     """Return the keys of scales that belong to layers in use; no patch holds them as tensors."""
     layers = {parts[key].layer for key in used}
     # LyCORIS's own factor, which its trainers leave at 1.
@@ -110,7 +110,7 @@ def _scales(state, parts: dict[str, Part], used: set[str]) -> set[str]:
     return {key for key in scales if parts[key].layer in layers}
 
 
-def _repeated(state, parts: dict[str, Part], used: set[str], read: set[str]) -> set[str]:
+def _find_repeated(state, parts: dict[str, Part], used: set[str], read: set[str]) -> set[str]:
     """Return the keys that repeat others of the same weight. Raises UnreadError where one differs from them."""
     targets = {parts[key].target for key in used}
     rest = {key for key in parts.keys() - used - read if parts[key].target in targets}
@@ -133,20 +133,20 @@ def _remove_placeless(patches: Patches, weights: set[str]) -> list[Tensor]:
 
 def _add_magnitudes(state, parts: dict[str, Part], patches: Patches, used: set[str]) -> set[str]:
     """Turn LoRAs into PEFT's DoRAs where the file has their magnitudes; return the keys of the magnitudes."""
-    taken = set()
+    magnitudes = set()
     for key, part in parts.items():
         lora = patches.get(part.target)
         if part.role == "magnitude" and isinstance(lora, LoRAAdapter) and _is_of(lora, part, state, parts, used):
             dora = peft.with_magnitude(lora, state[key])
             if dora:
                 patches[part.target] = dora
-                taken.add(key)
-    return taken
+                magnitudes.add(key)
+    return magnitudes
 
 
 def _add_biases(state, parts: dict[str, Part], patches: Patches, used: set[str], weights: set[str]) -> set[str]:
     """Add the differences of biases that PEFT trained within a LoRA, where the layer has a bias; return their keys."""
-    taken = set()
+    biases = set()
     for key, part in parts.items():
         lora = patches.get(part.target)
         if part.role != "bias" or not isinstance(part.target, str) or not isinstance(lora, LoRAAdapter | peft.DoRA):
@@ -154,8 +154,8 @@ def _add_biases(state, parts: dict[str, Part], patches: Patches, used: set[str],
         bias = f"{part.target.removesuffix('.weight')}.bias"
         if bias in weights and bias not in patches and _is_of(lora, part, state, parts, used):
             patches[bias] = peft.bias_difference(lora, state[key])
-            taken.add(key)
-    return taken
+            biases.add(key)
+    return biases
 
 
 def _is_of(patch: Patch, part: Part, state, parts: dict[str, Part], used: set[str]) -> bool:
@@ -168,7 +168,7 @@ def _check_repeats(key: str, part: Part, state, parts: dict[str, Part], used: se
     """Raise UnreadError unless a used tensor of the same weight equals this one, at the same scale."""
     others = [other for other in sorted(used) if parts[other].target == part.target and parts[other].role not in SCALES]
     for other in others:
-        same = parts[other].role == part.role and _same(state[key], state[other])
+        same = parts[other].role == part.role and _is_same(state[key], state[other])
         if same and _alpha(state, part) == _alpha(state, parts[other]):
             return
     other = next((other for other in others if parts[other].role == part.role), others[0])
@@ -178,7 +178,7 @@ def _check_repeats(key: str, part: Part, state, parts: dict[str, Part], used: se
     )
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 

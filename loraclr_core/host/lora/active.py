@@ -24,8 +24,8 @@ def with_summed(patcher: ModelPatcher, *effects: Effect) -> ModelPatcher:
         return patcher
     patcher = patcher.clone()
     for effect in effects:
-        known = shapes(patcher, effect.add)
-        patcher.add_patches({key: ("diff", (dense(d, known[key]),)) for key, d in effect.add.items()})
+        sizes = shapes(patcher, effect.add)
+        patcher.add_patches({key: ("diff", (dense(d, sizes[key]),)) for key, d in effect.add.items()})
     return patcher
 
 
@@ -50,7 +50,7 @@ def active(layers: Layers, deltas: dict[str, LowRank], observe: Observer | None 
             observe(key, input_tokens(module, inputs), output_tokens(module, output))
         return output
 
-    with _hooked(layers, add):
+    with _hook(layers, add):
         yield
 
 
@@ -61,12 +61,12 @@ def differentiable(layers: Layers, deltas: dict[str, LowRank]) -> Iterator[None]
     def add(key: str, module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
         return output + product(module, deltas[key].to(inputs), inputs) if key in deltas else output
 
-    with _hooked(layers, add):
+    with _hook(layers, add):
         yield
 
 
 @contextlib.contextmanager
-def _hooked(layers: Layers, add: Callable[[str, nn.Module, Tensor, Tensor], Tensor]) -> Iterator[None]:
+def _hook(layers: Layers, add: Callable[[str, nn.Module, Tensor, Tensor], Tensor]) -> Iterator[None]:
     with contextlib.ExitStack() as hooks:
         for key, module in layers.items():
 

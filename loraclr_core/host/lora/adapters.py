@@ -45,7 +45,9 @@ def load_alone(name: str, tensors: dict[str, Tensor], model, clip, strength_mode
 
     Raises AdapterError, naming file and key, where the LoRA is for another model.
     """
-    tensors = {key: tensor for key, tensor in tensors.items() if (clip if _of_text(key) else model) is not None}
+    tensors = {
+        key: tensor for key, tensor in tensors.items() if (clip if _is_text_encoder_key(key) else model) is not None
+    }
     lora = match_lora(name, tensors, key_names(model, clip)) if tensors else MatchedLoRA(name)
     strengths = [(model, strength_model), (clip, strength_clip)]
     for target, _ in strengths:
@@ -54,7 +56,7 @@ def load_alone(name: str, tensors: dict[str, Tensor], model, clip, strength_mode
     return tuple(None if target is None else patched(target, lora, strength) for target, strength in strengths)
 
 
-def _of_text(key: str) -> bool:
+def _is_text_encoder_key(key: str) -> bool:
     """Return whether a file's key names a layer of a text encoder, in any naming scheme that ComfyUI reads."""
     return key.startswith(("lora_te", "lora_prior_te", "text_encoder"))
 
@@ -63,8 +65,8 @@ def patched(target, lora: MatchedLoRA, strength: float):
     """Return the model or text encoder patched with its part of the LoRA, as by the stock loader."""
     patches = {
         (key, offset, function): patch
-        for key, found in _patches_of(lora, getattr(target, "patcher", target)).items()
-        for patch, offset, function in found
+        for key, entries in _patches_of(lora, getattr(target, "patcher", target)).items()
+        for patch, offset, function in entries
     }
     if not patches or strength == 0:
         return target
@@ -80,11 +82,11 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
     base weight is needed but unavailable.
     """
     result = Effect()
-    own, known = _own_shapes(patcher, lora.patches), shapes(patcher, lora.patches)
+    base_shapes, patched_shapes = _base_shapes(patcher, lora.patches), shapes(patcher, lora.patches)
     for key, patches in _patches_of(lora, patcher).items():
         # The input of a widened layer is not of the width that its module states.
-        width = _merge_width(patcher, key) if known[key] == own[key] else None
-        difference = _difference(lora.name, key, known[key], patches, strength, patcher, device)
+        width = _merge_width(patcher, key) if patched_shapes[key] == base_shapes[key] else None
+        difference = _difference(lora.name, key, patched_shapes[key], patches, strength, patcher, device)
         size = difference.norm()
         if not torch.isfinite(size):
             raise AdapterError(
@@ -103,20 +105,22 @@ def effect(lora: MatchedLoRA, patcher: ModelPatcher, strength: float, device: to
 
 def _patches_of(lora: MatchedLoRA, patcher: ModelPatcher) -> dict[str, list]:
     """Return the LoRA's patches of the patcher's weights, widened where upstream patches have widened the weight."""
-    own, widened = _own_shapes(patcher, lora.patches), shapes(patcher, lora.patches)
+    base_shapes, patched_shapes = _base_shapes(patcher, lora.patches), shapes(patcher, lora.patches)
     return {
-        key: [(_filled(patch, own[key], widened[key]), *where) for patch, *where in patches]
+        key: [(_fill(patch, base_shapes[key], patched_shapes[key]), *where) for patch, *where in patches]
         for key, patches in lora.patches.items()
-        if key in own
+        if key in base_shapes
     }
 
 
-def _filled(patch, own: torch.Size, shape: torch.Size):
-    """Return a plain LoRA for a weight of shape `own` with zeros for the columns that upstream patches added to it."""
-    if own == shape or len(own) != 2 or not _plain(patch, None) or patch.weights[1].shape[1:] != own[1:]:
+def _fill(patch, base_shape: torch.Size, shape: torch.Size):
+    """Return a plain LoRA for a weight of shape `base_shape` with zeros for the columns that upstream patches added to it."""
+    if base_shape == shape or len(base_shape) != 2 or not _is_plain(patch, None):
         return patch
     up, down, *others = patch.weights
-    return weight_adapter.LoRAAdapter(patch.loaded_keys, (up, F.pad(down, (0, shape[1] - own[1])), *others))
+    if down.shape[1:] != base_shape[1:]:
+        return patch
+    return weight_adapter.LoRAAdapter(patch.loaded_keys, (up, F.pad(down, (0, shape[1] - base_shape[1])), *others))
 
 
 def check(lora: MatchedLoRA, patcher: ModelPatcher) -> None:
@@ -124,32 +128,32 @@ def check(lora: MatchedLoRA, patcher: ModelPatcher) -> None:
 
     Computes nothing of the size of a weight.
     """
-    known = shapes(patcher, lora.patches)
+    patched_shapes = shapes(patcher, lora.patches)
     for key, patches in _patches_of(lora, patcher).items():
         for patch, offset, function in patches:
-            if _plain(patch, function):
-                _factors(lora.name, key, known[key], patch, offset, 1.0)
+            if _is_plain(patch, function):
+                _factors(lora.name, key, patched_shapes[key], patch, offset, 1.0)
             else:
-                _rehearse(lora.name, key, known[key], patch, offset)
+                _rehearse(lora.name, key, patched_shapes[key], patch, offset)
 
 
 def shapes(patcher: ModelPatcher, keys: Iterable[str]) -> dict[str, torch.Size]:
     """Return the shapes of those weights that the model has, with upstream patches: a control LoRA may widen one."""
-    result = _own_shapes(patcher, keys)
+    result = _base_shapes(patcher, keys)
     for key in result.keys() & patcher.patches.keys():
         before = torch.empty(result[key], device="meta")
         result[key] = torch.Size(comfy.lora.calculate_shape(patcher.patches[key], before, key))
     return result
 
 
-def _own_shapes(patcher: ModelPatcher, keys: Iterable[str]) -> dict[str, torch.Size]:
+def _base_shapes(patcher: ModelPatcher, keys: Iterable[str]) -> dict[str, torch.Size]:
     """Return the same without patches. A quantised weight may be stored packed; its layer knows the true shape."""
     state = patcher.model_state_dict()
     result = {}
     for key in keys:
         if key in state:
-            own = weights.weight_shape(layer(patcher, key)) if key.endswith(".weight") else None
-            result[key] = own or state[key].shape
+            size = weights.weight_shape(layer(patcher, key)) if key.endswith(".weight") else None
+            result[key] = size or state[key].shape
     return result
 
 
@@ -162,13 +166,13 @@ def _base_weight(patcher: ModelPatcher, key: str, shape: torch.Size, device: tor
 
 
 def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, device) -> LowRank | Tensor:
-    if all(_plain(patch, function) for patch, _, function in patches):
+    if all(_is_plain(patch, function) for patch, _, function in patches):
         factors = [_factors(name, key, shape, patch, offset, strength) for patch, offset, _ in patches]
         # A file may claim any rank, and later steps need memory proportional to the rank squared.
         return lowrank.squeeze(lowrank.add(factors))
     for patch, offset, _ in patches:
         _rehearse(name, key, shape, patch, offset)
-    if all(_additive(patch) for patch, _, _ in patches):
+    if all(_is_additive(patch) for patch, _, _ in patches):
         weight = torch.zeros(shape, device=device)
     else:
         try:
@@ -184,12 +188,12 @@ def _difference(name, key, shape, patches, strength, patcher: ModelPatcher, devi
     return weight - before
 
 
-def _plain(patch, function) -> bool:
+def _is_plain(patch, function) -> bool:
     """Return whether a patch is two factors and a scale; weights = (up, down, alpha, mid, dora_scale, reshape)."""
     return isinstance(patch, weight_adapter.LoRAAdapter) and function is None and patch.weights[3:6] == (None,) * 3
 
 
-def _additive(patch) -> bool:
+def _is_additive(patch) -> bool:
     if isinstance(patch, WeightAdapterBase):
         return type(patch) in ADDITIVE and patch.weights[ADDITIVE[type(patch)]] is None
     return patch[0] == "diff"

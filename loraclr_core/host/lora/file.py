@@ -44,7 +44,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     no tensors, or holds NaN or Inf.
     """
     path = Path(path)
-    with _named(path):
+    with _name_errors(path):
         if path.suffix.lower() not in SAFETENSORS:
             _check_pickle(path)
         tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
@@ -52,12 +52,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise LoRAFileError(f"LoRA file {path.name} is not a dictionary of tensors; choose a LoRA file. ({path})")
     size = path.stat().st_size
     for key, tensor in tensors.items():
-        if not isinstance(key, str) or not _plain(tensor) or tensor.nbytes > size:
+        if not isinstance(key, str) or not _is_plain(tensor) or tensor.nbytes > size:
             raise LoRAFileError(
                 f"LoRA file {path.name} holds {key!r} as {tensor.dtype} {tuple(tensor.shape)}, which is no plain tensor of"
                 f" the file; convert it to .safetensors or download it again. ({path})"
             )
-        if not _finite(tensor):
+        if not _is_finite(tensor):
             raise LoRAFileError(
                 f"LoRA file {path.name} holds NaN or Inf in {key}; train or download it again. ({path})"
             )
@@ -72,12 +72,12 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     path = Path(path)
     if path.suffix.lower() not in SAFETENSORS:
         return read(path)[1]
-    with _named(path), safetensors.safe_open(path, framework="pt") as file:
+    with _name_errors(path), safetensors.safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _name_errors(path: Path) -> Iterator[None]:
     """Raise LoRAFileError, naming the file, where it is missing or the block fails."""
     if not path.is_file():
         raise LoRAFileError(f"LoRA file {path} does not exist; choose another file or put it back.")
@@ -187,13 +187,13 @@ def _check_globals(file: IO[bytes]) -> None:
             raise ValueError(f"it names {argument}")
 
 
-def _plain(tensor: Tensor) -> bool:
+def _is_plain(tensor: Tensor) -> bool:
     """Return whether a tensor holds its numbers in memory one by one: not sparse, quantised, packed or without data."""
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return dense and not tensor.is_quantized and tensor.dtype not in PACKED
 
 
-def _finite(tensor: Tensor) -> bool:
+def _is_finite(tensor: Tensor) -> bool:
     # fp8 has no isfinite of its own; complex and integer tensors are no LoRA weights, but a file may hold them too.
     return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
 

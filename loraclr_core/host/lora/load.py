@@ -49,6 +49,6 @@ def load(
     key.
     """
     lora = match_lora(concept.lora_name, read(concept.path)[0], names)
-    of_model = adapters.effect(lora, model, concept.strength_model, device)
-    of_clip = adapters.effect(lora, clip.patcher, concept.strength_clip, device) if with_clip else Effect()
-    return Loaded(concept, lora, of_model, of_clip)
+    model_effect = adapters.effect(lora, model, concept.strength_model, device)
+    clip_effect = adapters.effect(lora, clip.patcher, concept.strength_clip, device) if with_clip else Effect()
+    return Loaded(concept, lora, model_effect, clip_effect)

@@ -79,7 +79,7 @@ def match_lora(name: str, tensors: dict[str, Tensor], names: dict) -> MatchedLoR
             " does not read: load the checkpoint family it belongs to, convert it to kohya's layout, or choose another LoRA."
         )
     _warn(name, len(state), unmatched, embeddings)
-    return MatchedLoRA(name, _by_weight(patches), matched, unmatched, embeddings, sorted(account.repeated))
+    return MatchedLoRA(name, _group_by_weight(patches), matched, unmatched, embeddings, sorted(account.repeated))
 
 
 def _read(name: str, tensors: dict[str, Tensor], names: dict) -> tuple[_ReadKeys, dict]:
@@ -89,7 +89,7 @@ def _read(name: str, tensors: dict[str, Tensor], names: dict) -> tuple[_ReadKeys
         state = _ReadKeys(comfy.lora_convert.convert_lora(tensors))
         patches: dict = comfy.lora.load_lora(state, names, log_missing=False)
     except Exception as error:
-        raise AdapterError(_damaged(name, state, error)) from error
+        raise AdapterError(_describe_damage(name, state, error)) from error
     for key in sorted(state.read):
         if state[key].numel() == 0 or state[key].is_complex():
             raise AdapterError(
@@ -99,7 +99,7 @@ def _read(name: str, tensors: dict[str, Tensor], names: dict) -> tuple[_ReadKeys
     return state, patches
 
 
-def _by_weight(patches: dict) -> dict[str, list[Patch]]:
+def _group_by_weight(patches: dict) -> dict[str, list[Patch]]:
     result: dict[str, list[Patch]] = {}
     for target, patch in patches.items():
         # A target is a weight's key, or (key, slice of it[, function]) where a LoRA addresses part of a fused weight.
@@ -125,7 +125,7 @@ def _warn(name: str, tensors: int, unmatched: list[str], embeddings: list[str]) 
         )
 
 
-def _damaged(name: str, state: _ReadKeys, error: Exception) -> str:
+def _describe_damage(name: str, state: _ReadKeys, error: Exception) -> str:
     """Return the error text for a failure of ComfyUI's loader, which was due to the tensor that it read last."""
     fault = f"{error.args[0]} is missing" if isinstance(error, KeyError) else f"{state.last} cannot be used ({error})"
     return f"LoRA {name}: {fault}. The file is damaged: download it again, or choose another LoRA."

@@ -10,18 +10,18 @@ from ...progress import Progress
 from ..lora.adapters import Effect
 from ..lora.load import Loaded
 from .capture import Capture, Grams, capture
-from .store import CaptureKey, CaptureStore, Known
+from .store import CaptureKey, Captures, CaptureStore
 from .target import CaptureSettings, Target
 
 
 @dataclass(frozen=True)
-class Kept:
+class Entry:
     """The captures of one model, and the circumstances under which they were made."""
 
     clip: weakref.ref
     settings: CaptureSettings
     layers: list[str]
-    known: Known
+    captures: Captures
 
     def serves(self, target: Target, settings: CaptureSettings) -> bool:
         """Return whether a capture of `target` with these settings would give the same result."""
@@ -30,12 +30,12 @@ class Kept:
 
 
 # One set per model, for as long as ComfyUI keeps the model.
-_kept: weakref.WeakKeyDictionary[ModelPatcher, Kept] = weakref.WeakKeyDictionary()
+_cache: weakref.WeakKeyDictionary[ModelPatcher, Entry] = weakref.WeakKeyDictionary()
 
 
 def forget() -> None:
     """Clear the captures in memory; files on disk stay."""
-    _kept.clear()
+    _cache.clear()
 
 
 def capture_all(
@@ -46,7 +46,7 @@ def capture_all(
     store: CaptureStore | None,
     device: torch.device,
     progress: Progress,
-) -> tuple[Known, int]:
+) -> tuple[Captures, int]:
     """Return the captures of all concepts, and how many model evaluations they took.
 
     Captures in memory or in the store are not made again: a concept added at the end costs one capture.
@@ -54,26 +54,29 @@ def capture_all(
     """
     keys = [_key(concept) for concept in loaded]
     # Stored again only on success: a cancelled capture leaves the sums half-updated.
-    known = _known_before(target, settings, keys, _kept.pop(target.model, None))
-    if store and not known.keys:
-        known = store.load(keys, loaded) or known
-    base_words = sorted({concept.concept.class_word for concept in loaded}) if with_base else known.base_words
-    new_words = base_words if base_words != known.base_words else []
+    captures = _select_usable(target, settings, keys, _cache.pop(target.model, None))
+    if store and not captures.keys:
+        captures = store.load(keys, loaded) or captures
+    base_words = sorted({concept.concept.class_word for concept in loaded}) if with_base else captures.base_words
+    new_words = base_words if base_words != captures.base_words else []
 
-    run = _Runs(target, settings, device, progress, len(loaded) - len(known.keys) + len(new_words))
-    for key, concept in list(zip(keys, loaded, strict=True))[len(known.keys) :]:
+    run = _Runs(target, settings, device, progress, len(loaded) - len(captures.keys) + len(new_words))
+    for key, concept in list(zip(keys, loaded, strict=True))[len(captures.keys) :]:
         name, trigger = concept.concept.name, concept.concept.trigger
-        seen = run(name, trigger, concept.model, concept.clip, known.grams)
-        known = replace(
-            known, keys=[*known.keys, key], statistics=[*known.statistics, seen.statistics], grams=seen.grams
+        result = run(name, trigger, concept.model, concept.clip, captures.grams)
+        captures = replace(
+            captures,
+            keys=[*captures.keys, key],
+            statistics=[*captures.statistics, result.statistics],
+            grams=result.grams,
         )
     if new_words:
         grams: Grams = {}
         for word in new_words:
             grams = run(f"the base model on “{word}”", word, Effect(), Effect(), grams).grams
-        known = replace(known, base_words=new_words, base_grams=grams)
-    _kept[target.model] = Kept(weakref.ref(target.clip.patcher), settings, list(target.layers()), known)
-    return known, run.evaluations
+        captures = replace(captures, base_words=new_words, base_grams=grams)
+    _cache[target.model] = Entry(weakref.ref(target.clip.patcher), settings, list(target.layers()), captures)
+    return captures, run.evaluations
 
 
 def _key(loaded: Loaded) -> CaptureKey:
@@ -83,13 +86,13 @@ def _key(loaded: Loaded) -> CaptureKey:
     return CaptureKey(concept.sha256, concept.trigger, concept.strength_model, strength_clip)
 
 
-def _known_before(target: Target, settings: CaptureSettings, keys: list[CaptureKey], kept: Kept | None) -> Known:
-    """Return the usable part of `kept`: all of it, the base alone where the concepts differ, or nothing."""
-    if kept is None or not kept.serves(target, settings):
-        return Known()
-    if kept.known.keys == keys[: len(kept.known.keys)]:
-        return kept.known
-    return Known(base_words=kept.known.base_words, base_grams=kept.known.base_grams)
+def _select_usable(target: Target, settings: CaptureSettings, keys: list[CaptureKey], entry: Entry | None) -> Captures:
+    """Return the usable part of `entry`: all of it, the base alone where the concepts differ, or nothing."""
+    if entry is None or not entry.serves(target, settings):
+        return Captures()
+    if entry.captures.keys == keys[: len(entry.captures.keys)]:
+        return entry.captures
+    return Captures(base_words=entry.captures.base_words, base_grams=entry.captures.base_grams)
 
 
 class _Runs:

@@ -58,7 +58,7 @@ class MergeInfo(NamedTuple):
 
 def info(result: MergeResult) -> MergeInfo:
     settings = result.settings
-    concepts = [each.concept._asdict() for each in result.loaded]
+    concepts = [concept.concept._asdict() for concept in result.loaded]
     for concept in concepts:
         del concept["path"], concept["mask"]  # specific to this machine and this picture
     plain = vars(settings) | {
@@ -92,23 +92,25 @@ def prepare(lora: dict[str, Tensor], dtype: torch.dtype, max_rank: int) -> Prepa
     keep their value in any precision. Raises ValueError where a value does not fit `dtype`.
     """
     terms = _terms(lora)
-    of_terms = {key for term in terms for key in term.keys}
-    others = {key: tensor for key, tensor in lora.items() if key not in of_terms}
-    tensors = {key: _rounded(key, tensor, dtype) for key, tensor in others.items()}
+    term_keys = {key for term in terms for key in term.keys}
+    others = {key: tensor for key, tensor in lora.items() if key not in term_keys}
+    tensors = {key: _round(key, tensor, dtype) for key, tensor in others.items()}
     errors = {}
     for term in terms:
-        stored = {key: _rounded(key, tensor, dtype) for key, tensor in _cut(lora, term, max_rank).items()}
+        stored = {key: _round(key, tensor, dtype) for key, tensor in _cut(lora, term, max_rank).items()}
         tensors |= stored
         if max_rank or dtype != torch.float32:
             errors[term.layer] = _error(_matrix(lora, term), stored, term)
     matrices = [key for key, tensor in others.items() if tensor.ndim > 1]
-    changed = [key for key in matrices if not _same(lora[key], tensors[key])]
+    changed = [key for key in matrices if not _is_same(lora[key], tensors[key])]
     return Prepared(
         tensors=tensors,
         errors={layer: error for layer, error in errors.items() if error > 0},
         whole=_layers(matrices) if max_rank else [],
         unmeasured=_layers(changed),
-        exact=[key for key, tensor in lora.items() if _is_scale(key, tensor) and not _same(tensor, tensor.to(dtype))],
+        exact=[
+            key for key, tensor in lora.items() if _is_scale(key, tensor) and not _is_same(tensor, tensor.to(dtype))
+        ],
     )
 
 
@@ -174,12 +176,12 @@ def _terms(lora: dict[str, Tensor]) -> list[Term]:
 
 def _possible_terms(key: str, lora: dict[str, Tensor]) -> list[Term]:
     """Return the terms that have this as their first key."""
-    found = [
+    matrices = [
         (key.removesuffix(up), (key, key.removesuffix(up) + down)) for up, down in FACTORS.items() if key.endswith(up)
     ]
     if key.endswith(DIFFERENCE):
-        found = [(key.removesuffix(DIFFERENCE), (key,))]
-    terms = [Term(layer, keys, layer + ALPHA if layer + ALPHA in lora else None) for layer, keys in found]
+        matrices = [(key.removesuffix(DIFFERENCE), (key,))]
+    terms = [Term(layer, keys, layer + ALPHA if layer + ALPHA in lora else None) for layer, keys in matrices]
     return [term for term in terms if _is_sound(term, lora)]
 
 
@@ -218,11 +220,11 @@ def _cut(lora: dict[str, Tensor], term: Term, max_rank: int) -> dict[str, Tensor
     whole = _matrix(lora, term) if max_rank else None
     if whole is None or whole.rank <= max_rank:
         return unchanged
-    kept, _ = lowrank.truncate(whole, rank=max_rank)
+    product, _ = lowrank.truncate(whole, rank=max_rank)
     up, down = term.matrices if len(term.matrices) == 2 else (term.layer + UP, term.layer + DOWN)
-    stored = dict(zip((up, down), as_stored(kept, lora[term.matrices[-1]].shape[1:]), strict=True))
+    stored = dict(zip((up, down), as_stored(product, lora[term.matrices[-1]].shape[1:]), strict=True))
     scaled = term.alpha or up.endswith(UP)  # kohya's tools require an alpha
-    return stored | {term.layer + ALPHA: torch.tensor(float(kept.rank))} if scaled else stored
+    return stored | {term.layer + ALPHA: torch.tensor(float(product.rank))} if scaled else stored
 
 
 def _error(whole: LowRank, stored: dict[str, Tensor], term: Term) -> float:
@@ -233,7 +235,7 @@ def _error(whole: LowRank, stored: dict[str, Tensor], term: Term) -> float:
     return float(lowrank.add([whole, _matrix(stored, cut).scaled(-1.0)]).norm() / size) if size else 0.0
 
 
-def _rounded(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _round(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = (tensor if _is_scale(key, tensor) else tensor.to(dtype)).contiguous().clone()
     if not torch.isfinite(rounded).all():
         raise ValueError(
@@ -247,7 +249,7 @@ def _is_scale(key: str, tensor: Tensor) -> bool:
     return key.endswith(ALPHA) or tensor.ndim == 0 or not tensor.is_floating_point()
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _is_same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.double(), other.double())
 
 

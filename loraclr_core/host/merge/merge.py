@@ -27,7 +27,7 @@ from ..lora.match import key_names
 from . import store
 from .cache import capture_all
 from .distillation import Agreement, Distilled, distil
-from .store import CaptureStore, Known
+from .store import Captures, CaptureStore
 from .target import CaptureSettings, Target
 
 Solver = Literal["exact", "adamw (paper)", "sum (baseline)"]
@@ -71,7 +71,7 @@ class LayerResult(NamedTuple):
 
 
 class Captured(NamedTuple):
-    known: Known
+    captures: Captures
     evaluations: int
     # Message about the captures on disk; may be empty.
     note: str
@@ -132,11 +132,11 @@ def merge(
     distils = settings.distillation_steps > 0 and len(loaded) > 1 and len(target.model_layers) > 0
     solving = run.progress.part(0.0, 1 - DISTILLATION_SHARE if distils else 1.0)
     captured = _capture(target, loaded, run, solving.part(0.0, CAPTURE_SHARE))
-    solution = _solve(target, loaded, captured.known, run, solving.part(CAPTURE_SHARE, 1.0))
+    solution = _solve(target, loaded, captured.captures, run, solving.part(CAPTURE_SHARE, 1.0))
     distilled = _distil(target, solution.deltas, loaded, run) if distils else Distilled(solution.deltas, [])
     run.progress("patching the model", 1.0)
     with run.timed("patching"):
-        lora = _named(target, distilled.deltas, loaded)
+        lora = _name_keys(target, distilled.deltas, loaded)
         patched_model, patched_clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
     return MergeResult(
         lora=lora,
@@ -202,11 +202,11 @@ def _load_all(
             without_effect.append(concept)
             continue
         run.progress(f"reading {concept.lora_name}", 0.0)
-        found = load(concept, model, clip, names, run.device, with_clip=run.settings.merge_text_encoder)
-        if found.changes_nothing():
+        candidate = load(concept, model, clip, names, run.device, with_clip=run.settings.merge_text_encoder)
+        if candidate.changes_nothing():
             without_effect.append(concept)
         else:
-            loaded.append(found)
+            loaded.append(candidate)
     return loaded, without_effect
 
 
@@ -217,8 +217,8 @@ def _target(model: ModelPatcher, clip: comfy.sd.CLIP, loaded: list[Loaded]) -> T
     return Target(
         model=model,
         clip=clip,
-        model_layers=layers(model, (each.model.merge for each in loaded)),
-        clip_layers=layers(clip.patcher, (each.clip.merge for each in loaded)),
+        model_layers=layers(model, (concept.model.merge for concept in loaded)),
+        clip_layers=layers(clip.patcher, (concept.clip.merge for concept in loaded)),
     )
 
 
@@ -226,55 +226,55 @@ def _capture(target: Target, loaded: list[Loaded], run: _Run, progress: Progress
     """Return the concepts' captures; none where nothing has to be solved."""
     settings = run.settings
     if not _is_solved(settings, len(loaded)) or not target.layers():
-        return Captured(Known(), 0, "")
-    wanted, note, kept_on_disk = settings.capture, "", None
+        return Captured(Captures(), 0, "")
+    capture_settings, note, disk = settings.capture, "", None
     if settings.captures == FORMER_KEEPING:
         note = "The captures on disk were not cleared: that is what the node Clear Captures is for. Set captures to in memory."
     if settings.solver == "adamw (paper)":
-        wanted = wanted._replace(samples=ADAMW_SAMPLES)
+        capture_settings = capture_settings._replace(samples=ADAMW_SAMPLES)
     with run.timed("capture"):
         if settings.captures == "on disk":
             try:
-                kept_on_disk = CaptureStore(target, wanted, [each.concept.trigger for each in loaded])
+                disk = CaptureStore(target, capture_settings, [concept.concept.trigger for concept in loaded])
             except NotStorableError as error:
                 note = f"The captures of this model are not kept on disk: {error}."
         with_base = settings.anchor_weight != 0
-        known, evaluations = capture_all(target, loaded, wanted, with_base, kept_on_disk, run.device, progress)
-        if kept_on_disk:
+        captures, evaluations = capture_all(target, loaded, capture_settings, with_base, disk, run.device, progress)
+        if disk:
             progress("keeping the captures on disk", 1.0)
-            note = _keep(kept_on_disk, known, evaluations > 0)
-    return Captured(known, evaluations, note)
+            note = _keep(disk, captures, evaluations > 0)
+    return Captured(captures, evaluations, note)
 
 
-def _keep(kept_on_disk: CaptureStore, known: Known, is_new: bool) -> str:
+def _keep(disk: CaptureStore, captures: Captures, is_new: bool) -> str:
     """Write captures to disk and return a message about them. The merge goes on where that fails."""
     try:
-        if is_new or not kept_on_disk.path(known.keys).exists():
-            kept_on_disk.save(known)
+        if is_new or not disk.path(captures.keys).exists():
+            disk.save(captures)
     except OSError as error:
         return f"The captures could not be kept on disk: {error}."
     size, limit = (value / 2**30 for value in (store.size(), store.LIMIT))
     return f"Captures on disk: {size:.1f} of at most {limit:.0f} GiB, in {store.folder()}."
 
 
-def _solve(target: Target, loaded: list[Loaded], known: Known, run: _Run, progress: Progress) -> Solution:
+def _solve(target: Target, loaded: list[Loaded], captures: Captures, run: _Run, progress: Progress) -> Solution:
     """Return the merged difference of every layer, or the sum where nothing was captured.
 
     Raises ValueError where there are captures but none of the layers ran in them.
     """
-    if not known.statistics:
+    if not captures.statistics:
         return Solution({key: lowrank.squeeze(_sum(loaded, key)) for key in target.layers()})
     deltas: Deltas = {}
     layers, unseen, counted, seen = [], [], 0, 0
     with run.timed("solve"):
         for index, key in enumerate(target.layers()):
             progress(f"solving layer {index + 1} of {len(target.layers())}", index / len(target.layers()))
-            statistics = [of_concept[key] for of_concept in known.statistics]
-            if not all(each.seen for each in statistics):
+            statistics = [layers_statistics[key] for layers_statistics in captures.statistics]
+            if not all(concept.seen for concept in statistics):
                 deltas[key] = lowrank.squeeze(_sum(loaded, key))
                 unseen.append(key)
                 continue
-            deltas[key] = _solve_layer(key, statistics, known, run)
+            deltas[key] = _solve_layer(key, statistics, captures, run)
             layers.append(_judge(key, statistics, deltas[key], run.settings.margin))
             counted, seen = counted + statistics[0].tokens, seen + statistics[0].seen
     if not layers:
@@ -285,14 +285,14 @@ def _solve(target: Target, loaded: list[Loaded], known: Known, run: _Run, progre
     return Solution(deltas, layers, unseen, (counted, seen))
 
 
-def _solve_layer(key: str, statistics: list[ConceptStatistics], known: Known, run: _Run) -> LowRank:
+def _solve_layer(key: str, statistics: list[ConceptStatistics], captures: Captures, run: _Run) -> LowRank:
     settings = run.settings
     if settings.solver != "exact":
         return adamw.solve(statistics, settings.margin, run.device)
-    gram = known.grams[key]
+    gram = captures.grams[key]
     if settings.anchor_weight != 0:
         # Weighted 1, the base counts as much as one concept.
-        gram = gram.plus(known.base_grams[key], settings.anchor_weight / len(known.base_words))
+        gram = gram.plus(captures.base_grams[key], settings.anchor_weight / len(captures.base_words))
     return exact.solve(gram, statistics, settings.ridge, settings.margin, run.device)
 
 
@@ -305,10 +305,10 @@ def _distil(target: Target, deltas: Deltas, loaded: list[Loaded], run: _Run) -> 
 def _judge(key: str, statistics: list[ConceptStatistics], delta: LowRank, margin: Margin) -> LayerResult:
     """Return the errors of a layer's merged difference on the held-out tokens."""
     base = lowrank.zero(delta.up.shape[0], delta.down.shape[1])
-    total = lowrank.add([each.delta for each in statistics])
+    total = lowrank.add([concept.delta for concept in statistics])
 
-    def errors(of: LowRank) -> list[float]:
-        return [held_out_error(each, of) for each in statistics]
+    def errors(candidate: LowRank) -> list[float]:
+        return [held_out_error(concept, candidate) for concept in statistics]
 
     return LayerResult(
         key=key,
@@ -321,23 +321,23 @@ def _judge(key: str, statistics: list[ConceptStatistics], delta: LowRank, margin
 
 
 def _sum(loaded: list[Loaded], key: str) -> LowRank:
-    return lowrank.add([each.merged()[key] for each in loaded if key in each.merged()])
+    return lowrank.add([concept.merged()[key] for concept in loaded if key in concept.merged()])
 
 
-def _named(target: Target, deltas: Deltas, loaded: list[Loaded]) -> dict[str, Tensor]:
+def _name_keys(target: Target, deltas: Deltas, loaded: list[Loaded]) -> dict[str, Tensor]:
     """Return the merged differences, and the sums of those that cannot be merged, by the keys of a LoRA file."""
     names = keys.Names(target.model, target.clip)
     lora: dict[str, Tensor] = {}
     sides = (
-        (target.model, target.model_layers, [each.model.add for each in loaded]),
-        (target.clip.patcher, target.clip_layers, [each.clip.add for each in loaded]),
+        (target.model, target.model_layers, [concept.model.add for concept in loaded]),
+        (target.clip.patcher, target.clip_layers, [concept.clip.add for concept in loaded]),
     )
     for patcher, merged, summed in sides:
         shapes = adapters.shapes(patcher, [*merged, *_union(summed)])
         for key in merged:
             lora |= names.factors(key, deltas[key], shapes[key])
         for key in _union(summed):
-            terms = [of_concept[key] for of_concept in summed if key in of_concept]
+            terms = [differences[key] for differences in summed if key in differences]
             if all(isinstance(term, LowRank) for term in terms):
                 lora |= names.factors(key, lowrank.add(terms), shapes[key])
             else:

@@ -46,7 +46,8 @@ class Verdict(NamedTuple):
 def verdicts(result: MergeResult) -> list[Verdict]:
     """Return one sentence per concept."""
     taking_part = [
-        Verdict(each.concept.name, _fate(_lost(result, index), result)) for index, each in enumerate(result.loaded)
+        Verdict(concept.concept.name, _fate(_lost(result, index), result))
+        for index, concept in enumerate(result.loaded)
     ]
     without_effect = [
         Verdict(concept.name, f"takes no part: {_why_without_effect(concept, result.settings)}")
@@ -87,18 +88,18 @@ def panel(result: MergeResult) -> dict:
     layers = result.solution.layers
     concepts = [
         {
-            "name": each.concept.name,
-            "matched": len(each.lora.matched),
-            "skipped": _skipped(each),
+            "name": concept.concept.name,
+            "matched": len(concept.lora.matched),
+            "skipped": _skipped(concept),
             **_errors(layers, index),
         }
-        for index, each in enumerate(result.loaded)
+        for index, concept in enumerate(result.loaded)
     ]
     for concept in result.without_effect:
         concepts.append({"name": f"{concept.name} (takes no part)", "matched": "–", "skipped": "–"})
     groups = [
         {"name": name, "count": len(members), "margin_active": _margin_active(members), **_errors(members)}
-        for name, members in _grouped(layers).items()
+        for name, members in _group_layers(layers).items()
     ]
     return {
         "solver": result.settings.solver,
@@ -133,8 +134,8 @@ def markdown(result: MergeResult) -> str:
 def _summary(result: MergeResult) -> str:
     ranks = f"rank {min(result.ranks)}–{max(result.ranks)}" if result.ranks else "no layer"
     counts = f"{len(result.loaded)} concepts, {len(result.ranks)} layers of {result.architecture}"
-    said = "\n".join(f"- **{verdict.concept}**: {verdict.text}." for verdict in verdicts(result))
-    lines = ["# LoRACLR merge", said, f"**{result.settings.solver}**, {counts}, {ranks}."]
+    sentences = "\n".join(f"- **{verdict.concept}**: {verdict.text}." for verdict in verdicts(result))
+    lines = ["# LoRACLR merge", sentences, f"**{result.settings.solver}**, {counts}, {ranks}."]
     if result.solution.layers:
         lines += _capture(result)
     elif not result.loaded:
@@ -169,7 +170,7 @@ def _concepts(result: MergeResult) -> str:
         "unmatched",
         "weights merged / summed / idle",
     ]
-    rows = [_concept_row(each) for each in result.loaded]
+    rows = [_concept_row(concept) for concept in result.loaded]
     text = ""
     if layers:
         head += ["error stacked", "error merged"]
@@ -200,7 +201,7 @@ def _groups(layers: list[LayerResult]) -> str:
     if not layers:
         return ""
     rows = []
-    for name, members in _grouped(layers).items():
+    for name, members in _group_layers(layers).items():
         errors = Errors.of(members)
         ranks = [member.rank for member in members]
         rows.append(
@@ -222,8 +223,8 @@ def _distillation(result: MergeResult) -> str:
     if not result.agreements:
         return ""
     rows = [
-        [each.concept.name, _share(agreement.solved, agreement.base), _share(agreement.distilled, agreement.base)]
-        for each, agreement in zip(result.loaded, result.agreements, strict=True)
+        [concept.concept.name, _share(agreement.solved, agreement.base), _share(agreement.distilled, agreement.base)]
+        for concept, agreement in zip(result.loaded, result.agreements, strict=True)
     ]
     return (
         f"## Distillation, {result.settings.distillation_steps} steps\n\n"
@@ -233,7 +234,7 @@ def _distillation(result: MergeResult) -> str:
     )
 
 
-def _grouped(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
+def _group_layers(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
     """Group layers by name, sorted, because ComfyUI keeps the names of a model's layers in unordered sets."""
     groups: dict[str, list[LayerResult]] = {}
     for layer in layers:
@@ -248,13 +249,13 @@ def _margin_active(layers: list[LayerResult]) -> float:
 
 
 def _notes(result: MergeResult) -> str:
-    settings, concepts = result.settings, [each.concept for each in result.loaded]
+    settings, concepts = result.settings, [concept.concept for concept in result.loaded]
     notes = [
         f"{concept.name} takes no part, as if it were not connected: {_why_without_effect(concept, settings)}"
         for concept in result.without_effect
     ]
-    for each in result.loaded:
-        notes += _notes_of(each)
+    for concept in result.loaded:
+        notes += _notes_of(concept)
     if result.solution.unseen:
         notes.append(f"Summed, not merged, because they did not run in the captures: {_list(result.solution.unseen)}")
     if result.capture_note:

@@ -47,7 +47,7 @@ class CaptureKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Known:
+class Captures:
     """Captures of one model, in the order in which their second moments were added up."""
 
     keys: list[CaptureKey] = field(default_factory=list)
@@ -65,10 +65,10 @@ def folder() -> Path:
 
 def clear() -> tuple[int, int]:
     """Delete all captures on disk, and return the number of files and of bytes deleted."""
-    found, freed = files(), size()
-    for path in found:
+    paths, freed = files(), size()
+    for path in paths:
         path.unlink()
-    return len(found), freed
+    return len(paths), freed
 
 
 def files() -> list[Path]:
@@ -99,14 +99,14 @@ class CaptureStore:
         concepts = hashlib.sha256(repr([tuple(key) for key in keys]).encode())
         return folder() / f"{self.model}_{concepts.hexdigest()[:24]}.safetensors"
 
-    def load(self, keys: list[CaptureKey], loaded: list[Loaded]) -> Known | None:
+    def load(self, keys: list[CaptureKey], loaded: list[Loaded]) -> Captures | None:
         """Return the stored captures of as many leading concepts as possible, or None. Deletes damaged files."""
         for count in range(len(keys), 0, -1):
             path = self.path(keys[:count])
             if not path.exists():
                 continue
             try:
-                known = self._read(path, keys[:count], loaded[:count])
+                captures = self._read(path, keys[:count], loaded[:count])
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 log.warning(
                     "captures: %s is damaged (%s); it is deleted, and its concepts are captured anew", path, error
@@ -114,27 +114,27 @@ class CaptureStore:
                 path.unlink()
                 continue
             path.touch()
-            return known
+            return captures
         return None
 
-    def save(self, known: Known) -> None:
+    def save(self, captures: Captures) -> None:
         """Write captures, then delete the least recently used files until the total is within LIMIT. Raises OSError."""
         tensors: dict[str, Tensor] = {}
         counts = []
         for place, key in enumerate(self.target.layers()):
-            tensors |= _gram_tensors(f"gram.{place}", known.grams[key])
-            if known.base_words:
-                tensors |= _gram_tensors(f"base.{place}", known.base_grams[key])
-            of_layer = [statistics[key] for statistics in known.statistics]
-            for number, statistics in enumerate(of_layer):
+            tensors |= _gram_tensors(f"gram.{place}", captures.grams[key])
+            if captures.base_words:
+                tensors |= _gram_tensors(f"base.{place}", captures.base_grams[key])
+            per_concept = [statistics[key] for statistics in captures.statistics]
+            for number, statistics in enumerate(per_concept):
                 tensors |= {f"concept.{number}.{place}.{part}": getattr(statistics, part) for part in PARTS}
-            counts.append([(statistics.tokens, statistics.seen) for statistics in of_layer])
-        header = {"base_words": json.dumps(known.base_words), "counts": json.dumps(counts)}
-        path = self.path(known.keys)
-        content.write(path, {name: _alone(tensor) for name, tensor in tensors.items()}, header)
+            counts.append([(statistics.tokens, statistics.seen) for statistics in per_concept])
+        header = {"base_words": json.dumps(captures.base_words), "counts": json.dumps(counts)}
+        path = self.path(captures.keys)
+        content.write(path, {name: _separate_storage(tensor) for name, tensor in tensors.items()}, header)
         content.prune(folder(), LIMIT, path)
 
-    def _read(self, path: Path, keys: list[CaptureKey], loaded: list[Loaded]) -> Known:
+    def _read(self, path: Path, keys: list[CaptureKey], loaded: list[Loaded]) -> Captures:
         tensors, header = content.read(path)
         counts, base_words = json.loads(header["counts"]), json.loads(header["base_words"])
         statistics: list[dict[str, ConceptStatistics]] = [{} for _ in keys]
@@ -150,7 +150,7 @@ class CaptureStore:
                 tokens, seen = counts[place][number]
                 delta = concept.merged().get(key) or lowrank.zero(output_width(module), width)
                 statistics[number][key] = ConceptStatistics(delta=delta, tokens=tokens, seen=seen, **parts)
-        return Known(keys, statistics, grams, base_words, base_grams)
+        return Captures(keys, statistics, grams, base_words, base_grams)
 
 
 def _gram_tensors(name: str, gram: Gram) -> dict[str, Tensor]:
@@ -162,12 +162,12 @@ def _gram_tensors(name: str, gram: Gram) -> dict[str, Tensor]:
 
 def _gram(width: int, name: str, tensors: dict[str, Tensor]) -> Gram:
     gram = Gram(width, torch.device("cpu"))
-    for kind, found in (("rows", gram.rows), ("panels", gram.panels)):
-        while f"{name}.{kind}.{len(found)}" in tensors:
-            found.append(tensors[f"{name}.{kind}.{len(found)}"])
+    for kind, parts in (("rows", gram.rows), ("panels", gram.panels)):
+        while f"{name}.{kind}.{len(parts)}" in tensors:
+            parts.append(tensors[f"{name}.{kind}.{len(parts)}"])
     return gram
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def _separate_storage(tensor: Tensor) -> Tensor:
     """Return a tensor with storage of its own, as a file requires, where it is a part of a larger one."""
     return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

@@ -103,8 +103,8 @@ def read_layers(model: nn.Module, height: int, width: int) -> Layers:
             level -= isinstance(child, Upsample) or (isinstance(child, ResBlock) and _resamples(child, Upsample))
     if not levels:
         raise ValueError("CLoRA reads cross attention, and this model has none. Use LoRACLR Merge with it.")
-    wanted = math.ceil(height / 4) * math.ceil(width / 4)
-    return CrossLayers(levels[min(levels, key=lambda n: abs(_halved(height, n) * _halved(width, n) - wanted))])
+    cells = math.ceil(height / 4) * math.ceil(width / 4)
+    return CrossLayers(levels[min(levels, key=lambda n: abs(_halve(height, n) * _halve(width, n) - cells))])
 
 
 def _blocks(model: UNetModel):
@@ -118,7 +118,7 @@ def _resamples(block: ResBlock, kind: type) -> bool:
     return block.updown and isinstance(block.h_upd, kind)
 
 
-def _halved(side: int, times: int) -> int:
+def _halve(side: int, times: int) -> int:
     for _ in range(times):
         side = math.ceil(side / 2)
     return side
@@ -144,7 +144,7 @@ class Recorder:
         self.layers = layers
         self.stop = stop
         self.current = _Pass()
-        self.found: dict[int, list[Tensor]] = {}
+        self.chunks: dict[int, list[Tensor]] = {}
 
     def begin(self, reads: list[Read], tokens: int, batch: int, layers: Layers | None = None) -> None:
         """Begin a forward pass of `batch` rows, with `tokens` text tokens in each; `reads` are the rows to read.
@@ -159,7 +159,7 @@ class Recorder:
         if not self.current.reads or not sums:
             return result
         size = max((size for _, size in sums), key=math.prod)
-        mean = torch.stack([_at_size(probabilities, own, size) for probabilities, own in sums]).mean(dim=0)
+        mean = torch.stack([_resize(probabilities, layer_size, size) for probabilities, layer_size in sums]).mean(dim=0)
         start = 0
         for read in self.current.reads:
             chunk = mean[start : start + len(read.rows)]
@@ -171,17 +171,17 @@ class Recorder:
         self.current.begin([], 0, 0, None)
         return result
 
-    def add(self, found: list[tuple[Read, Tensor]]) -> None:
+    def add(self, chunks: list[tuple[Read, Tensor]]) -> None:
         """Add the result of `end` to `maps`."""
-        for read, chunk in found:
-            self.found.setdefault(read.branch, []).append(chunk[..., read.first :])
+        for read, chunk in chunks:
+            self.chunks.setdefault(read.branch, []).append(chunk[..., read.first :])
 
     def maps(self) -> dict[int, Tensor]:
         """Return, by branch, (batch, height, width, tokens of its conditioning), float32, averaged over its passes."""
-        device = next((chunk.device for found in self.found.values() for chunk in found), None)
+        device = next((chunk.device for chunks in self.chunks.values() for chunk in chunks), None)
         return {
-            branch: torch.stack([chunk.to(device) for chunk in found]).mean(dim=0)
-            for branch, found in self.found.items()
+            branch: torch.stack([chunk.to(device) for chunk in chunks]).mean(dim=0)
+            for branch, chunks in self.chunks.items()
         }
 
     def options(self, existing: dict) -> dict:
@@ -268,11 +268,11 @@ class Recorder:
             mask = mask[..., image, :]
         if mask is not None and mask.ndim > 2 and mask.shape[0] > 1:
             mask = mask.index_select(0, rows)
-        found = []
+        parts = []
         for first in range(0, tokens, q.shape[-1]):
             ones = torch.zeros(k.shape[-2], q.shape[-1], dtype=k.dtype, device=k.device)
             ones[first : min(first + q.shape[-1], tokens)].fill_diagonal_(1)
-            of_heads = host_attention.attention_pytorch(
+            probabilities = host_attention.attention_pytorch(
                 q,
                 k,
                 ones.expand(*k.shape[:2], -1, -1),
@@ -281,13 +281,13 @@ class Recorder:
                 skip_reshape=True,
                 skip_output_reshape=True,
             )
-            found.append(of_heads.float().mean(dim=1))
-        self.current.sums.append((torch.cat(found, dim=-1)[..., :tokens], self.current.layers.size))
+            parts.append(probabilities.float().mean(dim=1))
+        self.current.sums.append((torch.cat(parts, dim=-1)[..., :tokens], self.current.layers.size))
 
 
-def _at_size(probabilities: Tensor, own: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def _resize(probabilities: Tensor, layer_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Resize (rows, queries, tokens) of a layer that another patch runs at a lower resolution to that of the others."""
-    if own == size:
+    if layer_size == size:
         return probabilities
-    grid = probabilities.transpose(1, 2).unflatten(-1, own)
+    grid = probabilities.transpose(1, 2).unflatten(-1, layer_size)
     return F.interpolate(grid, size=size, mode="bilinear").flatten(2).transpose(1, 2)

@@ -84,19 +84,19 @@ class BranchAdapters:
 
     def _hook(self, changes: "_Layer"):
         def add(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
-            of_batch = self._rows()
-            if of_batch is None:
+            batch = self._rows()
+            if batch is None:
                 return None
             self.waiting.discard(changes.path)
             inputs = args[0] if args else kwargs["input"]
-            times, rest = divmod(inputs.shape[0], len(of_batch))
+            times, rest = divmod(inputs.shape[0], len(batch))
             if rest:
                 raise AdapterError(
-                    f"{changes.path} runs on {inputs.shape[0]} rows of a batch of {len(of_batch)}; which row belongs to"
+                    f"{changes.path} runs on {inputs.shape[0]} rows of a batch of {len(batch)}; which row belongs to"
                     " which branch cannot be known. Remove the patch that regroups them."
                 )
             # Windows or frames of one row stand next to each other.
-            rows = of_batch if times == 1 else tuple(branch for branch in of_batch for _ in range(times))
+            rows = batch if times == 1 else tuple(branch for branch in batch for _ in range(times))
             return changes.add(module, inputs, output, rows)
 
         return add
@@ -130,13 +130,13 @@ class _Layer:
         else:
             for branch in self.factors.keys() & set(rows):
                 where = _where(rows, {branch}, inputs.device)
-                up, down = self._kept(("factors", branch), inputs, lambda b=branch: self.factors[b])
+                up, down = self._cast(("factors", branch), inputs, lambda b=branch: self.factors[b])
                 _add(output, where, product(module, LowRank(up, down), _take(inputs, where)))
         for branch in self.parameters.keys() & set(rows):
             where = _where(rows, {branch}, inputs.device)
             names = list(self.parameters[branch])
-            kept = self._kept(("parameters", branch), inputs, lambda b=branch: tuple(self.parameters[b].values()))
-            _add(output, where, _affine(module, _take(inputs, where), **dict(zip(names, kept, strict=True))))
+            values = self._cast(("parameters", branch), inputs, lambda b=branch: tuple(self.parameters[b].values()))
+            _add(output, where, _affine(module, _take(inputs, where), **dict(zip(names, values, strict=True))))
         return output
 
     def _add_products(self, inputs: Tensor, output: Tensor, rows: Rows) -> None:
@@ -147,19 +147,19 @@ class _Layer:
         for rank in ranks:
             group = {branch for branch, factors in self.factors.items() if factors.rank == rank}
             where = _where(rows, group, inputs.device)
-            down, up = self._kept((rows, rank), inputs, lambda g=group: self._stacked(rows, g))
+            down, up = self._cast((rows, rank), inputs, lambda g=group: self._stack(rows, g))
             hidden = torch.bmm(_take(tokens, where), down)
             if isinstance(where, slice):
                 target[where].baddbmm_(hidden, up)
             else:
                 target.index_add_(0, where, torch.bmm(hidden, up))
 
-    def _stacked(self, rows: Rows, group: set[int]) -> tuple[Tensor, Tensor]:
+    def _stack(self, rows: Rows, group: set[int]) -> tuple[Tensor, Tensor]:
         """Return down (rows, in, rank) and up (rows, rank, out) of the rows whose branch is in `group`."""
         chosen = [self.factors[branch] for branch in rows if branch in group]
         return torch.stack([c.down.T for c in chosen]), torch.stack([c.up.T for c in chosen])
 
-    def _kept(self, key, like: Tensor, make) -> tuple[Tensor, ...]:
+    def _cast(self, key, like: Tensor, make) -> tuple[Tensor, ...]:
         """Return `make()` on the device and in the precision of `like`, cached."""
         key = (key, like.device, like.dtype)
         if key not in self.ready:
@@ -190,10 +190,10 @@ def _affine(module: nn.Module, inputs: Tensor, weight: Tensor | None = None, bia
 
 def _where(rows: Rows, branches: set[int], device: torch.device) -> slice | Tensor:
     """Return the rows of these branches, as a slice where they are contiguous, which saves a copy."""
-    found = [i for i, branch in enumerate(rows) if branch in branches]
-    if found[-1] - found[0] + 1 == len(found):
-        return slice(found[0], found[-1] + 1)
-    return torch.tensor(found, device=device)
+    indices = [i for i, branch in enumerate(rows) if branch in branches]
+    if indices[-1] - indices[0] + 1 == len(indices):
+        return slice(indices[0], indices[-1] + 1)
+    return torch.tensor(indices, device=device)
 
 
 def _take(tensor: Tensor, where: slice | Tensor) -> Tensor:

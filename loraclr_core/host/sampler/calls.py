@@ -74,7 +74,7 @@ class Calls:
         """Return the wrappers' arguments with the numbers of the rows and an innermost wrapper that reads them."""
         options = self.args["c"]["transformer_options"]
         kinds = options.get("wrappers", {})
-        innermost = {**kinds.get(WrappersMP.DIFFUSION_MODEL, {}), ROWS: [self._called]}
+        innermost = {**kinds.get(WrappersMP.DIFFUSION_MODEL, {}), ROWS: [self._run]}
         options = {**options, "wrappers": {**kinds, WrappersMP.DIFFUSION_MODEL: innermost}}
         return {**self.args, "c": {**self.args["c"], ROWS: self.numbers, "transformer_options": options}}
 
@@ -90,7 +90,7 @@ class Calls:
             )
         recorder.add([(read, torch.stack([self.mosaics[row].whole() for row in read.rows])) for read in reads])
 
-    def _called(self, executor: Callable, x: Tensor, *args, **kwargs) -> Tensor:
+    def _run(self, executor: Callable, x: Tensor, *args, **kwargs) -> Tensor:
         part = self._part(x, kwargs.pop(ROWS, None))
         if part is None:
             return executor(x, *args, **kwargs)
@@ -105,10 +105,10 @@ class Calls:
             recorder, reads, tokens = self.reading
             recorder.add(recorder.end())  # from calls with the whole batch
             layers = read_layers(self.model.diffusion_model, *x.shape[-2:])
-            recorder.begin(list(_of_part(reads, part)), tokens, len(x), layers)
+            recorder.begin(list(_select(reads, part)), tokens, len(x), layers)
             output = executor(x, *args, **kwargs)
-            for read, found in recorder.end():
-                for row, maps in zip(read.rows, found, strict=True):
+            for read, chunk in recorder.end():
+                for row, maps in zip(read.rows, chunk, strict=True):
                     new = Mosaic(self.size, read.tokens, maps.device)
                     self.mosaics.setdefault(part.rows[row], new).put(maps, part.places[row])
             recorder.begin(reads, tokens, len(self.rows))
@@ -116,48 +116,48 @@ class Calls:
 
     def _part(self, x: Tensor, numbers: Tensor | None) -> Part | None:
         """Return the parts that a call of the model is for; None where it is for ComfyUI's batch as it is."""
-        x, given = x.detach(), self.args["input"].detach()
-        latents = self.model.model_sampling.calculate_input(self.args["timestep"], given).to(x)
+        x, latent = x.detach(), self.args["input"].detach()
+        latents = self.model.model_sampling.calculate_input(self.args["timestep"], latent).to(x)
         x = x[:, : latents.shape[1]]
         whole = x.shape == latents.shape and (numbers is None or torch.equal(numbers, self.numbers))
-        if whole and (numbers is None or _alike(x, latents)):
+        if whole and (numbers is None or _is_alike(x, latents)):
             return None
         if numbers is not None and len(numbers) == len(x):
-            part = _found(x, latents, numbers[:, 0])
+            part = _locate(x, latents, numbers[:, 0])
             if part is not None:
                 return part
         if whole:
             return None  # the wrapper has changed the content
         raise ValueError(
-            f"{self.who} calls the model with {_sizes(x.shape)} where it was given {_sizes(given.shape)}, and CLoRA cannot know"
+            f"{self.who} calls the model with {_sizes(x.shape)} where it was given {_sizes(latent.shape)}, and CLoRA cannot know"
             " what they are parts of, and so which LoRA belongs to them. Remove that node, or use LoRACLR Merge with it."
         )
 
 
-def _alike(x: Tensor, expected: Tensor) -> bool:
+def _is_alike(x: Tensor, expected: Tensor) -> bool:
     return bool((x - expected).abs().max() <= SAME_CONTENT * expected.abs().max())
 
 
-def _found(x: Tensor, latents: Tensor, rows: Tensor) -> Part | None:
+def _locate(x: Tensor, latents: Tensor, rows: Tensor) -> Part | None:
     """Return where the rows of a call lie in these rows of the latents; None where the content differs."""
     latents = latents[rows]
-    places = torch.stack([_place(tile, picture) for tile, picture in zip(x, latents, strict=True)])
+    places = torch.stack([_locate_tile(tile, picture) for tile, picture in zip(x, latents, strict=True)])
     where = places.flatten(1)[:, None].expand(-1, latents.shape[1], -1)
-    there = latents.flatten(2).gather(2, where).view_as(x)
-    return Part(rows.tolist(), places) if _alike(x, there) else None
+    content = latents.flatten(2).gather(2, where).view_as(x)
+    return Part(rows.tolist(), places) if _is_alike(x, content) else None
 
 
-def _place(tile: Tensor, picture: Tensor) -> Tensor:
+def _locate_tile(tile: Tensor, picture: Tensor) -> Tensor:
     """Return the places, (h, w), where a tile fits best in the picture that it was cut from; both are (channels, …).
 
     A tile may cross the picture's border and continue at the other side, where a pack shifts the picture around.
     """
-    apart = torch.zeros_like(picture[0])
+    distances = torch.zeros_like(picture[0])
     for column in range(min(COMPARED, tile.shape[-1])):
-        there = (picture.roll(-column, dims=-1) - tile[:, :1, column : column + 1]).abs().amax(dim=0)
-        apart = torch.maximum(apart, there)
-    height, width = apart.shape
-    top, left = divmod(int(apart.argmin()), width)
+        distance = (picture.roll(-column, dims=-1) - tile[:, :1, column : column + 1]).abs().amax(dim=0)
+        distances = torch.maximum(distances, distance)
+    height, width = distances.shape
+    top, left = divmod(int(distances.argmin()), width)
     rows = torch.arange(top, top + tile.shape[-2], device=tile.device) % height
     columns = torch.arange(left, left + tile.shape[-1], device=tile.device) % width
     return rows[:, None] * width + columns
@@ -194,16 +194,16 @@ class Mosaic:
 def wrappers(inner: Callable | None, transformer_options: dict) -> list:
     """Return other packs' wrappers between ComfyUI's batch and the model's layers. inner: a model_function_wrapper."""
     kinds = transformer_options.get("wrappers", {})
-    found = [] if inner is None else [inner]
+    functions = [] if inner is None else [inner]
     for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
-        found += [wrapper for of_key in kinds.get(kind, {}).values() for wrapper in of_key]
-    return found
+        functions += [wrapper for by_key in kinds.get(kind, {}).values() for wrapper in by_key]
+    return functions
 
 
-def _of_part(reads: list[Read], part: Part) -> Iterator[Read]:
+def _select(reads: list[Read], part: Part) -> Iterator[Read]:
     """Yield the reads whose rows are in a call, with their row numbers there."""
     for read in reads:
-        rows = [row for row, of in enumerate(part.rows) if of in read.rows]
+        rows = [row for row, row_of_batch in enumerate(part.rows) if row_of_batch in read.rows]
         if rows:
             yield read._replace(rows=rows)
 

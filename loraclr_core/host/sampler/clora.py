@@ -18,6 +18,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_execution.utils import ExecutionContext, get_executing_context
 from torch import Tensor
 
+from ..errors import plain_errors
 from . import given_masks
 from .composed import ComposedTake
 from .evaluation import KEY
@@ -58,6 +59,7 @@ class CLoRA:
             patched.add_wrapper_with_key(kind, KEY, _refuse)  # a take replaces it by its own
         return patched
 
+    @plain_errors()
     def _outer_sample(self, executor: WrapperExecutor, noise: Tensor, *args, **kwargs) -> Tensor:
         self._check(executor.class_obj, noise)
         if self.view is not None:

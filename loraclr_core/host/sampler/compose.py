@@ -52,15 +52,15 @@ def compose(
     branch_adapters = BranchAdapters(model, loaded)
 
     # Each branch has its own text encoder; a LoRA without a part for it leaves it unchanged.
-    clips = [clip, *(adapters.patched(clip, each.lora, each.concept.strength_clip) for each in loaded)]
+    clips = [clip, *(adapters.patched(clip, concept.lora, concept.concept.strength_clip) for concept in loaded)]
     positives, negatives, branches = [], [], []
-    for number, (own_clip, text) in enumerate(zip(clips, prompts, strict=True)):
-        entries, places = tokens.encode(own_clip, text)
+    for number, (text_encoder, text) in enumerate(zip(clips, prompts, strict=True)):
+        entries, places = tokens.encode(text_encoder, text)
         positives.append(entries)
         branches.append(Branch(None if number == 0 else number - 1, places))
-        is_same = number > 0 and own_clip is clip
+        is_same = number > 0 and text_encoder is clip
         negatives.append(
-            negatives[0] if is_same else own_clip.encode_from_tokens_scheduled(own_clip.tokenize(negative))
+            negatives[0] if is_same else text_encoder.encode_from_tokens_scheduled(text_encoder.tokenize(negative))
         )
 
     tags = Tags(len(branches))

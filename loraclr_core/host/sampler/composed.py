@@ -28,7 +28,7 @@ class ComposedTake(Take):
         self.surroundings = surroundings
         self.displacement = Displacement()
         self.areas = Areas(
-            given=given_masks(composition.concepts, start.noise),
+            given=resize_masks(composition.concepts, start.noise),
             has_mask=[concept.mask is not None for concept in composition.concepts],
             plain_claims=surroundings.plain_claims(composition.branches[0]),
             settings=composition.settings.areas,
@@ -41,17 +41,17 @@ class ComposedTake(Take):
     def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
         """Move the latent, predict with every branch, read the attention and fuse the predictions."""
         step = self.start.step(float(evaluation.sigma[0]))
-        known = self.surroundings.prepare(evaluation, self.areas, own=recorder is not None)
+        prepared = self.surroundings.prepare(evaluation, self.areas, by_sampler=recorder is not None)
         if recorder is not None:
-            self._separate(evaluation, x, known.maps, step)
-        found = evaluation.predict(self.displacement.moved(x), recorder, known.missing)
+            self._separate(evaluation, x, prepared.maps, step)
+        predictions = evaluation.predict(self.displacement.moved(x), recorder, prepared.missing)
         self._check_first_evaluation()
         if recorder is not None:
-            maps = known.maps | recorder.maps()
+            maps = prepared.maps | recorder.maps()
             self._observe(require_maps(evaluation, maps, range(len(self.branches))), step)
         return [
-            self._fused(call, [*before, *after])
-            for call, before, after in zip(evaluation.calls, known.predictions, found, strict=True)
+            self._fuse(call, [*before, *after])
+            for call, before, after in zip(evaluation.calls, prepared.predictions, predictions, strict=True)
         ]
 
     def moved(self, x: Tensor) -> Tensor:
@@ -80,17 +80,17 @@ class ComposedTake(Take):
             updated=self.updated,
         )
 
-    def _separate(self, evaluation: Evaluation, x: Tensor, known: Maps, step: int) -> None:
+    def _separate(self, evaluation: Evaluation, x: Tensor, prepared_maps: Maps, step: int) -> None:
         """Move the latent against the gradient of the separation loss, as often as is due in this step."""
         settings = self.composition.settings.updates
         for _ in range(self._updates_due(evaluation, step)):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            to_loss = gradient(evaluation, self.displacement.moved(x), self.branches, known, settings)
+            to_loss = gradient(evaluation, self.displacement.moved(x), self.branches, prepared_maps, settings)
             # The model sees the latent as z / scale, of unit size.
             ones = torch.ones_like(to_loss)
             scale = ones / evaluation.model.model_sampling.calculate_input(evaluation.sigma, ones)
             move = separation.step(to_loss, scale, settings.strength, settings.unit)
-            self.displacement.shift(move * self._generated(evaluation))
+            self.displacement.shift(move * self._locate_generated(evaluation))
 
     def _updates_due(self, evaluation: Evaluation, step: int) -> int:
         settings = self.composition.settings.updates
@@ -101,7 +101,7 @@ class ComposedTake(Take):
         self.updated.append(step)
         return 1 + (settings.refine_repeats if step in settings.refine_steps else 0)
 
-    def _generated(self, evaluation: Evaluation) -> Tensor | float:
+    def _locate_generated(self, evaluation: Evaluation) -> Tensor | float:
         """Return where the picture is generated at this noise level, 0…1: everywhere unless there is a denoise mask."""
         mask, change = self.start.denoise_mask, evaluation.options.get("denoise_mask_function")
         if mask is None or change is None:
@@ -116,16 +116,16 @@ class ComposedTake(Take):
 
     def _observe(self, maps: Maps, step: int) -> None:
         """Update the areas by the attention of one evaluation, and keep heat maps and loss."""
-        own = separation.own_words(self.branches, maps)
-        self.areas.update(torch.stack([masks.claim(words) for words in own], dim=1), step)
-        heat = [contrast.scaled(words.mean(dim=1).flatten(1)).view_as(words[:, 0]) for words in own]
+        word_maps = separation.own_words(self.branches, maps)
+        self.areas.update(torch.stack([masks.claim(words) for words in word_maps], dim=1), step)
+        heat = [contrast.scaled(words.mean(dim=1).flatten(1)).view_as(words[:, 0]) for words in word_maps]
         self.heat.append(torch.stack(heat, dim=1).cpu())
         if step not in self.losses:
             self.losses[step] = separation.loss(
                 self.branches, maps, self.composition.settings.updates.temperature
             ).cpu()
 
-    def _fused(self, call: Call, predictions: list[Tensor]) -> Tensor:
+    def _fuse(self, call: Call, predictions: list[Tensor]) -> Tensor:
         """Fuse the predictions of the branches into one, as the sampler at its unmoved latent must get it."""
         if call.branches == [None]:
             return predictions[0]
@@ -135,11 +135,11 @@ class ComposedTake(Take):
         return self.displacement.unmoved(fused)
 
 
-def given_masks(concepts: list[Concept], latent: Tensor) -> Tensor:
+def resize_masks(concepts: list[Concept], latent: Tensor) -> Tensor:
     """Return the concepts' own masks at the latent's size, (batch, concepts, height, width); zero for one without."""
-    given = latent.new_zeros(latent.shape[0], len(concepts), *latent.shape[-2:])
+    resized = latent.new_zeros(latent.shape[0], len(concepts), *latent.shape[-2:])
     for number, concept in enumerate(concepts):
         if concept.mask is not None:
             mask = masks.resize(concept.mask[:, None].to(latent), latent.shape[-2:], "area")
-            given[:, number] = comfy.utils.repeat_to_batch_size(mask, latent.shape[0])[:, 0]
-    return given
+            resized[:, number] = comfy.utils.repeat_to_batch_size(mask, latent.shape[0])[:, 0]
+    return resized

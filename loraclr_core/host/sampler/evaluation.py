@@ -1,8 +1,7 @@
 """One evaluation of the model for all branches, through ComfyUI's own batching.
 
-ComfyUI is asked for one list of conditioning per branch and role, and batches their rows as memory allows. The branch
-of each row is kept under a key of our own. Before the model, or another pack's wrapper of it, runs, `cond_or_uncond` is
-set back to the values that other nodes expect there.
+ComfyUI is asked for one list of conditioning per branch and role, and batches their rows as memory allows. Before the
+model, or another pack's wrapper of it, runs, `cond_or_uncond` is set back to the values that other nodes expect there.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from .attention import Enough, Read, Recorder
 from .branches import BranchAdapters
 from .calls import Calls, wrappers
 
-# Key of conditioning tags, wrappers and the attachment, and of the rows' branches in transformer_options.
+# Key of conditioning tags, wrappers and the attachment.
 KEY = "loraclr_clora"
 
 Role = Literal["positive", "negative"]
@@ -70,19 +69,19 @@ class Evaluation:
 
         A call without a role has exactly one.
         """
-        wanted_of = [branches if call.role is not None else range(len(call.branches)) for call in self.calls]
+        requests = [branches if call.role is not None else range(len(call.branches)) for call in self.calls]
         # Backwards, because ComfyUI takes the lists from the end: the base rows come first, as other nodes expect.
         groups = [
-            [(i, branch) for i, wanted in enumerate(wanted_of) if branch in wanted]
-            for branch in sorted(set().union(*wanted_of), reverse=True)
+            [(i, branch) for i, wanted in enumerate(requests) if branch in wanted]
+            for branch in sorted(set().union(*requests), reverse=True)
         ]
         patches = self.options.get("transformer_options", {}).get("patches", {})
         if not any(patches.get(name) for name in ROW_PATCHES):
             groups = [[wanted for group in groups for wanted in group]]
-        found: dict[Wanted, Tensor] = {}
+        predictions: dict[Wanted, Tensor] = {}
         for group in groups:
-            found |= zip(group, self._run(z, group, recorder), strict=True)
-        return [[found[i, branch] for branch in wanted] for i, wanted in enumerate(wanted_of)]
+            predictions |= zip(group, self._run(z, group, recorder), strict=True)
+        return [[predictions[i, branch] for branch in wanted] for i, wanted in enumerate(requests)]
 
     def read(self, z: Tensor, recorder: Recorder, branches: list[int]) -> None:
         """Let `recorder` read the attention of these branches' conditional rows, differentiable by `z`."""
@@ -101,7 +100,7 @@ class Evaluation:
         def apply(apply_model: Callable, args: dict) -> Tensor:
             chunks = [wanted[index] for index in args["cond_or_uncond"]]
             return self._apply(
-                apply_model, self._prepared(args, chunks, variable), chunks, recorder, variable is not None
+                apply_model, self._prepare(args, chunks, variable), chunks, recorder, variable is not None
             )
 
         options = {**self.options, "model_function_wrapper": apply}
@@ -115,7 +114,7 @@ class Evaluation:
         with torch.no_grad():
             return self.executor(self.model, lists, z, self.sigma, options)
 
-    def _prepared(self, args: dict, chunks: list[Wanted], variable: Tensor | None) -> dict:
+    def _prepare(self, args: dict, chunks: list[Wanted], variable: Tensor | None) -> dict:
         """Return a batch's arguments in the form that other nodes expect, with the latents that its branches see."""
         args = {**args, "cond_or_uncond": [call for call, _ in chunks]}
         transformer_options = args["c"]["transformer_options"]
@@ -128,7 +127,7 @@ class Evaluation:
                 differentiable.part_from_skips(transformer_options)
         if self.surroundings is not None:
             seen_by = [None if self.calls[call].role is None else branch for call, branch in chunks]
-            args["input"] = _seen(args["input"], seen_by, *self.surroundings)
+            args["input"] = _blend(args["input"], seen_by, *self.surroundings)
         return args
 
     def _apply(
@@ -139,7 +138,6 @@ class Evaluation:
         transformer_options = args["c"]["transformer_options"]
         per_chunk = args["input"].shape[0] // len(chunks)
         rows = tuple(branch for _, branch in chunks for _ in range(per_chunk))
-        transformer_options[KEY] = rows
         reading, calls = None, None
         if recorder is not None:
             reads = self._reads(chunks, per_chunk, transformer_options["uuids"])
@@ -168,25 +166,25 @@ class Evaluation:
             if call == self.main:
                 entry = next(entry for entry in self.calls[call].branches[branch] or [] if entry["uuid"] == uuid)
                 text = entry["model_conds"]["c_crossattn"].cond[0]
-                first = self._first(entry["cross_attn"][0], text)
+                first = self._find_first(entry["cross_attn"][0], text)
                 reads.append(Read(range(i * per_chunk, (i + 1) * per_chunk), branch, len(text), first))
         return reads
 
-    def _first(self, given: Tensor, seen: Tensor) -> int:
+    def _find_first(self, text: Tensor, model_text: Tensor) -> int:
         """Return where the sampler's conditioning begins within the text that the model gets."""
-        if len(given) == len(seen):
+        if len(text) == len(model_text):
             return 0
-        first = tokens.first_row(given.to(seen), seen)
+        first = tokens.first_row(text.to(model_text), model_text)
         if first is None:
             raise ValueError(
-                f"The conditioning has {len(given)} text tokens, of which the model ({type(self.model).__name__}) gets"
-                f" {len(seen)}, and nothing shows which are which, so CLoRA cannot find the concepts' words. Use LoRACLR Merge"
-                " with this model."
+                f"The conditioning has {len(text)} text tokens, of which the model ({type(self.model).__name__}) gets"
+                f" {len(model_text)}, and nothing shows which are which, so CLoRA cannot find the concepts' words. Use LoRACLR"
+                " Merge with this model."
             )
         return first
 
 
-def _seen(latents: Tensor, branches: list[int | None], around: Tensor, masks: Tensor) -> Tensor:
+def _blend(latents: Tensor, branches: list[int | None], around: Tensor, masks: Tensor) -> Tensor:
     """Return the rows of a batch as their branches see them: `around` outside of each branch's mask.
 
     branches: of each chunk of the batch; None for one that sees the latent as it is.

@@ -21,23 +21,23 @@ def doubts(
     node: the node whose run samples it. before: the node whose run sampled last with the same model.
     """
     pictures, _, height, width = shape
-    given = {concept.name: concept.mask for concept in concepts if concept.mask is not None}
-    found = [
+    masks = {concept.name: concept.mask for concept in concepts if concept.mask is not None}
+    warnings = [
         f"The mask of “{name}” ({mask.shape[-1]}×{mask.shape[-2]}) has another shape than the picture and is stretched to it."
-        for name, mask in given.items()
+        for name, mask in masks.items()
         if not shares.is_shares(mask) and abs(mask.shape[-1] / mask.shape[-2] * height / width - 1) > SAME_SHAPE
     ]
-    found += [
+    warnings += [
         f"Concept “{name}” has {len(mask)} masks for {pictures} pictures: they are taken in order, from the first again where"
         " they are too few."
-        for name, mask in given.items()
+        for name, mask in masks.items()
         if 1 < len(mask) != pictures
     ]
-    if given and node is not None and node == before:
-        names = " and ".join(f"“{name}”" for name in given)
-        found.append(
+    if masks and node is not None and node == before:
+        names = " and ".join(f"“{name}”" for name in masks)
+        warnings.append(
             f"One node samples several times with masks for {names}. If it samples parts of the picture, as tiled upscalers"
             " and detailers do, each mask is squeezed into each part: give that node a second CLoRA Attention Contrast"
             " Sampler whose concepts have no masks."
         )
-    return found
+    return warnings

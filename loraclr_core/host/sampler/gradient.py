@@ -25,17 +25,18 @@ Loss = Callable[[Maps], Tensor]  # these branches' maps -> the sum of all sample
 
 
 def gradient(
-    evaluation: Evaluation, z: Tensor, branches: Sequence[Branch], known: Maps, settings: UpdateSettings
+    evaluation: Evaluation, z: Tensor, branches: Sequence[Branch], prepared_maps: Maps, settings: UpdateSettings
 ) -> Tensor:
     """Return ∇ of each sample's loss with respect to its latent, (batch, channels, h, w) like `z`.
 
-    known: the maps of the branches that do not depend on `z`.
+    prepared_maps: the maps of the branches that do not depend on `z`.
     """
     layers = read_layers(evaluation.model.diffusion_model, *z.shape[-2:])
-    missing = [number for number in range(len(branches)) if number not in known]
+    missing = [number for number in range(len(branches)) if number not in prepared_maps]
     with differentiable.gradients(isinstance(layers, JointLayers), "update_strength"):
         z = z.detach().clone().requires_grad_()
-        constant = {number: maps.clone() for number, maps in known.items()}  # autograd refuses inference tensors
+        # Autograd refuses inference tensors.
+        constant = {number: maps.clone() for number, maps in prepared_maps.items()}
 
         def read(chosen: Sequence[int]) -> Maps:
             recorder = Recorder(layers, stop=True)
@@ -47,26 +48,26 @@ def gradient(
 
         if settings.gradient_memory == "all at once":
             try:
-                return _all_at_once(z, missing, read, loss)
+                return _differentiate_at_once(z, missing, read, loss)
             except comfy.model_management.OOM_EXCEPTION:
                 log.warning(
                     "CLoRA: too little memory for the gradients of all branches at once; going on with one branch at a time."
                 )
                 comfy.model_management.soft_empty_cache()
-        return _one_at_a_time(z, missing, read, loss)
+        return _differentiate_in_turn(z, missing, read, loss)
 
 
-def _all_at_once(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Loss) -> Tensor:
+def _differentiate_at_once(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Loss) -> Tensor:
     return torch.autograd.grad(loss(read(branches)), z)[0]
 
 
-def _one_at_a_time(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Loss) -> Tensor:
+def _differentiate_in_turn(z: Tensor, branches: Sequence[int], read: ReadMaps, loss: Loss) -> Tensor:
     """Differentiate by the maps first, which are small, then by the latent through one branch's graph after another."""
     first, *others = branches
     with torch.no_grad():
         maps = read(others)
     maps |= read([first])  # its graph is kept, so it need not run twice
-    leaves = {number: found.detach().requires_grad_() for number, found in maps.items()}
+    leaves = {number: branch_maps.detach().requires_grad_() for number, branch_maps in maps.items()}
     to_maps = torch.autograd.grad(loss(leaves), [leaves[number] for number in branches])
     total = torch.autograd.grad(maps[first], z, to_maps[0])[0]
     del maps

@@ -50,11 +50,11 @@ def _fit(line: str, number: int, height: int, width: int, files: tuple[Path, ...
 
 def legend(names: list[str], labels: list[Label]) -> str:
     """Return a text that lists whose each picture and mask is, and explains labels that are numbers."""
-    said = ", ".join(f"{number} {_one_line(name)}" for number, name in enumerate(names, 1))
+    text = ", ".join(f"{number} {_one_line(name)}" for number, name in enumerate(names, 1))
     if all(label.text == _one_line(name) for name, label in zip(names, labels, strict=True)):
-        return said
+        return text
     return (
-        f"{said}. The heat maps have numbers where a name is too long for them or no font on ComfyUI's machine has all its"
+        f"{text}. The heat maps have numbers where a name is too long for them or no font on ComfyUI's machine has all its"
         " letters. For those, install one there, such as Noto Sans CJK, and restart ComfyUI."
     )
 
@@ -65,18 +65,18 @@ def font_files() -> tuple[Path, ...]:
     page = importlib.util.find_spec("comfyui_frontend_package")
     folders = [Path(place) / "static" / "fonts" for place in (page and page.submodule_search_locations) or ()]
     folders += [Path(os.path.expandvars(os.path.expanduser(folder))) for folder in FOLDERS]
-    found = [Path(at) / name for folder in folders for at, _, names in os.walk(folder) for name in sorted(names)]
+    files = [Path(path) / name for folder in folders for path, _, names in os.walk(folder) for name in sorted(names)]
     # macOS's font of last resort has a box for everything.
-    fonts = [file for file in found if file.suffix.lower() in KINDS and "lastresort" not in file.stem.lower()]
+    fonts = [file for file in files if file.suffix.lower() in KINDS and "lastresort" not in file.stem.lower()]
     return tuple(sorted(fonts, key=lambda file: STYLED.search(file.stem) is not None))
 
 
 @functools.cache
 def find_font(text: str, files: tuple[Path, ...]) -> FreeTypeFont | None:
     """Return PIL's own font if it has every letter of the text, else the first such font of `files`, else None."""
-    own = _default_font(TRIED)
-    if _has_letters(own, text):
-        return own
+    default = _default_font(TRIED)
+    if _has_letters(default, text):
+        return default
     if _needs_shaping(text) and not features.check("raqm"):
         return None
     for file in files:
@@ -97,15 +97,15 @@ def _default_font(size: int) -> FreeTypeFont:
 
 def _has_letters(font: FreeTypeFont, text: str) -> bool:
     """Return whether every letter is drawn, and none as the font's sign for a missing letter."""
-    missing = _drawn(font, "\U0010ffff")
+    missing = _draw(font, "\U0010ffff")
     return all(
-        _drawn(font, letter) != missing and (any(_drawn(font, letter)[1]) or _is_invisible(letter))
+        _draw(font, letter) != missing and (any(_draw(font, letter)[1]) or _is_invisible(letter))
         for letter in text
         if not letter.isspace()
     )
 
 
-def _drawn(font: FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
+def _draw(font: FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
     mask = font.getmask(letter)
     return mask.size, bytes(mask)
 
@@ -117,10 +117,10 @@ def _is_invisible(letter: str) -> bool:
 
 def _needs_shaping(text: str) -> bool:
     """Return whether letters join or change places: right to left, or with vowels around a consonant."""
-    return any(unicodedata.bidirectional(each) in ("R", "AL") or unicodedata.category(each) == "Mc" for each in text)
+    return any(unicodedata.bidirectional(char) in ("R", "AL") or unicodedata.category(char) == "Mc" for char in text)
 
 
 def _one_line(name: str) -> str:
     """Return the name without line breaks and other controls, with accents composed where possible."""
-    spaced = "".join(" " if unicodedata.category(each) in ("Cc", "Zl", "Zp") else each for each in name)
+    spaced = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in name)
     return unicodedata.normalize("NFC", spaced)

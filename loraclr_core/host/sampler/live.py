@@ -49,12 +49,12 @@ class LiveView:
         now = time.monotonic()
         if now < self.due and step + 1 < steps:
             return
-        with self._going_on("a frame"):
+        with self._log_errors("a frame"):
             if not self.watched():
                 return
             self.due = now + SECONDS
             picture = None
-            with self._going_on("the picture"):
+            with self._log_errors("the picture"):
                 picture = _picture(latent_format, denoised[:1])
             self.send(
                 {
@@ -68,7 +68,7 @@ class LiveView:
             )
 
     @contextmanager
-    def _going_on(self, part: str) -> Iterator[None]:
+    def _log_errors(self, part: str) -> Iterator[None]:
         """Log the first failure of a run and suppress all of them. ComfyUI's interrupt is no Exception, and passes."""
         try:
             yield
@@ -87,7 +87,7 @@ def _maps(masks: Tensor, heat: Tensor) -> dict:
     return {
         "masks": [_bytes(mask) for mask in masks],
         "mask_size": [*masks.shape[-2:]],
-        "heat": [_bytes(found) for found in heat],
+        "heat": [_bytes(heat_map) for heat_map in heat],
         "heat_size": [*heat.shape[-2:]],
     }
 

@@ -25,7 +25,7 @@ def background(latent_format, latent: Tensor) -> tuple[Tensor, str]:
     try:
         picture = rough_picture(latent_format, latent_format.process_in(latent.float()))
     except Exception:  # the masks and losses of a long sampling must not be lost with it
-        log.warning("CLoRA Attention Maps cannot draw this latent.", exc_info=True)
+        log.warning("Attention Maps of CLoRA cannot draw this latent.", exc_info=True)
         picture = None
     if picture is not None:
         return picture, ""
@@ -42,10 +42,10 @@ def heat_over(picture: Tensor, heat: Tensor, labels: list[Label]) -> Tensor:
     colours = torch.cat([(2 * heat - 1).clamp(0, 1), 1 - (2 * heat - 1).abs(), (1 - 2 * heat).clamp(0, 1)], dim=-1)
     share = STRONGEST * heat
     blended = picture * (1 - share) + colours * share
-    return torch.stack([_labelled(image, label) for image, label in zip(blended, labels, strict=True)])
+    return torch.stack([_draw_label(image, label) for image, label in zip(blended, labels, strict=True)])
 
 
-def _labelled(image: Tensor, label: Label) -> Tensor:
+def _draw_label(image: Tensor, label: Label) -> Tensor:
     drawn = Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
     draw = ImageDraw.Draw(drawn)
     draw.text(PLACE, label.text, fill="white", font=label.font, stroke_width=STROKE, stroke_fill="black")

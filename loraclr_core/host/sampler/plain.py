@@ -41,23 +41,23 @@ class PlainPicture:
 
         None where nothing was sampled.
         """
-        of_moments = [
+        claims = [
             torch.stack([masks.claim(base.words(maps, concept)) for concept in range(len(base.tokens))], dim=1)
             for *_, maps in self.moments
             if maps is not None
         ]
-        return torch.stack(of_moments).mean(dim=0) if of_moments else None
+        return torch.stack(claims).mean(dim=0) if claims else None
 
-    def at(self, number: int, sigma: float, lists: int, own: bool) -> Moment:
+    def at(self, number: int, sigma: float, lists: int, by_sampler: bool) -> Moment:
         """Return the moment of call `number`. Raises RuntimeError where the take had none like it.
 
-        lists: the number of lists of conditioning. own: whether the sampler itself calls. A sampler with adaptive step
+        lists: the number of lists of conditioning. by_sampler: whether the sampler itself calls. A sampler with adaptive step
         sizes may ask at another noise level than in the first take; between two levels the moment is interpolated
         linearly in σ, as an Euler step does.
         """
 
         def is_alike(moment: Moment) -> bool:
-            return len(moment.predictions) == lists and (moment.maps is not None) == own
+            return len(moment.predictions) == lists and (moment.maps is not None) == by_sampler
 
         for moment in self.moments[number : number + 1]:
             if is_alike(moment) and abs(moment.sigma - sigma) <= SAME_SIGMA * sigma:
@@ -84,7 +84,7 @@ class PlainTake(Take):
         self.moments: list[Moment] = []
 
     def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
-        predictions = [found for (found,) in evaluation.predict(x, recorder, [0])]
+        predictions = [prediction for (prediction,) in evaluation.predict(x, recorder, [0])]
         maps = None if recorder is None else require_maps(evaluation, recorder.maps(), [0])[0]
         self.moments.append(Moment(float(evaluation.sigma[0]), x.clone(), predictions, maps))
         return predictions

@@ -1,4 +1,4 @@
-"""Attention and areas of finished runs, for CLoRA Attention Maps."""
+"""Attention and areas of finished runs, for Attention Maps of CLoRA."""
 
 import hashlib
 from collections import OrderedDict

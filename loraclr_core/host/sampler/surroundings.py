@@ -16,7 +16,7 @@ from .evaluation import Evaluation
 from .plain import PlainPicture
 
 
-class Known(NamedTuple):
+class Prepared(NamedTuple):
     """The results of an evaluation that are known beforehand."""
 
     # The branches still to be evaluated; they come after the known ones.
@@ -31,8 +31,8 @@ class Surroundings(Protocol):
         """Return the concepts' claims in the plain picture, (batch, concepts, h, w); None without one."""
         ...
 
-    def prepare(self, evaluation: Evaluation, areas: Areas, own: bool) -> Known:
-        """Set an evaluation's surroundings and return its known results. own: whether the sampler itself calls."""
+    def prepare(self, evaluation: Evaluation, areas: Areas, by_sampler: bool) -> Prepared:
+        """Set an evaluation's surroundings and return its known results. by_sampler: whether the sampler itself calls."""
         ...
 
 
@@ -45,8 +45,8 @@ class ComposedSurroundings:
     def plain_claims(self, base: Branch) -> None:
         return None
 
-    def prepare(self, evaluation: Evaluation, areas: Areas, own: bool) -> Known:
-        return Known(list(range(self.branches)), {}, [[] for _ in evaluation.calls])
+    def prepare(self, evaluation: Evaluation, areas: Areas, by_sampler: bool) -> Prepared:
+        return Prepared(list(range(self.branches)), {}, [[] for _ in evaluation.calls])
 
 
 class PlainSurroundings:
@@ -61,10 +61,10 @@ class PlainSurroundings:
     def plain_claims(self, base: Branch) -> Tensor | None:
         return self.picture.claims(base)
 
-    def prepare(self, evaluation: Evaluation, areas: Areas, own: bool) -> Known:
-        moment = self.picture.at(self.calls, float(evaluation.sigma[0]), len(evaluation.calls), own)
+    def prepare(self, evaluation: Evaluation, areas: Areas, by_sampler: bool) -> Prepared:
+        moment = self.picture.at(self.calls, float(evaluation.sigma[0]), len(evaluation.calls), by_sampler)
         self.calls += 1
-        if own or self.seen is None:
+        if by_sampler or self.seen is None:
             self.seen = areas.branches
         evaluation.surround(moment.x, self.seen)
         predictions = [
@@ -72,4 +72,4 @@ class PlainSurroundings:
             for call, plain in zip(evaluation.calls, moment.predictions, strict=True)
         ]
         maps = {} if moment.maps is None else {0: moment.maps}
-        return Known(list(range(1, self.branches)), maps, predictions)
+        return Prepared(list(range(1, self.branches)), maps, predictions)

@@ -1,10 +1,13 @@
 """Tags that mark which branch a conditioning entry belongs to: a sampler node writes them, its model reads them.
 
-Extra keys of an entry survive ComfyUI's nodes, ControlNet and mask nodes among them, and its samplers.
+Extra keys of an entry survive ComfyUI's nodes, ControlNet and mask nodes among them, and its samplers. One of them is
+for other models, which would take the branches' entries for parts of one prompt and average them.
 """
 
 import uuid
-from typing import NamedTuple
+from typing import NamedTuple, Never
+
+from comfy.conds import CONDConstant
 
 from .evaluation import KEY, Call, Role
 
@@ -17,6 +20,18 @@ class Tag(NamedTuple):
     branch: int
 
 
+class Guard(CONDConstant):
+    """A condition that no model can be given: its own takes it away, in any other it ends the run."""
+
+    def process_cond(self, batch_size: int, **kwargs) -> Never:
+        """Raise ValueError, with the wire to change. ComfyUI calls this before every evaluation of a model."""
+        raise ValueError(
+            f"The {self.cond} conditioning is from CLoRA Attention Contrast Sampler, but the model is not. Connect that node's"
+            " MODEL output to the model input of the node that samples (or of its guider). To sample with another model,"
+            " connect CLIP Text Encode to positive and negative instead."
+        )
+
+
 class Tags:
     """The tags of one sampler node."""
 
@@ -24,9 +39,9 @@ class Tags:
         self.owner = uuid.uuid4().hex
         self.branches = branches
 
-    def of(self, role: Role, branch: int) -> dict[str, Tag]:
+    def of(self, role: Role, branch: int) -> dict[str, Tag | dict[str, Guard]]:
         """Return the extra keys for a conditioning entry of this branch."""
-        return {KEY: Tag(self.owner, role, branch)}
+        return {KEY: Tag(self.owner, role, branch), "model_conds": {KEY: Guard(role)}}
 
     def check(self, conds: dict[str, list[dict]]) -> None:
         """Raise ValueError where the sampler was given anything but this node's conditioning."""
@@ -59,5 +74,11 @@ class Tags:
             return Call(None, [cond])
         if any(tag is None or tag.owner != self.owner for tag in tags):
             raise ValueError("Another node mixes conditioning of its own into a CLoRA run; remove that node.")
-        branches = [[entry for entry in cond if entry[KEY].branch == branch] for branch in range(self.branches)]
+        branches = [
+            [_without_guard(entry) for entry in cond if entry[KEY].branch == branch] for branch in range(self.branches)
+        ]
         return Call(cond[0][KEY].role, [*branches])
+
+
+def _without_guard(entry: dict) -> dict:
+    return {**entry, "model_conds": {key: cond for key, cond in entry["model_conds"].items() if key != KEY}}

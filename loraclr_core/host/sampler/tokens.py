@@ -59,22 +59,22 @@ def encode(clip, prompt: BranchPrompt) -> tuple[list, list[list[int]]]:
     tokens = _tokens(clip, prompt.text)
     with _watching(clip) as watched:
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
-    places = _places(clip, tokens, watched, conditioning[0][0][0])
+    places = _locate_all(clip, tokens, watched, conditioning[0][0][0])
     words = {encoder: _words(tokens[encoder]) for encoder in places}
     _check_room(clip, prompt.text, words)
     positions = []
     for spans in prompt.spans:
-        found = set()
+        numbers = set()
         for span in spans:
-            phrase = _of_span(clip, prompt.text, span, words)
-            here = {places[encoder][n] for encoder, n in phrase if n in places[encoder]}
-            if not here:
+            phrase = _locate_span(clip, prompt.text, span, words)
+            more = {places[encoder][n] for encoder, n in phrase if n in places[encoder]}
+            if not more:
                 raise PromptError(
                     f"“{prompt.text[slice(*span)]}” leaves no token in the prompt “{prompt.text}”: the text encoder drops"
                     " it. Check the concept's trigger and class word, and that an embedding named there exists."
                 )
-            found |= here
-        positions.append(sorted(found))
+            numbers |= more
+        positions.append(sorted(numbers))
     return conditioning, positions
 
 
@@ -83,8 +83,8 @@ def first_row(part: Tensor, whole: Tensor) -> int | None:
     if len(part) > len(whole):
         return None
     alike = (whole[: len(whole) - len(part) + 1] == part[0]).all(dim=-1)
-    found = [start for start in alike.nonzero().flatten().tolist() if torch.equal(whole[start:][: len(part)], part)]
-    return found[0] if len(found) == 1 else None
+    starts = [start for start in alike.nonzero().flatten().tolist() if torch.equal(whole[start:][: len(part)], part)]
+    return starts[0] if len(starts) == 1 else None
 
 
 # --- a phrase's tokens -----------------------------------------------------------------------------------------------
@@ -110,24 +110,24 @@ def _check_room(clip, text: str, words: dict[str, list[Token]]) -> None:
     Its end would be lost, and phrases could not be told apart.
     """
     longer = _tokens(clip, text + FURTHER)
-    if any(len(_words(longer[encoder])) < len(own) + len(FURTHER.split()) for encoder, own in words.items()):
+    if any(len(_words(longer[encoder])) < len(tokens) + len(FURTHER.split()) for encoder, tokens in words.items()):
         raise PromptError(f"The prompt “{text}” is too long: the text encoder cuts its end off. Shorten it.")
 
 
-def _of_span(clip, text: str, span: Span, words: dict[str, list[Token]]) -> set[tuple[str, int]]:
+def _locate_span(clip, text: str, span: Span, words: dict[str, list[Token]]) -> set[tuple[str, int]]:
     """Return (encoder, number) of each of a phrase's tokens."""
     start, stop = span
     changed = [_tokens(clip, text[:start] + word + text[stop:]) for word in STAND_INS]
-    found = set()
-    for encoder, own in words.items():
+    numbers = set()
+    for encoder, prompt_words in words.items():
         others = [_words(tokens[encoder]) for tokens in changed]
-        before = min(_common(own, other) for other in others)
-        after = min(_common(own[::-1], other[::-1]) for other in others)
-        found |= {(encoder, token.number) for token in own[before : len(own) - after]}
-    return found
+        before = min(_count_common(prompt_words, other) for other in others)
+        after = min(_count_common(prompt_words[::-1], other[::-1]) for other in others)
+        numbers |= {(encoder, token.number) for token in prompt_words[before : len(prompt_words) - after]}
+    return numbers
 
 
-def _common(one: list[Token], other: list[Token]) -> int:
+def _count_common(one: list[Token], other: list[Token]) -> int:
     """Return the length of the common prefix."""
     count = 0
     for a, b in zip(one, other, strict=False):
@@ -163,28 +163,34 @@ def _watching(clip) -> Iterator[list[Watched]]:
         yield watched
 
 
-def _places(clip, tokens: dict[str, list[Token]], watched: list[Watched], text: Tensor) -> dict[str, dict[int, int]]:
+def _locate_all(
+    clip, tokens: dict[str, list[Token]], watched: list[Watched], text: Tensor
+) -> dict[str, dict[int, int]]:
     """Return, for each text encoder found in the conditioning, the position there of each token by its number.
 
     text: the conditioning, (tokens, width). Raises ValueError where it holds no encoder's tokens.
     """
-    found = {}
-    for encoder, own in tokens.items():
+    by_encoder = {}
+    for encoder, sequence in tokens.items():
         for run in watched:
-            if places := _places_of(own, run, text):
-                found[encoder] = places
+            if places := _locate(sequence, run, text):
+                by_encoder[encoder] = places
     # Other packs change the encoders' output; then the length is all there is to compare.
-    same_length = {encoder: {n: n for n in range(len(own))} for encoder, own in tokens.items() if len(own) == len(text)}
-    if not found and not same_length:
+    same_length = {
+        encoder: {n: n for n in range(len(sequence))}
+        for encoder, sequence in tokens.items()
+        if len(sequence) == len(text)
+    }
+    if not by_encoder and not same_length:
         raise ValueError(
-            f"The text encoder {type(clip.cond_stage_model).__name__} takes {_listed(map(len, tokens.values()))} tokens and"
+            f"The text encoder {type(clip.cond_stage_model).__name__} takes {_join(map(len, tokens.values()))} tokens and"
             f" gives {len(text)}, and nothing shows which are which, so CLoRA cannot find the concepts' words. Use LoRACLR"
             " Merge with this model."
         )
-    return found or same_length
+    return by_encoder or same_length
 
 
-def _places_of(tokens: list[Token], run: Watched, text: Tensor) -> dict[int, int]:
+def _locate(tokens: list[Token], run: Watched, text: Tensor) -> dict[int, int]:
     """Return the position of each token in the conditioning, by its number.
 
     Empty if this run was not made from `tokens`, or is not in the conditioning.
@@ -212,5 +218,5 @@ def _places_of(tokens: list[Token], run: Watched, text: Tensor) -> dict[int, int
     return {number: place for number, place in places.items() if 0 <= place < len(text)}
 
 
-def _listed(numbers) -> str:
+def _join(numbers) -> str:
     return " and ".join(str(number) for number in numbers)

@@ -1,26 +1,50 @@
 """The report on a training, in Markdown."""
 
+from dataclasses import asdict
+
 from . import output
+from .settings import TrainSettings
 from .train import Trained
 
 NAMES = {"concept": "the concept", "preservation": "preservation", "outside": "outside of the masks"}
 
 
 def markdown(trained: Trained) -> str:
-    settings = trained.settings
+    settings, sources = trained.settings, trained.sources
     lines = [
         f"# {settings.trigger}",
         "",
-        f"{len(trained.losses)} steps on {len(trained.sources.pictures)} pictures, {trained.layers} layers of rank"
-        f" {settings.rank}, in {trained.seconds:.0f} s. Saved as {trained.path}.",
+        f"{len(trained.losses)} steps on {_pictures(trained)}, {trained.layers} layers of rank {settings.rank}, in"
+        f" {trained.seconds:.0f} s. Saved as {trained.path}.",
         "",
         *(f"- {note}" for note in trained.notes),
-        "| loss | mean of the last steps |",
+        "",
+        f"| loss | mean of the last {output.RECENT} steps with it |",
         "| --- | --- |",
         *(f"| {NAMES[name]} | {value:.4g} |" for name, value in output.mean_losses(trained.losses).items()),
         "",
-        "| caption | preserved |",
-        "| --- | --- |",
-        *(f"| {caption.concept} | {caption.plain} |" for caption in dict.fromkeys(trained.sources.captions)),
+        "| caption | preserved |" if settings.preservation else "| caption |",
+        "| --- | --- |" if settings.preservation else "| --- |",
+        *(
+            f"| {caption.concept} | {caption.plain} |" if settings.preservation else f"| {caption.concept} |"
+            for caption in dict.fromkeys(sources.captions)
+        ),
+        "",
+        f"Settings that are not the defaults: {_changed(settings)}.",
     ]
     return "\n".join(lines)
+
+
+def _pictures(trained: Trained) -> str:
+    sources = trained.sources
+    masked = sum(subject is not None for subject in sources.subjects)
+    words = [f"{len(sources.pictures)} pictures{' with their mirrored copies' if trained.settings.flip else ''}"]
+    words += [f"{masked} of them with masks"] if masked else []
+    words += [f"{len(sources.others)} pictures of others"] if sources.others else []
+    return ", ".join(words)
+
+
+def _changed(settings: TrainSettings) -> str:
+    defaults = asdict(TrainSettings(trigger=settings.trigger, class_word=settings.class_word))
+    changed = [f"{name} {value}" for name, value in asdict(settings).items() if value != defaults[name]]
+    return ", ".join(changed) or "none"

@@ -21,10 +21,6 @@ log = logging.getLogger("loraclr")
 IN_STATE, IN_LORA = 4, 1
 
 
-class DiskFullError(OSError):
-    """Too little space for what a training saves; the message says where and how much."""
-
-
 class Saves:
     """Writes what a training leaves behind.
 
@@ -46,7 +42,7 @@ class Saves:
         self.step = -1
 
     def check_space(self, learner: Learner) -> None:
-        """Raise DiskFullError where the files do not fit."""
+        """Raise OSError where the files do not fit."""
         size = sum(factor.nbytes for factor in learner.leaves())
         # A file is written beside the one that it replaces.
         needs = [(self.path.parent, IN_LORA * size * (2 + self.keep))]
@@ -56,7 +52,7 @@ class Saves:
             there = next(parent for parent in (folder, *folder.parents) if parent.exists())
             free = shutil.disk_usage(there).free
             if free < needed:
-                raise DiskFullError(
+                raise OSError(
                     f"{folder} has {free / 2**20:.0f} MiB free, and this training needs {needed / 2**20:.0f} MiB there for its"
                     " files: free some space, or lower rank or keep."
                 )

@@ -121,7 +121,7 @@ def _descend(model: ModelPatcher, clip: CLIP, layers: Layers, dataset: Dataset, 
     if descent.is_done():
         return
     with (
-        differentiable.gradients(changes_in_place(model.model), "steps", [model.model, clip.cond_stage_model]),
+        differentiable.gradients(changes_in_place(model.model), "", [model.model, clip.cond_stage_model]),
         torch.no_grad(),
     ):
         descent.progress("encoding captions", 0.0)
@@ -133,7 +133,7 @@ def _descend(model: ModelPatcher, clip: CLIP, layers: Layers, dataset: Dataset, 
             descent.run_on(loaded, dataset, conds)
 
         try:
-            with_model(model, layers, list(conds.values()), latent, sigmas, "steps", work)
+            with_model(model, layers, list(conds.values()), latent, sigmas, "", work)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise ValueError(
                 "The device's memory is too small to train at this size. Set checkpointing to on, lower resolution or rank,"

@@ -29,7 +29,7 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What the page is told, as JSON: the event “loraclr.train” with the node's id as `node` beside these fields."""
+    """What the page is told, as JSON: the event “loraclr.train”, with what nodes/page.py's `source` says beside these."""
 
     # Steps done, of `steps`.
     step: int

@@ -7,8 +7,8 @@ import pytest
 import torch
 from loraclr.loraclr_core.host.merge import cache as captures
 from loraclr.loraclr_core.host.merge import store as capture_store
-from node_tests.running import merge
 from pack import run
+from running import merge
 
 NONE = "0 model evaluations in this run (captured before)"
 ONE, TWO, THREE = (f"{2 * count} model evaluations in this run." for count in (1, 2, 3))  # of two steps each
@@ -156,7 +156,7 @@ def test_a_full_disk_does_not_cost_the_merge(demo, concepts, monkeypatch):
     def no_room(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(capture_store, "write", no_room)
+    monkeypatch.setattr(capture_store.content, "write", no_room)
     lora, report = on_disk(demo, concepts[:2])
     assert lora
     assert "could not be kept on disk: No space left on device" in report

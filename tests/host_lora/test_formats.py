@@ -18,7 +18,7 @@ from loraclr.loraclr_core.host.lora import file as lora_file
 from loraclr.loraclr_core.host.lora.adapters import Effect
 from loraclr.loraclr_core.host.lora.layers import dense
 from loraclr.loraclr_core.host.lora.match import AdapterError, MatchedLoRA, key_names, match_lora
-from node_tests.running import load, merge, save, weights, write_lora
+from running import load, merge, save, weights, write_lora
 from torch import Tensor
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from loraclr.loraclr_core.host.lora import file as lora_file
-from node_tests.running import load, merge, save, weights
+from running import load, merge, save, weights
 
 
 def stock_loaded(demo, lora_name: str):

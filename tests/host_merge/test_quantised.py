@@ -7,6 +7,8 @@ import nodes
 import pytest
 import quantised
 import torch
+from host_merge import test_architectures
+from host_merge.test_architectures import CONCEPTS, picture
 from host_sampler.sampling import assert_same, compose, sample
 from loraclr.loraclr_core.host import weights
 from loraclr.loraclr_core.host.lora import adapters
@@ -15,9 +17,7 @@ from loraclr.loraclr_core.host.merge import cache as captures
 from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge import store as capture_store
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
-from node_tests import test_architectures
-from node_tests.running import load, merge, save, write_lora
-from node_tests.test_architectures import CONCEPTS, picture
+from running import load, merge, save, write_lora
 
 # SDXL has convolutions, which only files of GGUF pack; Flux has blocks that add to their input in place.
 PATCHABLE = [("packed", "SDXL"), ("packed", "Flux"), ("host_fp8", "Flux")]

@@ -11,7 +11,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from loraclr.loraclr_core.host.lora import file
 from loraclr.loraclr_core.host.merge import cache as captures
 from loraclr.loraclr_core.host.merge import merge as merging
-from node_tests.running import load, merge, weights, write_lora
+from running import load, merge, weights, write_lora
 
 K = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from lora_files import StateDict
-from node_tests.running import save, weights
+from running import save, weights
 
 LINEAR = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
 PROCESSOR = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q"

@@ -7,7 +7,7 @@ import torch
 from loraclr.loraclr_core.host.merge import cache as captures
 from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge import report
-from node_tests.running import load, merge, save, write_lora
+from running import load, merge, save, write_lora
 
 BLOCK = "diffusion_model.middle_block.1.transformer_blocks.0"
 LAYERS = {f"{BLOCK}.attn1.to_q": (128, 128), f"{BLOCK}.attn2.to_k": (128, 32)}

@@ -7,7 +7,7 @@ from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge import report
 from loraclr.loraclr_core.host.merge.distillation import Agreement
 from loraclr.loraclr_core.host.merge.target import CaptureSettings
-from node_tests.running import merge
+from running import merge
 
 SETTINGS = merging.MergeSettings(capture=CaptureSettings(("{trigger}",), 1, 0, (4, 8, 8)), merge_text_encoder=False)
 

@@ -10,7 +10,7 @@ import nodes
 import pytest
 import torch
 from loraclr.loraclr_core.host.merge import cache as captures
-from node_tests.running import load, merge, write_lora
+from running import load, merge, write_lora
 
 COARSE = "Wan 2.2"  # 48 channels and frames; a cell of its latents is of 16×16 pixels
 LAYERS = {

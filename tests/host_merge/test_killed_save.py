@@ -8,7 +8,7 @@ import folder_paths
 import pytest
 import torch
 from loraclr.loraclr_core.host.lora import file as lora_file
-from node_tests.running import save
+from running import save
 
 TENSORS = {"a.lora_up.weight": torch.ones(1 << 25), "a.lora_down.weight": torch.ones(2, 4)}
 SIZE = sum(tensor.nbytes for tensor in TENSORS.values())

@@ -21,7 +21,7 @@ import lora_files
 import pytest
 import torch
 from loraclr.loraclr_core.host.merge import cache as captures
-from node_tests.running import load, merge, write_lora
+from running import load, merge, write_lora
 
 BLOCK = "diffusion_model.middle_block.1.transformer_blocks.0"
 LAYERS = {f"{BLOCK}.attn1.to_q": (128, 128), f"{BLOCK}.attn2.to_k": (128, 32)}

@@ -5,6 +5,7 @@ import comfy.sd
 import lora_files
 import pytest
 import torch
+from loraclr.loraclr_core.host import weights
 from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora.match import AdapterError, key_names, match_lora
 from loraclr.loraclr_core.lowrank import LowRank
@@ -54,7 +55,7 @@ def test_convolutions(demo, kind):
 
 def test_plain_loras_keep_their_rank_and_need_no_base_weight(demo, monkeypatch):
     """An fp8 or quantised base then serves as well as any."""
-    monkeypatch.setattr(adapters, "_base_weight", lambda *_: pytest.fail("the base weight was asked for"))
+    monkeypatch.setattr(weights, "dequantised", lambda *_: pytest.fail("the base weight was asked for"))
     shape = shape_of(demo.model, LINEAR_KEY)
     for kind in ("LoRA", "LoHa", "LoKr", "full"):
         assert effect_of(demo, lora_files.LINEAR[kind](name_of(LINEAR_KEY), shape)).merge

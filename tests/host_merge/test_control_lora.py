@@ -10,8 +10,7 @@ import pytest
 import torch
 from host_sampler.sampling import compose, encode, sample
 from lora_files import StateDict
-from loraclr.loraclr_core.host.lora.match import AdapterError
-from node_tests.running import load, merge, save, weights, write_lora
+from running import load, merge, save, weights, write_lora
 
 QKV, IMAGE_IN = "diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.img_in"
 
@@ -57,9 +56,9 @@ def two_concepts() -> list:
 def test_a_control_lora_as_a_concept_is_an_error_that_says_where_it_belongs(flux):
     chain = concepts(control())
     said = r"of control 0\.safetensors is no concept.*stock Load LoRA before this node"
-    with pytest.raises(AdapterError, match=said):
+    with pytest.raises(ValueError, match=said):
         merge(flux, chain)
-    with pytest.raises(AdapterError, match=said):
+    with pytest.raises(ValueError, match=said):
         load("of control 0.safetensors", "sks", model=flux.model)
 
 

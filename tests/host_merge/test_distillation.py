@@ -3,13 +3,13 @@
 import comfy.model_management
 import pytest
 import torch
+from host_merge import test_architectures
+from host_merge.test_architectures import PROMPT, SEED
 from loraclr.loraclr_core.host.merge import distillation, report
 from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge.merge import MergeSettings
 from loraclr.loraclr_core.host.merge.target import CaptureSettings
-from node_tests import test_architectures
-from node_tests.running import merge, weights
-from node_tests.test_architectures import PROMPT, SEED
+from running import merge, weights
 
 # Noise and flows, a pooled text, blocks that add to their input in place, latents with frames.
 UNLIKE_EACH_OTHER = ["SDXL", "Flux", "Wan"]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from host_sampler.sampling import clora, compose, concept, sample
-from node_tests.running import load, merge, write_lora
+from running import load, merge, write_lora
 
 STATE = {"lora_unet_a.lora_up.weight": torch.ones(4, 2), "lora_unet_a.lora_down.weight": torch.ones(2, 4)}
 CAT, DOG = "loraclr_random_cat.safetensors", "loraclr_random_dog.safetensors"
