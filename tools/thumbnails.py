@@ -70,6 +70,16 @@ def _compare(shot: Shot) -> Image.Image:
     return row
 
 
+def _train(shot: Shot) -> Image.Image:
+    trained, kept = (_labelled(shot(f"Picture: {name} 1"), name) for name in ("with trigger", "without trigger"))
+    return _captioned([[trained, kept]], "train a character")
+
+
+def _train_two(shot: Shot) -> Image.Image:
+    merged, composed = (_labelled(shot(f"Picture: {name} 1"), name) for name in ("merged", "sampler"))
+    return _captioned([[merged, composed]], "train 2, draw both")
+
+
 DRAWINGS = {
     workflows.TWO: _two,
     workflows.AREAS: _areas,
@@ -78,6 +88,8 @@ DRAWINGS = {
     workflows.MERGE: _merge,
     workflows.REUSE: _reuse,
     workflows.COMPARE: _compare,
+    workflows.TRAIN: _train,
+    workflows.TRAIN_TWO: _train_two,
 }
 
 
