@@ -62,7 +62,7 @@ class TrainView {
     const entry = document.createElement("span");
     entry.className = "loraclr-curve";
     entry.style.setProperty("--curve", css(colourOf(number)));
-    entry.title = `${title}: lower is nearer`;
+    entry.title = `${title}: lower is nearer; each curve to its own scale`;
     entry.textContent = `${name} ${smooth(this.newest[key]).findLast(Number.isFinite).toPrecision(2)}`;
     return entry;
   }

@@ -45,3 +45,7 @@ test("a concept's new name takes the old one's place in braces, and nowhere else
   assert.equal(renamed("a cat, {cat} and { cat }, {cat 2} and \\{cat\\}", "cat", "tom"), "a cat, {tom} and {tom}, {cat 2} and \\{cat\\}");
   assert.equal(renamed("{cat}", "cat", "$&"), "{$&}");
 });
+
+test("nothing is completed where the caret has left the brace", () => {
+  assert.equal(completed("a {c", 2, "cat"), null);
+});

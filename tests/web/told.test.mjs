@@ -65,3 +65,7 @@ test("what the server does not accept is said in a sentence for each input", () 
   ]);
   assert.deepEqual(refusals({ class_type: "KSampler", errors }), []);
 });
+
+test("a node without widgets has none that a sentence mentions", () => {
+  assert.equal(mentioned("steps is too large.", undefined), null);
+});

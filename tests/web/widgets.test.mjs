@@ -21,3 +21,11 @@ test("a node saves its values without the placed widgets, after what others have
   node.onSerialize(saved);
   assert.deepEqual(saved, { widgets_values: [1, 2], other: true });
 });
+
+test("values that another pack saves as an object stay as they are", () => {
+  const node = { widgets: [], onSerialize: (saved) => (saved.widgets_values = { seed: 1 }) };
+  place(node, {}, 0);
+  const saved = {};
+  node.onSerialize(saved);
+  assert.deepEqual(saved, { widgets_values: { seed: 1 } });
+});

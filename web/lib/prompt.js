@@ -40,9 +40,11 @@ export function offers(typed, names) {
   return names.filter((name) => name.toLowerCase().startsWith(wanted));
 }
 
-/** The prompt with the name at the caret completed, and where the caret goes. */
+/** The prompt with the name at the caret completed, and where the caret goes; null where no name is being typed. */
 export function completed(text, caret, name) {
-  const { start } = typing(text, caret);
+  const open = typing(text, caret);
+  if (!open) return null;
+  const { start } = open;
   const rest = text.slice(caret).replace(/^[^{}\s,.;:]*\}?/, "");
   return { text: `${text.slice(0, start)}${name}}${rest}`, caret: start + name.length + 1 };
 }

@@ -24,7 +24,7 @@ export function unsay(node, kind) {
   if (!line?.text) return;
   line.text = "";
   line.widget.hidden = true;
-  node.widgets.splice(node.widgets.indexOf(line.widget), 1);
+  node.widgets = node.widgets.filter((widget) => widget !== line.widget); // another extension may have taken it out
   resize(node, node.size[1] - line.grown);
 }
 

@@ -26,7 +26,7 @@ export function refusals({ class_type, errors }) {
 }
 
 /** The widget that a text mentions first by its name or label, or else by the file chosen in it; null where there is none. */
-export function mentioned(text, widgets) {
+export function mentioned(text, widgets = []) {
   const fields = widgets.filter((widget) => widget.serialize !== false);
   return first(text, fields, names) ?? first(text, fields, file);
 }

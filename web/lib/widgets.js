@@ -14,7 +14,7 @@ export function place(node, widget, index) {
   const serialized = node.onSerialize;
   node.onSerialize = function (saved) {
     serialized?.apply(this, arguments);
-    saved.widgets_values &&= withoutGaps(saved.widgets_values);
+    if (Array.isArray(saved.widgets_values)) saved.widgets_values = withoutGaps(saved.widgets_values); // some packs' is an object
   };
 }
 
