@@ -1,7 +1,7 @@
 /** Load Concept LoRA: its words come from the file, an empty field shows the word in effect, and prompts follow its name. */
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { CLORA, CONCEPT, conceptClassWord, conceptName, conceptNodes, isLinked, siblings, widgetOf } from "./lib/graph.js";
+import { chainedConcepts, CLORA, CONCEPT, conceptClassWord, conceptName, isLinked, siblings, widgetOf } from "./lib/graph.js";
 import { renamed } from "./lib/prompt.js";
 import { classWordIn, trainedWords } from "./lib/trained_words.js";
 import { showWhenEmpty, watch } from "./lib/widgets.js";
@@ -88,7 +88,7 @@ class ConceptWords {
 
   rename(before, after) {
     for (const node of this.node.graph?.nodes ?? []) {
-      if (node.comfyClass !== CLORA || isLinked(node, "prompt") || !conceptNodes(node).includes(this.node)) continue;
+      if (node.comfyClass !== CLORA || isLinked(node, "prompt") || !chainedConcepts(node).includes(this.node)) continue;
       const prompt = widgetOf(node, "prompt");
       prompt.value = renamed(prompt.value, before, after);
     }

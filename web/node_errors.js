@@ -1,7 +1,7 @@
 /** Shows the sentence of an error on the node that ended with it, below the field that it is about. */
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { nodeById, widgetOf } from "./lib/graph.js";
+import { nodeOfClass, widgetOf } from "./lib/graph.js";
 import { said, say, unsay } from "./lib/sentence.js";
 import { isOurs, mentioned, refusals, sentence } from "./lib/told.js";
 
@@ -16,8 +16,8 @@ function stateOf(node, widget) {
   return JSON.stringify([node.widgets.map(({ value }) => value), node.inputs.map(({ link }) => link)]);
 }
 
-function show(id, text, widget) {
-  const node = nodeById(app.rootGraph ?? app.graph, id);
+function show(id, comfyClass, text, widget) {
+  const node = nodeOfClass(app.rootGraph ?? app.graph, id, comfyClass);
   if (!node || said(node, "wire")) return; // the wire's own mark says it
   const below = widget(node);
   say(node, "error", text, below);
@@ -40,7 +40,8 @@ const hideAll = () => [...shown.keys()].forEach(hide);
 function showRefusals(errors) {
   for (const [id, node] of Object.entries(errors ?? {})) {
     const told = refusals(node);
-    if (told.length) show(id, told.map(({ text }) => text).join("\n"), (on) => widgetOf(on, told[0].input) ?? null);
+    const text = told.map((refusal) => refusal.text).join("\n");
+    if (told.length) show(id, node.class_type, text, (on) => widgetOf(on, told[0].input) ?? null);
   }
 }
 
@@ -57,7 +58,9 @@ app.registerExtension({
   setup() {
     api.addEventListener("execution_start", hideAll);
     api.addEventListener("execution_error", ({ detail }) => {
-      if (isOurs(detail)) show(detail.node_id, sentence(detail), (node) => mentioned(sentence(detail), node.widgets));
+      if (!isOurs(detail)) return;
+      const text = sentence(detail);
+      show(detail.node_id, detail.node_type, text, (node) => mentioned(text, node.widgets));
     });
     setInterval(watch, EVERY);
   },

@@ -1,6 +1,6 @@
 /** Help while typing CLoRA's prompts: `{` offers the connected concepts, and what does not fit them is said at once. */
 import { app } from "../../scripts/app.js";
-import { CLORA, conceptNames, widgetOf } from "./lib/graph.js";
+import { CLORA, conceptNames, isFollowed, widgetOf } from "./lib/graph.js";
 import { completed, negativeProblems, offers, problems, typing } from "./lib/prompt.js";
 import "./lib/style.js";
 
@@ -59,7 +59,9 @@ class Popup {
 
   /** Puts a name in at the caret, as if it had been typed. */
   take(name) {
-    const { text, caret } = completed(this.field.value, this.field.selectionStart, name);
+    const done = completed(this.field.value, this.field.selectionStart, name);
+    if (!done) return this.hide(); // the caret has moved away since
+    const { text, caret } = done;
     this.field.value = text;
     this.field.setSelectionRange(caret, caret);
     this.field.dispatchEvent(new Event("input", { bubbles: true }));
@@ -68,6 +70,10 @@ class Popup {
   /** Whether it used the key. */
   key(key) {
     if (!this.open || !this.names.length) return false;
+    if (!typing(this.field.value, this.field.selectionStart)) {
+      this.hide(); // the caret has moved away since
+      return false;
+    }
     const move = { ArrowDown: 1, ArrowUp: -1 }[key];
     if (move) {
       this.chosen = (this.chosen + move + this.names.length) % this.names.length;
@@ -106,7 +112,7 @@ function help(popup, field) {
   if (!node) return;
   const names = conceptNames(node);
   const at = widget.name === "prompt" && typing(field.value, field.selectionStart);
-  const found = PROBLEMS[widget.name](field.value, names);
+  const found = isFollowed(node) ? PROBLEMS[widget.name](field.value, names) : [];
   field.classList.toggle("loraclr-wrong", found.length > 0);
   field.title = found.join("\n");
   if (at) popup.show(field, offers(at.typed, names), []);
@@ -124,6 +130,7 @@ app.registerExtension({
     document.addEventListener(
       "keydown",
       (event) => {
+        if (event.isComposing) return; // the key belongs to the input method, such as a Chinese one
         if (event.target !== popup.field || !popup.key(event.key)) return;
         event.preventDefault();
         event.stopPropagation();

@@ -1,11 +1,23 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { allNodes, CONCEPT, conceptName, conceptNames, isOf, nodeById, siblings, TRAIN } from "../../web/lib/graph.js";
+import {
+  allNodes,
+  CONCEPT,
+  chainedConcepts,
+  conceptName,
+  conceptNames,
+  isFollowed,
+  isOf,
+  nodeById,
+  nodeOfClass,
+  siblings,
+  TRAIN,
+} from "../../web/lib/graph.js";
 
 /** A node as litegraph has them, as far as these functions look. */
 function node(values, from = null, type = CONCEPT) {
   const widgets = Object.entries(values).map(([name, value]) => ({ name, value }));
-  const inputs = [{ type: type === "Reroute" ? "*" : "LORACLR_CONCEPTS" }];
+  const inputs = [{ type: type === "Reroute" ? "*" : "LORACLR_CONCEPTS", link: from && 1 }];
   return { type, comfyClass: type, widgets, inputs, getInputNode: () => from };
 }
 
@@ -63,4 +75,36 @@ test("siblings are the other concepts of a concept's chains, before and after it
   assert.deepEqual(siblings(dog), [cat]);
   assert.deepEqual(siblings(stray), []);
   assert.deepEqual(siblings(node({})), []);
+});
+
+test("a bypassed concept takes no part, a muted one ends the chain, and prompts still follow their names", () => {
+  const cat = node({ name: "cat", lora_name: "cat.safetensors" });
+  const off = node({ name: "dog", lora_name: "dog.safetensors" }, cat);
+  const sampler = node({}, off, "LoRACLR_CLoRASampler");
+  const sent = { workflow: "a", made_of: { 1: { inputs: { lora_name: "cat.safetensors" } } } };
+  assert.ok(!isOf(sampler, sent, "a"));
+  off.mode = 4;
+  assert.deepEqual(conceptNames(sampler), ["cat"]);
+  assert.ok(isOf(sampler, sent, "a"), "the run never has the bypassed file");
+  off.mode = 2;
+  assert.deepEqual(conceptNames(sampler), []);
+  assert.deepEqual(chainedConcepts(sampler), [cat, off]);
+});
+
+test("a chain that leaves its graph is not followed", () => {
+  const sampler = (from) => node({}, from, "LoRACLR_CLoRASampler");
+  assert.ok(isFollowed(sampler(null)));
+  assert.ok(isFollowed(sampler(node({}, node({}, null, "Reroute")))));
+  const inside = sampler(null);
+  inside.inputs[0].link = 7; // the subgraph's own input: no node is there
+  assert.ok(!isFollowed(inside));
+  assert.ok(!isFollowed(sampler(node({}, null, "a subgraph's id"))));
+});
+
+test("an error's node is the one of its class", () => {
+  const sampler = { comfyClass: "KSampler" };
+  const root = { getNodeById: (id) => (id === 7 ? sampler : null) };
+  assert.equal(nodeOfClass(root, "7", "KSampler"), sampler);
+  assert.equal(nodeOfClass(root, "7", "LoRACLR_Merge"), null, "another workflow's");
+  assert.equal(nodeOfClass(root, "8", "KSampler"), null);
 });

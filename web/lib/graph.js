@@ -8,6 +8,7 @@ export const TRAIN = "LoRACLR_TrainConcept";
 
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 export const isLinked = (node, name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+const [MUTED, BYPASSED] = [2, 4]; // litegraph's modes
 const valueOf = (node, name) => String(widgetOf(node, name)?.value ?? "").trim();
 
 /** The node that a message of the server is about; its id there has the subgraphs on the way to it: "5:12". */
@@ -16,6 +17,12 @@ export function nodeById(rootGraph, id) {
   let graph = rootGraph;
   for (const part of path.slice(0, -1)) graph = graph?.getNodeById(Number(part))?.subgraph;
   return graph?.getNodeById(Number(path.at(-1))) ?? null;
+}
+
+/** The same where it is of this class: another workflow may have any node of that id. */
+export function nodeOfClass(rootGraph, id, comfyClass) {
+  const node = nodeById(rootGraph, id);
+  return node?.comfyClass === comfyClass ? node : null;
 }
 
 /** The nodes of a graph and of the subgraphs in it. */
@@ -28,15 +35,21 @@ export function conceptNames(node) {
   return conceptNodes(node).map(conceptName).filter(Boolean);
 }
 
-/** The nodes of the concepts chained into a node's input, in their order. */
+/** The nodes of the concepts that a run hands to a node's input, in their order. */
 export function conceptNodes(node) {
-  const concepts = [];
-  const seen = new Set();
-  for (let from = upstream(node); from && !seen.has(from); from = upstream(from)) {
-    seen.add(from);
-    if (from.comfyClass === CONCEPT || from.comfyClass === TRAIN) concepts.unshift(from);
-  }
-  return concepts;
+  const nodes = chain(node);
+  const active = nodes.slice(nodes.findLastIndex(({ mode }) => mode === MUTED) + 1); // a muted node hands nothing on
+  return active.filter((from) => isConcept(from) && from.mode !== BYPASSED);
+}
+
+/** The same with those that are muted or bypassed now. */
+export const chainedConcepts = (node) => chain(node).filter(isConcept);
+
+/** Whether all concepts of a node are in sight: its chain leaves neither its graph nor the nodes known here. */
+export function isFollowed(node) {
+  const nodes = chain(node);
+  const start = nodes[0] ?? node;
+  return nodes.every((from) => isConcept(from) || from.type === "Reroute") && start.inputs?.[slotOf(start)]?.link == null;
 }
 
 /**
@@ -52,7 +65,7 @@ export function isOf(node, sent, workflow) {
 
 /** The other concepts in the chains that a concept's node is in. */
 export function siblings(concept) {
-  const chains = (concept.graph?.nodes ?? []).map((node) => [...conceptNodes(node), node]);
+  const chains = (concept.graph?.nodes ?? []).map((node) => [...chainedConcepts(node), node]);
   const others = chains.filter((chain) => chain.includes(concept)).flat();
   return [...new Set(others)].filter((node) => node.comfyClass === CONCEPT && node !== concept);
 }
@@ -67,7 +80,20 @@ export function conceptClassWord(node) {
   return valueOf(node, "class_word") || classWord(valueOf(node, "trigger"));
 }
 
+const isConcept = ({ comfyClass }) => comfyClass === CONCEPT || comfyClass === TRAIN;
+
+/** The nodes chained into a node's input, in their order. */
+function chain(node) {
+  const nodes = [];
+  for (let from = upstream(node); from && !nodes.includes(from); from = upstream(from)) nodes.unshift(from);
+  return nodes;
+}
+
+function slotOf(node) {
+  return node.inputs?.findIndex((input) => input.type === "LORACLR_CONCEPTS" || node.type === "Reroute") ?? -1;
+}
+
 function upstream(node) {
-  const slot = node.inputs?.findIndex((input) => input.type === "LORACLR_CONCEPTS" || node.type === "Reroute") ?? -1;
+  const slot = slotOf(node);
   return slot < 0 ? null : node.getInputNode(slot);
 }
