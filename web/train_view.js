@@ -33,12 +33,14 @@ class TrainView {
   /** when: said of a frame that is not of the run going on. */
   show(frame, when = "") {
     this.root.classList.remove("loraclr-empty");
+    const pictures = JSON.stringify(frame.previews);
+    if (pictures !== this.pictures) this.find(".loraclr-previews").replaceChildren(...frame.previews.map(preview));
+    this.pictures = pictures; // they change less often than frames come
     this.newest = frame;
     this.say(when);
     const curves = CURVES.filter(({ key }) => frame[key].some(Number.isFinite));
     this.find(".loraclr-legend").replaceChildren(...curves.map((curve) => this.entry(curve, CURVES.indexOf(curve))));
     this.find("svg").replaceChildren(...curves.map((curve) => this.curve(curve, CURVES.indexOf(curve))));
-    this.find(".loraclr-previews").replaceChildren(...frame.previews.map(preview));
     this.find(".loraclr-step").textContent = `${frame.step} / ${frame.steps} steps`;
     const known = frame.step < frame.steps && frame.seconds_left !== null;
     this.find(".loraclr-left").textContent = known && !when ? `${duration(frame.seconds_left)} left` : "";

@@ -1,6 +1,7 @@
 /** Panels among a node's widgets, and what they showed last. */
 import { app } from "../../../scripts/app.js";
 import { nodeById } from "./graph.js";
+import { keep } from "./memory.js";
 import { sourceOf } from "./source.js";
 import "./style.js";
 import { place } from "./widgets.js";
@@ -32,7 +33,7 @@ const keyOf = (node, kind) => [kind, app.rootGraph?.id, node.graph?.id, node.id]
 /** For this tab only: a page that is loaded again shows what it showed. data.made_of: the prompt that led to it. */
 export function remember(node, kind, data) {
   try {
-    sessionStorage.setItem(keyOf(node, kind), JSON.stringify(data));
+    keep(sessionStorage, keyOf(node, kind), JSON.stringify(data));
   } catch {
     // Full or forbidden: then it is not remembered.
   }
@@ -43,6 +44,14 @@ export function remember(node, kind, data) {
  * what was made of other concepts stays hidden.
  */
 export async function recall(node, kind) {
+  try {
+    return await recalled(node, kind);
+  } catch {
+    return null; // Forbidden, or the page cannot make a prompt of this graph: then nothing is shown.
+  }
+}
+
+async function recalled(node, kind) {
   const text = sessionStorage.getItem(keyOf(node, kind));
   if (!text) return null;
   const data = JSON.parse(text);
