@@ -71,13 +71,16 @@ def _compare(shot: Shot) -> Image.Image:
 
 
 def _train(shot: Shot) -> Image.Image:
-    trained, kept = (_labelled(shot(f"Picture: {name} 1"), name) for name in ("with trigger", "without trigger"))
-    return _captioned([[trained, kept]], "train a character")
+    taught, plain = (
+        _labelled(shot("Picture: with trigger 1"), "with trigger"),
+        _labelled(shot("Picture: base 1"), "before"),
+    )
+    return _captioned([[plain, taught]], "train a character")
 
 
 def _train_two(shot: Shot) -> Image.Image:
-    merged, composed = (_labelled(shot(f"Picture: {name} 1"), name) for name in ("merged", "sampler"))
-    return _captioned([[merged, composed]], "train 2, draw both")
+    ways = [_labelled(shot(f"Picture: {way} 1"), way) for way in ("merged", "sampler")]
+    return _captioned([ways], "train 2, draw both")
 
 
 DRAWINGS = {

@@ -183,7 +183,7 @@ class Description:
 
     def train(self, height: int, subject: Subject, **chained: Output) -> Node:
         """Train a concept on a folder of pictures. chained: `concepts` before it."""
-        folder = self.add("LoadImageTextDataSetFromFolder", 120, {"folder": subject.folder}, "Pictures with captions")
+        folder = self.add("LoadImageTextDataSetFromFolder", 140, {"folder": subject.folder}, "Pictures with captions")
         values = {**self.patched, "vae": self.vae, "images": folder["images"], "captions": folder["texts"]}
         values |= {"trigger": subject.trigger, "class_word": subject.class_word, "name": f"loraclr/{subject.name}"}
         return self.add("LoRACLR_TrainConcept", height, {**values, **self.models.training, **chained})
@@ -192,7 +192,7 @@ class Description:
         """Score a training by its pictures, in a column of its own."""
         self.column(330)
         with self.group("Scores"):
-            encoder = self.add("CLIPVisionLoader", 100, {"clip_name": self.models.encoder})
+            encoder = self.add("CLIPVisionLoader", 120, {"clip_name": self.models.encoder})
             encoder.offer(self.models.encoder, self.models.encoder_url, "clip_vision")
             scores = self.add("LoRACLR_PreservationScores", 260, {"clip_vision": encoder["CLIP_VISION"], **images})
             self.add("PreviewAny", 500, {"source": scores["report"]}, "Report")
@@ -330,7 +330,6 @@ def merge(at: Description) -> None:
         values = {"lora": merged["lora"], "merge_info": merged["merge_info"]}
         values |= {"filename": "loraclr/merged", "if_exists": "overwrite"}
         at.add("LoRACLR_SaveMergedLoRA", 270, values)
-        at.add("PreviewAny", COLLAPSED, {"source": merged["report"]}, "Report")
     at.column(240)
     with at.group("Sampling"):
         prompts = at.prompts(160, merged["CLIP"], at.models.prompt(at.pair, by_trigger))
@@ -338,6 +337,8 @@ def merge(at: Description) -> None:
     at.column(235)
     with at.group("Picture"):
         at.save(400, image, "merged")
+    with at.group("Report"):
+        at.add("PreviewAny", 330, {"source": merged["report"]}, "Report")
 
 
 def reuse(at: Description) -> None:
@@ -423,7 +424,7 @@ def train(at: Description) -> None:
     with at.group("Sampling"):
         seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
         values = {"model": at.patched["model"], "lora": trained["lora"], "strength_model": 1.0}
-        taught = {**at.patched, "model": at.add("LoraModelLoader", 140, values)["model"]}
+        taught = {**at.patched, "model": at.add("LoraModelLoader", 170, values)["model"]}
 
         def pictures(title: str, patched: dict[str, Output], words: str) -> Output:
             return at.ordinary(seed, patched, f"a photo of a {words} {at.models.scene}", f"Prompt: {title}")
