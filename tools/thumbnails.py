@@ -70,19 +70,6 @@ def _compare(shot: Shot) -> Image.Image:
     return row
 
 
-def _train(shot: Shot) -> Image.Image:
-    taught, plain = (
-        _labelled(shot("Picture: with trigger 1"), "with trigger"),
-        _labelled(shot("Picture: base 1"), "before"),
-    )
-    return _captioned([[plain, taught]], "train a character")
-
-
-def _train_two(shot: Shot) -> Image.Image:
-    ways = [_labelled(shot(f"Picture: {way} 1"), way) for way in ("merged", "sampler")]
-    return _captioned([ways], "train 2, draw both")
-
-
 DRAWINGS = {
     workflows.TWO: _two,
     workflows.AREAS: _areas,
@@ -91,8 +78,6 @@ DRAWINGS = {
     workflows.MERGE: _merge,
     workflows.REUSE: _reuse,
     workflows.COMPARE: _compare,
-    workflows.TRAIN: _train,
-    workflows.TRAIN_TWO: _train_two,
 }
 
 

@@ -24,20 +24,16 @@ FOLDER = ROOT / "example_workflows"
 
 
 class Subject(NamedTuple):
-    """A concept LoRA: its name in prompts, its file, the phrase it was trained on, plain words for it, a folder of pictures."""
+    """A concept LoRA: its name in prompts, its file, the phrase it was trained on, plain words for it."""
 
     name: str
     file: str
     trigger: str
     class_word: str
-    folder: str = ""
 
 
 class Models(NamedTuple):
-    """What the workflows run on, and settings that fit it. urls: where the files can be had.
-
-    training: settings of a training that differ from the node's. encoder: a CLIP vision model, "" where there is none.
-    """
+    """What the workflows run on, and settings that fit it. url: where the checkpoint can be had."""
 
     checkpoint: str
     url: str
@@ -47,9 +43,6 @@ class Models(NamedTuple):
     steps: int
     capture_steps: int
     cfg: float
-    training: dict[str, Any]
-    encoder: str
-    encoder_url: str
 
     def prompt(self, subjects: Iterable[Subject], named: Callable[[Subject], str]) -> str:
         return f"a photo of {' and '.join(f'a {named(each)}' for each in subjects)} {self.scene}"
@@ -59,24 +52,21 @@ REAL = Models(
     "v1-5-pruned-emaonly-fp16.safetensors",
     "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
     (
-        Subject("cat", "my_cat_lora.safetensors", "sks cat", "cat", "my_cat"),
-        Subject("dog", "my_dog_lora.safetensors", "zwx dog", "dog", "my_dog"),
+        Subject("cat", "my_cat_lora.safetensors", "sks cat", "cat"),
+        Subject("dog", "my_dog_lora.safetensors", "zwx dog", "dog"),
     ),
     "in a park",
     512,
     30,
     20,
     7.0,
-    {},
-    "sigclip_vision_patch14_384.safetensors",
-    "https://huggingface.co/Comfy-Org/sigclip_vision_384/resolve/main/sigclip_vision_patch14_384.safetensors",
 )
 DEMO = Models(
     "loraclr_demo.safetensors",
     "",
     (
-        Subject("ball", "loraclr_demo_ball.safetensors", "sks ball", "ball", "loraclr_demo_ball"),
-        Subject("box", "loraclr_demo_box.safetensors", "zwx box", "box", "loraclr_demo_box"),
+        Subject("ball", "loraclr_demo_ball.safetensors", "sks ball", "ball"),
+        Subject("box", "loraclr_demo_box.safetensors", "zwx box", "box"),
         Subject("cross", "loraclr_demo_cross.safetensors", "ohwx cross", "cross"),
     ),
     "on grass",
@@ -84,12 +74,8 @@ DEMO = Models(
     20,
     8,
     4.0,
-    {"steps": 100, "learning_rate": 2e-3, "batch": 4},
-    "",
-    "",
 )
 
-BATCH = 4  # pictures of a training to compare
 MODELS_HINT = "Red means missing: choose your own SD1.5 model and LoRAs"
 
 
@@ -180,22 +166,6 @@ class Description:
             "capture_steps": self.models.capture_steps,
         }
         return self.add("LoRACLR_Merge", height, values)
-
-    def train(self, height: int, subject: Subject, **chained: Output) -> Node:
-        """Train a concept on a folder of pictures. chained: `concepts` before it."""
-        folder = self.add("LoadImageTextDataSetFromFolder", 140, {"folder": subject.folder}, "Pictures with captions")
-        values = {**self.patched, "vae": self.vae, "images": folder["images"], "captions": folder["texts"]}
-        values |= {"trigger": subject.trigger, "class_word": subject.class_word, "name": f"loraclr/{subject.name}"}
-        return self.add("LoRACLR_TrainConcept", height, {**values, **self.models.training, **chained})
-
-    def scores(self, images: dict[str, Output]) -> None:
-        """Score a training by its pictures, in a column of its own."""
-        self.column(330)
-        with self.group("Scores"):
-            encoder = self.add("CLIPVisionLoader", 120, {"clip_name": self.models.encoder})
-            encoder.offer(self.models.encoder, self.models.encoder_url, "clip_vision")
-            scores = self.add("LoRACLR_PreservationScores", 260, {"clip_vision": encoder["CLIP_VISION"], **images})
-            self.add("PreviewAny", 500, {"source": scores["report"]}, "Report")
 
     def clora(self, height: int, concepts: Output) -> dict[str, Output]:
         """Return what a sampler node takes of CLoRA."""
@@ -399,78 +369,6 @@ def compare(at: Description) -> None:
             at.save(345, image, title, f"Picture: {title}")
 
 
-FOLDER_OF_PICTURES = (
-    "Put ten to twenty pictures and their captions (01.png, 01.txt) into a **folder** of ComfyUI’s input folder"
-)
-RARE_WORD = "Write the **trigger**, a rare word and the class, and the **class word** alone"
-
-
-def train(at: Description) -> None:
-    at.column(300)
-    at.note(
-        445,
-        "Trains a LoRA of one character, and leaves the rest of the model as it is",
-        FOLDER_OF_PICTURES,
-        RARE_WORD,
-        "Run. You may cancel: run again to go on",
-    )
-    at.model(BATCH)
-    at.column(390)
-    (subject, *_) = at.pair
-    with at.group("Training"):
-        trained = at.train(740, subject)
-        at.add("LossGraphNode", COLLAPSED, {"loss": trained["loss_map"]}, "Loss")
-    at.column(270)
-    with at.group("Sampling"):
-        seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
-        values = {"model": at.patched["model"], "lora": trained["lora"], "strength_model": 1.0}
-        taught = {**at.patched, "model": at.add("LoraModelLoader", 170, values)["model"]}
-
-        def pictures(title: str, patched: dict[str, Output], words: str) -> Output:
-            return at.ordinary(seed, patched, f"a photo of a {words} {at.models.scene}", f"Prompt: {title}")
-
-        images = {
-            "with_trigger": pictures("with trigger", taught, subject.trigger),
-            "without_trigger": pictures("without trigger", taught, subject.class_word),
-            "base": pictures("before training", at.patched, subject.class_word),
-        }
-    at.column(250)
-    with at.group("Pictures"):
-        for name, image in images.items():
-            at.save(345, image, name, f"Picture: {name.replace('_', ' ')}")
-    if at.models.encoder:
-        at.scores(images | {"references": trained.inputs["images"]})
-
-
-def train_two(at: Description) -> None:
-    at.column(300)
-    at.note(
-        445,
-        "Trains two characters, then draws both: merged, and by the sampler",
-        FOLDER_OF_PICTURES,
-        RARE_WORD,
-        "Run. You may cancel: run again to go on",
-    )
-    at.model()
-    chained: dict[str, Output] = {}
-    for subject in at.pair:
-        at.column(300)
-        with at.group(f"Training: {subject.name}"):
-            chained = {"concepts": at.train(740, subject, **chained)["concepts"]}
-    at.column(330)
-    seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
-    with at.group("Merged"):
-        merged = at.merge(COLLAPSED, chained["concepts"])
-        text = at.models.prompt(at.pair, by_trigger)
-        merged = at.ordinary(seed, {"model": merged["MODEL"], "clip": merged["CLIP"]}, text)
-    with at.group("By the sampler"):
-        _, composed = at.sampled(COLLAPSED, seed, at.clora(600, chained["concepts"]))
-    at.column(250)
-    with at.group("Pictures"):
-        for title, image in (("merged", merged), ("sampler", composed)):
-            at.save(400, image, f"trained_{title}", f"Picture: {title}")
-
-
 # What the template browser calls them, in the order that teaches.
 TWO = "1 two characters in one picture"
 AREAS = "2 characters in areas you choose"
@@ -479,8 +377,6 @@ MAPS = "4 see where each character is drawn"
 MERGE = "5 merge characters into one LoRA"
 REUSE = "6 use the merged LoRA"
 COMPARE = "7 compare three ways"
-TRAIN = "8 train a character"
-TRAIN_TWO = "9 train two characters and draw both"
 WORKFLOWS = {
     TWO: two_characters,
     AREAS: areas,
@@ -489,8 +385,6 @@ WORKFLOWS = {
     MERGE: merge,
     REUSE: reuse,
     COMPARE: compare,
-    TRAIN: train,
-    TRAIN_TWO: train_two,
 }
 BLUEPRINT = "Two concepts with CLoRA"
 

@@ -41,7 +41,7 @@ def load_training(page) -> None:
     demo = workflows.DEMO
     subject = demo.subjects[0]
     loaded = graph.add("CheckpointLoaderSimple", (0, 0, 300, 100), {"ckpt_name": demo.checkpoint})
-    folder = graph.add("LoadImageTextDataSetFromFolder", (0, 200, 300, 100), {"folder": subject.folder})
+    folder = graph.add("LoadImageTextDataSetFromFolder", (0, 200, 300, 100), {"folder": "loraclr_demo_ball"})
     values = {"model": loaded["MODEL"], "clip": loaded["CLIP"], "vae": loaded["VAE"]}
     values |= {"images": folder["images"], "captions": folder["texts"], "trigger": subject.trigger}
     graph.add(TRAIN, (400, 0, 390, 740), {**values, "class_word": subject.class_word, "preview_every": 0})
