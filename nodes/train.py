@@ -290,6 +290,7 @@ class TrainConceptLoRA(io.ComfyNode):
             description="Trains a LoRA of one concept from a few pictures and holds the model in place on everything"
             " else, as in CAT (arXiv 2404.07554). Such LoRAs can be merged and composed with others.",
             search_aliases=["train lora", "cat", "dreambooth", "fine-tune", "loraclr"],
+            is_experimental=True,  # its defaults may change until they are measured on more concepts
             is_input_list=True,
             is_output_node=True,
             inputs=_inputs(),
