@@ -6,7 +6,7 @@ import workflows
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 384  # pixels, of a square
-CAPTION, LABEL = 34, 24  # font sizes: the browser shows a thumbnail at two thirds of its size, or less
+CAPTION, LABEL = 34, 48  # font sizes: the browser shows a thumbnail at two thirds of its size, or less
 BAND = 56  # height of a caption
 DARK, LIGHT = (24, 26, 30), (245, 245, 240)
 BLUE, ORANGE, GREEN = (0, 114, 178), (230, 159, 0), (0, 158, 115)  # apart for colour-blind readers, too
@@ -26,8 +26,8 @@ def _areas(shot: Shot) -> Image.Image:
     picture = shot("Picture 1").resize((SIDE, SIDE))
     for left, colour in ((0, BLUE), (SIDE // 2, ORANGE)):
         half = (left, 0, left + SIDE // 2, SIDE)
-        picture.paste(Image.blend(picture.crop(half), Image.new("RGB", (SIDE // 2, SIDE), colour), 0.35), half)
-        ImageDraw.Draw(picture).rectangle((left + 4, 4, left + SIDE // 2 - 5, SIDE - BAND - 5), outline=LIGHT, width=4)
+        picture.paste(Image.blend(picture.crop(half), Image.new("RGB", (SIDE // 2, SIDE), colour), 0.2), half)
+        ImageDraw.Draw(picture).rectangle((left + 4, 4, left + SIDE // 2 - 5, SIDE - 5), outline=LIGHT, width=4)
     return _captioned([[picture]], "each in its area")
 
 
@@ -42,21 +42,21 @@ def _maps(shot: Shot) -> Image.Image:
 
 
 def _merge(shot: Shot) -> Image.Image:
-    picture = Image.new("RGB", (SIDE, SIDE), DARK)
-    for top, colour in ((34, BLUE), (124, ORANGE), (214, GREEN)):
+    picture = Image.new("RGB", (SIDE, SIDE - BAND), DARK)
+    for top, colour in ((42, BLUE), (132, ORANGE), (222, GREEN)):
         _file(picture, (24, top), "LoRA", colour)
-        ImageDraw.Draw(picture).line((150, top + 32, 214, 156), fill=LIGHT, width=6)
-    ImageDraw.Draw(picture).polygon([(236, 156), (210, 140), (210, 172)], fill=LIGHT)
-    _file(picture, (244, 124), "1 LoRA", (150, 90, 140))
+        ImageDraw.Draw(picture).line((150, top + 32, 214, 164), fill=LIGHT, width=6)
+    ImageDraw.Draw(picture).polygon([(236, 164), (210, 148), (210, 180)], fill=LIGHT)
+    _file(picture, (244, 132), "1 LoRA", (150, 90, 140))
     return _captioned([[picture]], "3 LoRAs become 1")
 
 
 def _reuse(shot: Shot) -> Image.Image:
-    picture = Image.new("RGB", (SIDE, SIDE), DARK)
-    _file(picture, (14, 124), "1 LoRA", (150, 90, 140))
-    ImageDraw.Draw(picture).line((136, 156, 166, 156), fill=LIGHT, width=6)
-    ImageDraw.Draw(picture).polygon([(184, 156), (160, 140), (160, 172)], fill=LIGHT)
-    picture.paste(shot("Picture 1").resize((188, 188)), (190, 62))
+    picture = Image.new("RGB", (SIDE, SIDE - BAND), DARK)
+    _file(picture, (14, 132), "1 LoRA", (150, 90, 140))
+    ImageDraw.Draw(picture).line((138, 164, 166, 164), fill=LIGHT, width=6)
+    ImageDraw.Draw(picture).polygon([(186, 164), (162, 148), (162, 180)], fill=LIGHT)
+    picture.paste(shot("Picture 1").resize((188, 188)), (190, 70))
     return _captioned([[picture]], "use the merged LoRA")
 
 
@@ -82,21 +82,19 @@ DRAWINGS = {
 
 
 def _captioned(rows: list[list[Image.Image]], caption: str, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
-    """Return pictures in rows above a caption; what does not fit their cells is cut off."""
+    """Return pictures in rows above a caption, each as large as its cell allows."""
     width, height = size
     result = Image.new("RGB", size, DARK)
     cell_height = (height - BAND) // len(rows)
     for row, pictures in enumerate(rows):
         cell_width = width // len(pictures)
         for column, picture in enumerate(pictures):
-            scale = max(cell_width / picture.width, cell_height / picture.height)
+            scale = min(cell_width / picture.width, cell_height / picture.height)
             scaled = picture.resize(
                 (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
             )
-            left = (scaled.width - cell_width) // 2
-            # The bottom is kept: there the demo's subjects stand.
-            cut = scaled.crop((left, scaled.height - cell_height, left + cell_width, scaled.height))
-            result.paste(cut, (column * cell_width, row * cell_height))
+            left = column * cell_width + (cell_width - scaled.width) // 2
+            result.paste(scaled, (left, row * cell_height + (cell_height - scaled.height) // 2))
     _write(result, caption, (width / 2, height - BAND / 2), CAPTION)
     return result
 
