@@ -196,12 +196,12 @@ class TestSavingOnTheWay:
 
 def test_killed_while_training_it_goes_on_from_the_last_save(models, loras_folder, user_folder):
     """SIGKILL after the save of step 4: no half file anywhere, and what is there is whole."""
-    folder = loras_folder / "killed"
+    folder = loras_folder / "killed_training"
 
     def work() -> None:
         torch.set_num_threads(1)
         with torch.inference_mode():
-            train(models, IMAGES, steps=1000, name="killed/cat", save_every=4, **SETTINGS)
+            train(models, IMAGES, steps=1000, name="killed_training/cat", save_every=4, **SETTINGS)
 
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
@@ -215,7 +215,9 @@ def test_killed_while_training_it_goes_on_from_the_last_save(models, loras_folde
     for path in [*folder.glob("*.safetensors"), *user_folder.rglob("*.safetensors")]:
         with safetensors.safe_open(path, framework="pt") as file:
             assert file.metadata()
-    went_on = train(models, IMAGES, steps=9, name="killed/cat", **SETTINGS)
+    went_on = train(models, IMAGES, steps=9, name="killed_training/cat", **SETTINGS)
     assert "Went on from step" in went_on.report
-    assert same(went_on.lora, train(models, IMAGES, steps=9, name="killed/dog", if_there="anew", **SETTINGS).lora)
-    assert [name for name in folder_paths.get_filename_list("loras") if name.startswith("killed/.")] == []
+    assert same(
+        went_on.lora, train(models, IMAGES, steps=9, name="killed_training/dog", if_there="anew", **SETTINGS).lora
+    )
+    assert [name for name in folder_paths.get_filename_list("loras") if name.startswith("killed_training/.")] == []

@@ -85,6 +85,6 @@ def test_a_training_is_cancelled_and_goes_on(page):
     expect(view.locator(".loraclr-when")).to_have_text("cancelled: run again to go on")
     ended, later = run(page, steps[-1] + 3)
     assert ended == "execution_success"
-    assert later[0] >= steps[-1] > 0
+    assert later[0] >= steps[-1]
     expect(view.locator(".loraclr-step")).to_have_text(f"{steps[-1] + 3} / {steps[-1] + 3} steps")
     page.shot("trained", of=TRAIN)
