@@ -150,7 +150,7 @@ def _advanced_inputs() -> list[io.Input]:
             min=1,
             max=16,
             advanced=True,
-            tooltip="Preserves in every step (1), every second step (2), and so on. 2 takes about 30 % less time than 1.",
+            tooltip="Preserves in every step (1), every second step (2), and so on. 2 takes less time than 1.",
         ),
         io.Float.Input(
             "outside",
@@ -226,8 +226,8 @@ def _advanced_inputs() -> list[io.Input]:
             options=list(CHECKPOINTING),
             default=RunSettings.checkpointing,
             advanced=True,
-            tooltip="Recomputes activations in the backward pass instead of storing them: much less memory, about 30 % more"
-            " time. automatic: only once memory runs out.",
+            tooltip="Recomputes activations in the backward pass instead of storing them: less memory, more time."
+            " automatic: only once memory runs out.",
         ),
         io.Int.Input(
             "save_every",
@@ -287,8 +287,8 @@ class TrainConceptLoRA(io.ComfyNode):
             node_id="LoRACLR_TrainConcept",
             display_name="Train Concept LoRA",
             category=CATEGORY,
-            description="Trains a LoRA of one concept from a few pictures and holds the model in place on everything"
-            " else, as in CAT (arXiv 2404.07554). Such LoRAs can be merged and composed with others.",
+            description="Trains a LoRA of one concept from a few pictures, and keeps the model's output unchanged on"
+            " prompts without the trigger, as in CAT (arXiv 2404.07554).",
             search_aliases=["train lora", "cat", "dreambooth", "fine-tune", "loraclr"],
             is_experimental=True,  # its defaults may change until they are measured on more concepts
             is_input_list=True,

@@ -109,12 +109,12 @@ class Description:
         self.graph.note("What to change first", text, self.columns.place(height))
         self.columns.top += GAP
 
-    def model(self, pictures: int = 1) -> None:
-        """Load the checkpoint, and add the empty pictures that are sampled."""
+    def model(self) -> None:
+        """Load the checkpoint, and add the empty picture that is sampled."""
         models = self.models
         with self.group("Model"):
             loaded = self.add("CheckpointLoaderSimple", 156, {"ckpt_name": models.checkpoint})
-            size = {"width": models.side, "height": models.side, "batch_size": pictures}
+            size = {"width": models.side, "height": models.side}
             self.latent = self.add("EmptyLatentImage", 160, size)["LATENT"]
         if models.url:
             loaded.offer(models.checkpoint, models.url, "checkpoints")
@@ -133,11 +133,9 @@ class Description:
                 chained = {"concepts": concept["concepts"]}
         return chained["concepts"]
 
-    def prompts(
-        self, height: int, clip: Output, text: str | Output, title: str = "Prompt: the triggers"
-    ) -> dict[str, Output]:
+    def prompts(self, height: int, clip: Output, text: str | Output) -> dict[str, Output]:
         """Add the prompt of an ordinary model and an empty negative one."""
-        positive = self.add("CLIPTextEncode", height, {"text": text, "clip": clip}, title)
+        positive = self.add("CLIPTextEncode", height, {"text": text, "clip": clip}, "Prompt: the triggers")
         negative = self.add("CLIPTextEncode", COLLAPSED, {"text": "", "clip": clip}, "Negative prompt")
         return {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
 
@@ -148,11 +146,9 @@ class Description:
         decoded = self.add("VAEDecode", COLLAPSED, {"samples": sampled["LATENT"], "vae": self.vae})
         return sampled["LATENT"], decoded["IMAGE"]
 
-    def ordinary(
-        self, seed: Output, patched: dict[str, Output], prompt: str | Output, title: str = "Prompt: the triggers"
-    ) -> Output:
+    def ordinary(self, seed: Output, patched: dict[str, Output], prompt: Output) -> Output:
         """Sample an ordinary model, all out of sight; return the picture. patched: its model and clip."""
-        prompts = self.prompts(COLLAPSED, patched["clip"], prompt, title)
+        prompts = self.prompts(COLLAPSED, patched["clip"], prompt)
         return self.sampled(COLLAPSED, seed, {"model": patched["model"], **prompts})[1]
 
     def save(self, height: int, images: Output, prefix: str, title: str = "Picture") -> None:

@@ -8,6 +8,7 @@ import { showWhenEmpty, watch } from "./lib/widgets.js";
 import { classWord, unlike } from "./lib/words.js";
 
 const WORDS = ["trigger", "class_word", "name"];
+const FILLED = "loraclr_words_of_the_file";
 
 /** The metadata of a LoRA file, from the host; empty where it has none. */
 async function metadataOf(file) {
@@ -48,7 +49,8 @@ class ConceptWords {
     const { value, options } = widgetOf(this.node, "lora_name");
     const files = typeof options.values === "function" ? options.values() : options.values;
     this.absent = files && !files.includes(value) ? value : null;
-    this.filled = {}; // words of a file, which another file's may replace; all others are the user's
+    // Words of a file, which another file's may replace; all others are the user's. Saved with the node.
+    this.filled = { ...this.node.properties?.[FILLED] };
     if (this.absent) for (const name of WORDS) this.filled[name] = this.widgets[name].value;
     this.name = conceptName(this.node); // as prompts have it
     this.shown = this.hintTexts();
@@ -71,6 +73,7 @@ class ConceptWords {
     const widget = this.widgets[name];
     if (widget.value && widget.value !== this.filled[name]) return;
     this.filled[name] = widget.value = value;
+    this.node.setProperty(FILLED, { ...this.filled });
   }
 
   /** Renames the concept in the prompts that name it, and shows the words in effect. */

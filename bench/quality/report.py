@@ -147,9 +147,14 @@ def find_picture(world: World, row: str, column: str) -> Image.Image:
 
 def replace_tables(text: str) -> str:
     """Return the page's text with the tables between its marks written anew."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{format_tables()}\n\n{END}{after}"
+    return replace_between(text, BEGIN, END, format_tables())
+
+
+def replace_between(text: str, begin: str, end: str, tables: str) -> str:
+    """Return a text with what stands between two marks replaced."""
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
 
 
 def show() -> None:

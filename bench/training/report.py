@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from quality.comparisons import RIGHT, Difference
-from quality.report import PAGE
+from quality.report import PAGE, replace_between
 
 from .scoring import METHODS, PAIRS, is_current, read
 from .ways import TRAINED, WAYS
@@ -96,14 +96,8 @@ def format_table() -> str:
     return "\n".join(lines)
 
 
-def replace_table(text: str) -> str:
-    """Return the page's text with the table between its marks written anew."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{format_table()}\n\n{END}{after}"
-
-
 def show() -> None:
     """Write the table into docs/quality.md and print it."""
-    PAGE.write_text(replace_table(PAGE.read_text("utf-8")), "utf-8")
-    print(format_table())
+    table = format_table()
+    PAGE.write_text(replace_between(PAGE.read_text("utf-8"), BEGIN, END, table), "utf-8")
+    print(table)

@@ -16,7 +16,8 @@ def gradients(in_place: bool, setting: str, models: Iterable[nn.Module] = ()) ->
     """Turn autograd on, and leave the inference mode in which the executor runs nodes.
 
     in_place: for models that add to their activations in place; autograd then saves copies of the changed tensors, at a
-    cost. setting: the node's setting that at 0 needs no gradients, "" where there is none. models: further models whose weights ComfyUI may
+    cost. setting: the node's setting that at 0 needs no gradients, "" where there is none. models: further models whose
+    weights ComfyUI may
     move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's tensors cannot be
     differentiated.
     """

@@ -67,9 +67,11 @@ def test_too_little_memory_is_met_by_checkpointing_once(models, monkeypatch):
 
 def test_an_empty_mask_counts_as_none(models):
     masks = [torch.zeros(1, 64, 96), torch.ones(1, 64, 96)]
-    losses = train(models, [picture(1), picture(2)], masks=masks, batch=2, steps=3).loss_map
+    losses = train(models, [picture(1), picture(2)], masks=masks, outside=0.5, batch=2, steps=3).loss_map
     assert len(losses["outside"]) == 3
-    without = train(models, [picture(1), picture(2)], masks=[torch.zeros(2, 64, 96)], batch=2, steps=3).loss_map
+    without = train(
+        models, [picture(1), picture(2)], masks=[torch.zeros(2, 64, 96)], outside=0.5, batch=2, steps=3
+    ).loss_map
     assert without["outside"] == []
 
 

@@ -137,7 +137,7 @@ def test_what_the_server_refuses_is_said_too(page):
     expect(lines.filter(has_text="captures is “nowhere”: choose")).to_be_visible()
     page.shot("refused")
     page.center(CONCEPT)
-    expect(lines.filter(has_text="lora_name: “gone.safetensors” is not there")).to_be_visible()
+    expect(lines.filter(has_text="lora_name: “gone.safetensors” was not found")).to_be_visible()
 
 
 def test_an_error_inside_a_subgraph_is_said_outside_too(page):

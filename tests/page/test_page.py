@@ -193,6 +193,18 @@ def test_choosing_a_file_fills_in_its_words(page):
     assert page.node(CONCEPT, values) == ["my own", "ball"]
 
 
+def test_words_of_a_file_give_way_to_another_s_after_a_reload(page):
+    """They would stay, silently, and the other LoRA would be prompted by them."""
+    page.load(EMPTY)
+    page.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", CONCEPT)
+    choose = "(node, file) => { const w = node.widgets[0]; w.value = file; return w.callback(file); }"
+    values = "(node) => node.widgets.slice(1, 3).map((widget) => widget.value)"
+    page.node(CONCEPT, choose, "loraclr_demo_ball.safetensors")
+    page.load(page.page.evaluate("() => app.graph.serialize()"))
+    page.node(CONCEPT, choose, "loraclr_demo_kite.safetensors")
+    assert page.node(CONCEPT, values) == ["qvk kite", "kite"]
+
+
 def test_undo_copy_and_paste(page):
     workflow = page.load_demo(workflows.TWO)
     page.center(CLORA)

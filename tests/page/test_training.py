@@ -21,12 +21,13 @@ FRAME = {
         {"prompt": "photo of a ball", "with_trigger": False, "picture": PREVIEW, "step": 40},
     ],
 }
-# Set the training's steps, and run until the end or, with `stop`, until the first frame; the frames' steps are kept.
-RUN = """([steps, stop]) => {
+# Set the training's steps, and run until the end or, with `stop`, until a frame after the step `stop`; the frames' steps are kept.
+RUN = """([steps, ifThere, stop]) => {
     const widgets = app.graph.nodes.flatMap((node) => node.widgets ?? []);
     widgets.find((widget) => widget.name === 'steps').value = steps;
+    widgets.find((widget) => widget.name === 'if_there').value = ifThere;
     window.steps = [];
-    const note = ({ detail }) => { window.steps.push(detail.step); if (stop) app.api.interrupt(null); };
+    const note = ({ detail }) => { window.steps.push(detail.step); if (detail.step >= stop) app.api.interrupt(null); };
     app.api.addEventListener('loraclr.train', note);
     window.ended = new Promise((resolve) => {
         for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
@@ -50,9 +51,9 @@ def load_training(page) -> None:
     page.center(TRAIN)
 
 
-def run(page, steps: int, stop: bool = False) -> tuple[str, list[int]]:
+def run(page, steps: int, if_there: str, stop: int = 10**6) -> tuple[str, list[int]]:
     """How a training ended, and the steps that frames came after."""
-    page.page.evaluate(RUN, [steps, stop])
+    page.page.evaluate(RUN, [steps, if_there, stop])
     page.page.get_by_test_id("queue-button").click()
     return page.page.evaluate("async () => [await window.ended, window.steps]")
 
@@ -79,12 +80,13 @@ def test_a_frame_shows_curves_previews_and_the_time_left(page):
 def test_a_training_is_cancelled_and_goes_on(page):
     load_training(page)
     view = page.page.locator(".loraclr-train")
-    ended, steps = run(page, 1000, stop=True)
+    ended, steps = run(page, 1000, "anew", stop=2)
     assert ended == "execution_interrupted"
-    assert steps[-1] < 1000
+    assert steps[0] == 0
+    assert 2 <= steps[-1] < 1000
     expect(view.locator(".loraclr-when")).to_have_text("cancelled: run again to go on")
-    ended, later = run(page, steps[-1] + 3)
+    ended, later = run(page, steps[-1] + 3, "go on")
     assert ended == "execution_success"
-    assert later[0] >= steps[-1]
+    assert later[0] >= steps[-1]  # a training that began anew would send step 0
     expect(view.locator(".loraclr-step")).to_have_text(f"{steps[-1] + 3} / {steps[-1] + 3} steps")
     page.shot("trained", of=TRAIN)

@@ -59,7 +59,7 @@ test("what the server does not accept is said in a sentence for each input", () 
   ];
   assert.deepEqual(refusals({ class_type: "LoRACLR_Merge", errors }), [
     { input: "clip", text: "clip is not connected." },
-    { input: "lora_name", text: "lora_name: “a” is not there. Choose another." },
+    { input: "lora_name", text: "lora_name: “a” was not found. Choose another." },
     { input: "captures", text: "captures is “x”: choose one." },
     { input: "", text: "Odd: thing" },
   ]);

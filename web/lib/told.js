@@ -19,7 +19,7 @@ export function refusals({ class_type, errors }) {
     const input = extra_info?.input_name ?? "";
     if (type === "required_input_missing") return { input, text: `${input} is not connected.` };
     if (type === "value_not_in_list")
-      return { input, text: `${input}: “${extra_info.received_value}” is not there. Choose another.` };
+      return { input, text: `${input}: “${extra_info.received_value}” was not found. Choose another.` };
     if (type === "custom_validation_failed") return { input, text: details.replace(`${input} - `, "") };
     return { input, text: `${message}: ${details}` };
   });

@@ -75,13 +75,15 @@ def check(given: Given, settings: TrainSettings) -> Sources:
         raise DataError("No images: connect pictures of the concept to images, such as a Load Image.")
     if masks and len(masks) != len(pictures):
         raise DataError(f"There are {len(pictures)} images and {len(masks)} masks: connect one mask for each image.")
+    if given.other_captions and not others:
+        raise DataError("other_captions is connected, but others is not: connect the pictures that they describe.")
     if len(given.other_captions) not in (1, len(others)) and others:
         raise DataError(
             f"There are {len(others)} pictures of others and {len(given.other_captions)} captions for them: connect one"
             " caption for each, which says what it shows, or one for all."
         )
-    for what, found in (("image", pictures), ("picture of others", others)):
-        for number, picture in enumerate(found):
+    for what, group in (("image", pictures), ("picture of others", others)):
+        for number, picture in enumerate(group):
             _check_size(what, number, picture)
     other_captions = given.other_captions * (len(others) if len(given.other_captions) == 1 else 1)
     for caption in other_captions:

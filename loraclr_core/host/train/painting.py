@@ -1,4 +1,4 @@
-"""Pictures by the model while a LoRA is trained: small previews, and the base's own pictures of its class and others."""
+"""Small pictures by the model while a LoRA is trained."""
 
 import torch
 from torch import Tensor

@@ -6,7 +6,7 @@ from . import output
 from .settings import TrainSettings
 from .train import Trained
 
-NAMES = {"concept": "the concept", "preservation": "preservation", "outside": "outside of the masks"}
+NAMES = {"concept": "the concept", "preservation": "preservation", "outside": "outside the masks"}
 
 
 def markdown(trained: Trained) -> str:
@@ -26,13 +26,18 @@ def markdown(trained: Trained) -> str:
         "| caption | preserved |" if settings.preservation else "| caption |",
         "| --- | --- |" if settings.preservation else "| --- |",
         *(
-            f"| {caption.concept} | {caption.plain} |" if settings.preservation else f"| {caption.concept} |"
+            f"| {' | '.join(_escape(text) for text in caption[: 2 if settings.preservation else 1])} |"
             for caption in dict.fromkeys(sources.captions)
         ),
         "",
         f"Settings that are not the defaults: {_changed(settings)}.",
     ]
     return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Return a text that does not end a table's cell."""
+    return text.replace("|", r"\|")
 
 
 def _pictures(trained: Trained) -> str:

@@ -82,6 +82,8 @@ def train(
     layers = chosen_layers(model, settings.layers)
     progress("reading the model", 0.0)
     identity, notes = _identity(models, sources, settings)
+    if settings.outside == 0 and any(subject is not None for subject in sources.subjects):
+        notes.append("The masks have no effect, as outside is 0.")
 
     def make(learner: Learner) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = output.tensors(layers, learner.result())
