@@ -1,6 +1,7 @@
 """Wrong wires and errors, said on the node, in both renderers."""
 
 import json
+import re
 
 import workflows
 from playwright.sync_api import expect
@@ -64,7 +65,7 @@ def test_a_run_on_the_wrong_model_says_which_wire(page):
     page.center(KSAMPLER)
     expect(page.page.locator(MARK)).to_be_visible()
     assert page.page.locator(LINE).count() == 0  # said once
-    page.page.get_by_role("button", name="View details").click()
+    page.page.get_by_role("button", name=re.compile("View details|See Errors")).click()
     expect(page.page.get_by_text("ValueError: The positive conditioning is from").first).to_be_visible()
     page.shot("wrong_wire_run")
 
