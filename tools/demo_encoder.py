@@ -16,11 +16,8 @@ SCALE = torch.tensor([3.5, 3.5, 3.0, 9.0])
 
 WIDTH = 64  # channels of every layer, and knots of a piecewise function
 VARIANCE = 0.25  # of lightness, at most
-COLOURS, SQUARE, SPREAD = (
-    slice(0, 3),
-    3,
-    4,
-)  # channels: red, green, blue; squared lightness, later its variance; contrast
+# Channels: red, green and blue; squared lightness, later its variance; contrast.
+COLOURS, SQUARE, SPREAD = slice(0, 3), 3, 4
 
 
 @torch.no_grad()

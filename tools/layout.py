@@ -14,10 +14,8 @@ READABLE = 0.6
 SMALL, LARGE = (1280, 720), (1500, 1000)  # windows, in pixels
 TITLE = 30  # of a node, above its position
 HEAD = 40  # of a group, for its title
-EDGE, GAP = (
-    20,
-    15,
-)  # between nodes, or a group and its nodes, for the red ring around a node with an error; between groups
+EDGE = 20  # between nodes, or a group and its nodes: room for the red ring around a node with an error
+GAP = 15  # between groups
 COLLAPSED = TITLE
 
 

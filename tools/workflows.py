@@ -413,7 +413,7 @@ def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
     return blueprint(graph, BLUEPRINT, description, start, outputs)
 
 
-CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py", "nodes_primitive.py", "nodes_dataset.py")
+CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py", "nodes_primitive.py")
 
 
 def described(name: str, infos: NodeInfos, models: Models) -> Graph:
