@@ -85,6 +85,7 @@ def test_a_training_is_cancelled_and_goes_on(page):
     assert steps[0] == 0
     assert 2 <= steps[-1] < 1000
     expect(view.locator(".loraclr-when")).to_have_text("cancelled: run again to go on")
+    # The last frame says what was saved: some steps may have been taken after the one that was answered by a stop.
     ended, later = run(page, steps[-1] + 3, "go on")
     assert ended == "execution_success"
     assert later[0] >= steps[-1]  # a training that began anew would send step 0

@@ -202,8 +202,9 @@ class _Descent:
             except BaseException:  # ComfyUI's interrupt is no Exception
                 if self.learner.step > 0:
                     self.saves.now(self.learner)
+                self.view.show(self.learner, self.run.steps, None, last=True)
                 raise
-        self.view.show(self.learner, self.run.steps, 0.0)
+        self.view.show(self.learner, self.run.steps, 0.0, last=True)
 
     def _step(self, rows: Rows, checkpointing: contextlib.ExitStack) -> None:
         """Take a step; where memory runs out, checkpoint from now on."""

@@ -62,10 +62,10 @@ class TrainView:
         except Exception as error:
             self._complain("the previews", error)
 
-    def show(self, learner: Learner, steps: int, seconds_left: float | None) -> None:
-        """Send a frame, if one is due."""
+    def show(self, learner: Learner, steps: int, seconds_left: float | None, *, last: bool = False) -> None:
+        """Send a frame, if one is due or the training ends here."""
         now = time.monotonic()
-        if now < self.due and learner.step < steps:
+        if now < self.due and not last:
             return
         try:
             if self.watched():
