@@ -17,14 +17,13 @@ def gradients(in_place: bool, setting: str, models: Iterable[nn.Module] = ()) ->
 
     in_place: for models that add to their activations in place; autograd then saves copies of the changed tensors, at a
     cost. setting: the node's setting that at 0 needs no gradients, "" where there is none. models: further models whose
-    weights ComfyUI may
-    move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's tensors cannot be
+    weights ComfyUI may move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's tensors cannot be
     differentiated.
     """
     models = {*models, *_list_loaded()}
     keeping = torch.autograd.graph.allow_mutation_on_saved_tensors() if in_place else contextlib.nullcontext()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), keeping, _replace_fused_kernels():
+        with torch.inference_mode(False), torch.enable_grad(), keeping, _as_in_training():
             yield
     except RuntimeError as error:
         if "nference tensor" not in str(error):
@@ -44,14 +43,19 @@ def _list_loaded() -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def _replace_fused_kernels() -> Iterator[None]:
-    """Set ComfyUI's own switch that replaces its fused kernels, which have no gradients, by torch's operations."""
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
+def _as_in_training() -> Iterator[None]:
+    """Set ComfyUI's own switches for what has no gradients.
+
+    Fused kernels are replaced by torch's operations. Weights that are kept in RAM get memory of their own whenever they are
+    used, not one of the few buffers of asynchronous offloading, which are overwritten before the backward pass.
+    """
+    management = comfy.model_management
+    before = management.in_training, management.NUM_STREAMS
+    management.in_training, management.NUM_STREAMS = True, 0
     try:
         yield
     finally:
-        comfy.model_management.in_training = before
+        management.in_training, management.NUM_STREAMS = before
 
 
 def make_normal(model: nn.Module) -> None:
@@ -80,17 +84,6 @@ def _make_movable(model: nn.Module) -> None:
         for name, parameter in module._parameters.items():
             if weights.is_wrapper(parameter) and not parameter.is_inference():
                 module._parameters[name] = weights.rewrapped(parameter)
-
-
-def check_weights_stay(model: nn.Module, device: torch.device, setting: str) -> None:
-    """Raise ValueError where weights pass through ComfyUI's reused transfer buffers, which breaks a backward pass."""
-    if comfy.model_management.NUM_STREAMS == 0:
-        return
-    if any(parameter.device != device for parameter in model.parameters()):
-        raise ValueError(
-            "The model does not fit on the device, and ComfyUI's asynchronous offloading overwrites weights that gradients"
-            f" need. Start ComfyUI with --disable-async-offload{f', or set {setting} to 0' if setting else ''}."
-        )
 
 
 def attention(function: Callable, *args, **kwargs) -> Tensor:

@@ -147,11 +147,11 @@ def _descend(model: ModelPatcher, clip: CLIP, layers: Layers, dataset: Dataset, 
             descent.run_on(loaded, dataset, conds)
 
         try:
-            with_model(model, layers, list(conds.values()), latent, sigmas, "", work)
+            with_model(model, layers, list(conds.values()), latent, sigmas, work)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise ValueError(
                 "The device's memory is too small to train at this size. Set checkpointing to on, lower resolution or rank,"
-                " or choose fewer layers."
+                " choose fewer layers, or start ComfyUI with --reserve-vram 4, which keeps more of the model in RAM."
             ) from error
 
 
