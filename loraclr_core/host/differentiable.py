@@ -17,8 +17,8 @@ def gradients(in_place: bool, setting: str, models: Iterable[nn.Module] = ()) ->
 
     in_place: for models that add to their activations in place; autograd then saves copies of the changed tensors, at a
     cost. setting: the node's setting that at 0 needs no gradients, "" where there is none. models: further models whose
-    weights ComfyUI may move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's tensors cannot be
-    differentiated.
+    weights ComfyUI may move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's
+    tensors cannot be differentiated.
     """
     models = {*models, *_list_loaded()}
     keeping = torch.autograd.graph.allow_mutation_on_saved_tensors() if in_place else contextlib.nullcontext()
