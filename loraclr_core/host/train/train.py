@@ -116,7 +116,7 @@ def train(
         sources=sources,
         layers=len(layers),
         losses=learner.losses,
-        notes=notes,
+        notes=[*notes, *learner.notes()],
         seconds=time.perf_counter() - start,
     )
 
@@ -231,7 +231,7 @@ class _Descent:
             words += [f"{name} {value:.3g}" for name, value in losses._asdict().items() if value is not None]
         if left is not None:
             words.append(f"{_duration(left)} left")
-        self.progress("\n".join([", ".join(words), *self.notes]), step / steps)
+        self.progress("\n".join([", ".join(words), *self.notes, *self.learner.notes()]), step / steps)
         self.view.show(self.learner, steps, left)
 
     def _save_and_show(self, model: LoadedModel, conds: Conds) -> None:
