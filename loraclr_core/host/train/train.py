@@ -147,7 +147,9 @@ def _descend(model: ModelPatcher, clip: CLIP, layers: Layers, dataset: Dataset, 
             descent.run_on(loaded, dataset, conds)
 
         try:
-            with_model(model, layers, list(conds.values()), latent, sigmas, work)
+            # All prompts stay where the text encoder leaves them, in RAM; a step moves its own to the device.
+            longest = max(conds.values(), key=lambda cond: cond[0][0].numel())
+            with_model(model, layers, [longest], latent, sigmas, work)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise ValueError(
                 "The device's memory is too small to train at this size. Set checkpointing to on, lower resolution or rank,"
