@@ -63,11 +63,13 @@ def make_normal(model: nn.Module) -> None:
 
     They are replaced one at a time, so the model is never held twice, and permanently, because the values are the same.
     When ComfyUI patches weights again they become inference tensors again, so this must be called before every gradient
-    pass. ComfyUI's quantised weights stay ordinary only until the end of `gradients`.
+    pass. ComfyUI's quantised weights stay ordinary only until the end of `gradients`. Weights that ComfyUI pinned in RAM
+    stay as they are: they are used through copies on the device only, and their memory must not be freed before it unpins
+    them.
     """
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_inference():
+            if parameter is not None and parameter.is_inference() and not parameter.is_pinned():
                 module._parameters[name] = weights.copied(parameter)
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_inference():
