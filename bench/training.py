@@ -61,6 +61,11 @@ SDXL_CONFIG = UNET_CONFIG | {
 }
 
 
+def now() -> float:
+    """Return seconds on the clock: of the processor where it does the work, as other jobs then do not count."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
 class Kind(NamedTuple):
     """A kind of step: settings beside the defaults, and whether blocks are checkpointed."""
 
@@ -170,9 +175,9 @@ def step_seconds(trainee: Trainee) -> dict[str, list[float]]:
         if trainee.learners["plain"].step == 0:
             take_step("plain")  # not counted: it is slower
         for name in [*KINDS] * STEPS:
-            start = time.perf_counter()
+            start = now()
             take_step(name)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(now() - start)
 
     on_loaded(trainee, work)
     return seconds
@@ -251,7 +256,7 @@ def copyable(model: ModelPatcher) -> ModelPatcher:
 def stock_seconds(trainee: Trainee, name: str) -> list[float]:
     """Return the seconds of STEPS steps after a first one."""
     times: list[float] = []
-    train_by_stock(trainee, name, STEPS + 1, lambda _: times.append(time.perf_counter()))
+    train_by_stock(trainee, name, STEPS + 1, lambda _: times.append(now()))
     return [after - before for before, after in itertools.pairwise(times)]
 
 
