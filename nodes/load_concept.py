@@ -1,7 +1,6 @@
 """Load Concept LoRA: a LoRA with its words."""
 
 import logging
-import os
 from pathlib import Path
 
 import folder_paths
@@ -15,8 +14,9 @@ from ..loraclr_core import words
 from ..loraclr_core.concept import Concept, check_name
 from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.lora import adapters, file
+from ..loraclr_core.host.lora.file_words import FileWords, files_beside, read_words
 from ..loraclr_core.sampler import masks
-from ..loraclr_core.trained_words import TrainedWords, class_word_in, trained_words
+from ..loraclr_core.trained_words import TrainedWords
 from . import page
 from .types import CATEGORY, Concepts
 
@@ -47,8 +47,8 @@ class LoadConceptLoRA(io.ComfyNode):
                     dynamic_prompts=False,
                     placeholder="sks cat",
                     tooltip="The phrase the LoRA was trained on, as you would write it in a prompt: “sks cat”. The page"
-                    " you downloaded the LoRA from often names it. Leave empty to read it from the file, if it is"
-                    " there; the node shows what it found.",
+                    " you downloaded the LoRA from often names it. Leave empty to read it from the file or from"
+                    " what a LoRA manager keeps beside it; the node shows what it found.",
                 ),
                 io.String.Input(
                     "class_word",
@@ -122,7 +122,8 @@ class LoadConceptLoRA(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name, **kwargs):
         path = folder_paths.get_full_path("loras", lora_name)
-        return (os.stat(path).st_mtime_ns, os.stat(path).st_size) if path else None
+        files = [Path(path), *files_beside(Path(path))] if path else []
+        return [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
 
     @classmethod
     @plain_errors()
@@ -141,10 +142,9 @@ class LoadConceptLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
         # The tensors are read where they are used; here only with a model connected, to try the concept alone.
-        metadata = {} if trigger.strip() else file.read_metadata(path)
-        trained = None if trigger.strip() else _read_trained_words(lora_name, metadata)
-        trigger = trigger.strip() if trained is None else trained.trigger
-        class_word = class_word.strip() or class_word_in(metadata) or words.class_word(trigger)
+        found = None if trigger.strip() else _read_words(lora_name, path)
+        trigger = found.trained.trigger if found else trigger.strip()
+        class_word = class_word.strip() or (found.class_word if found else words.class_word(trigger))
         name = name.strip() or words.concept_name(trigger, class_word)
         earlier = concepts or []
         check_name(name, earlier, lora_name)
@@ -153,23 +153,23 @@ class LoadConceptLoRA(io.ComfyNode):
             log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
         mask = None if mask is None else masks.given(mask, name)
         concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
-        _show(concept, trained, cls.hidden.unique_id)
+        _show(concept, found.trained if found else None, cls.hidden.unique_id)
         if model is not None or clip is not None:
             tensors, _ = file.read(path)
             model, clip = adapters.load_alone(lora_name, tensors, model, clip, strength_model, strength_clip)
         return io.NodeOutput([*earlier, concept], _block_missing(model, "model"), _block_missing(clip, "clip"))
 
 
-def _read_trained_words(lora_name: str, metadata: dict[str, str]) -> TrainedWords:
-    """Return the trigger from a file's metadata. Raises ValueError where there is none."""
-    trained = trained_words(metadata)
-    if not trained.trigger:
-        hint = f" What it does say: {_quote(trained.others)}." if trained.others else ""
+def _read_words(lora_name: str, path: Path) -> FileWords:
+    """Return the words of a LoRA. Raises ValueError where it has no trigger."""
+    found = read_words(path)
+    if not found.trained.trigger:
+        hint = f" What it does say: {_quote(found.trained.others)}." if found.trained.others else ""
         raise ValueError(
             f"{lora_name} does not say what it was trained on: write its trigger phrase (such as “sks cat”) into"
             f" the trigger field of Load Concept LoRA.{hint}"
         )
-    return trained
+    return found
 
 
 def _show(concept: Concept, trained: TrainedWords | None, node_id: str) -> None:
