@@ -10,11 +10,13 @@ from .merge import LoRACLRMerge
 from .routes import add_routes
 from .save import SaveMergedLoRA
 from .scores import PreservationScores
+from .stack import ConceptsFromStack
 from .train import TrainConceptLoRA
 
 NODES = [
     LoadConceptLoRA,
     ConceptArea,
+    ConceptsFromStack,
     LoRACLRMerge,
     SaveMergedLoRA,
     CLoRASampler,
