@@ -1,5 +1,5 @@
-"""Both methods in a real ComfyUI: merge three small LoRAs, save, reload with the stock loader, compare the pictures;
-then compose two of them while sampling, and look at the masks.
+"""All methods in a real ComfyUI: merge three small LoRAs, save, reload with the stock loader, compare the pictures; compose
+two of them while sampling, and look at the masks; train one anew, and draw it with and without its trigger.
 
     make demo
     python3 tools/host.py tools/demo.py
@@ -90,6 +90,7 @@ def main() -> None:
             reloaded = run(server, workflows.REUSE)
             composed = run(server, workflows.MAPS)
             loss = kept(server, composed["Separation loss"])
+            trained = run(server, workflows.TRAIN)
     except NodeError as error:
         print(error.traceback, file=sys.stderr)
         sys.exit(f"demo: node {error.node_id} ({error.node_type}) failed: {error.message}\nlog: {server.log}")
@@ -105,6 +106,9 @@ def main() -> None:
         *(("CLoRA heat map", path) for path in pictures(composed["Heat maps"])),
         *(("CLoRA mask", path) for path in pictures(composed["Masks"])),
         ("CLoRA separation loss", loss),
+        *(("trained, with the trigger", path) for path in pictures(trained["Picture: with trigger"])),
+        *(("trained, without the trigger", path) for path in pictures(trained["Picture: without"])),
+        *(("before training", path) for path in pictures(trained["Picture: before training"])),
         ("merged LoRA", lora),
         ("server log", server.log),
         ("workflows, to drag into the page", workflows.FOLDER),
