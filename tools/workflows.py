@@ -178,10 +178,10 @@ class Description:
 
     def train(self, subject: Subject, **concepts: Output) -> Node:
         """Train a concept on its folder of pictures. concepts: those before it."""
-        folder = self.add("LoadImageTextDataSetFromFolder", 140, {"folder": subject.pictures}, "Pictures and captions")
+        folder = self.add("LoadImageTextDataSetFromFolder", 165, {"folder": subject.pictures}, "Pictures and captions")
         values = {**self.patched, "vae": self.vae, "images": folder["images"], "captions": folder["texts"]}
         values |= {"trigger": subject.trigger, "class_word": subject.class_word}
-        return self.add("LoRACLR_TrainConcept", 740, {**values, **self.models.training, **concepts})
+        return self.add("LoRACLR_TrainConcept", 780, {**values, **self.models.training, **concepts})
 
     def scores(self, **pictures: Output) -> None:
         """Score a training by its pictures: muted, since few have a model that compares pictures."""
@@ -407,7 +407,7 @@ RUN_AGAIN = "Run: the LoRA goes to the loras folder. You may cancel: run again t
 def train(at: Description) -> None:
     at.column(300)
     at.note(
-        445,
+        500,
         "Trains a LoRA of one character",
         CHOOSE_PICTURES,
         WRITE_WORDS,
@@ -447,7 +447,7 @@ def train(at: Description) -> None:
 def train_two(at: Description) -> None:
     at.column(300)
     at.note(
-        445,
+        500,
         "Trains two characters, and draws both: merged, and by the sampler",
         CHOOSE_PICTURES,
         WRITE_WORDS,

@@ -18,7 +18,8 @@ Rect = tuple[float, float, float, float]  # left, top, width, height
 WIDE = (workflows.COMPARE, workflows.TRAIN, workflows.TRAIN_TWO)
 WINDOWS = {name: LARGE if name in WIDE else SMALL for name in workflows.WORKFLOWS}
 ROUNDING = 1.0
-SHOWN = {workflows.AREAS: ["LoRACLR_ConceptArea"]}  # nodes whose help pages have their pictures from here
+# Nodes whose help pages have their pictures from here.
+SHOWN = {workflows.AREAS: ["LoRACLR_ConceptArea"], workflows.TRAIN: ["LoRACLR_TrainConcept"]}
 
 # Where nodes, with their titles and errors, and groups are drawn, in the graph's own coordinates.
 DRAWN = """() => {
