@@ -77,8 +77,7 @@ def _train(shot: Shot) -> Image.Image:
 
 
 def _train_two(shot: Shot) -> Image.Image:
-    pair = [_labelled(shot(f"Picture: {way} 1"), way) for way in ("merged", "sampler")]
-    return _captioned([pair], "train 2, draw both")
+    return _captioned([[shot("Picture: both 1")]], "train 2, draw both")
 
 
 DRAWINGS = {

@@ -448,7 +448,7 @@ def train_two(at: Description) -> None:
     at.column(300)
     at.note(
         500,
-        "Trains two characters, and draws both: merged, and by the sampler",
+        "Trains two characters, merges them into one model, and draws both by the sampler",
         CHOOSE_PICTURES,
         WRITE_WORDS,
         RUN_AGAIN,
@@ -462,16 +462,18 @@ def train_two(at: Description) -> None:
         with at.group(f"Training: {subject.name}"):
             chained = {"concepts": at.train(subject, **chained)["concepts"]}
     at.column(330)
-    with at.group("Merged"):
+    with at.group("Merged: one at a time"):
         merged = at.merge(COLLAPSED, chained["concepts"])
-        prompts = at.prompts(140, merged["CLIP"], at.models.prompt(at.pair, by_trigger))
-        _, merged = at.sampled(COLLAPSED, seed, {"model": merged["MODEL"], **prompts})
-    with at.group("By the sampler"):
-        _, composed = at.sampled(COLLAPSED, seed, at.clora(600, chained["concepts"]))
+        prompts = at.prompts(
+            140, merged["CLIP"], at.models.prompt(at.pair[:1], by_trigger), "Prompt: one of the triggers"
+        )
+        _, alone = at.sampled(COLLAPSED, seed, {"model": merged["MODEL"], **prompts})
+    with at.group("By the sampler: both"):
+        _, both = at.sampled(COLLAPSED, seed, at.clora(600, chained["concepts"]))
     at.column(250)
     with at.group("Pictures"):
-        at.save(400, merged, "trained_merged", "Picture: merged")
-        at.save(400, composed, "trained_sampler", "Picture: sampler")
+        at.save(400, alone, "trained_merged", "Picture: merged")
+        at.save(400, both, "trained_both", "Picture: both")
 
 
 # What the template browser calls them, in the order that teaches.

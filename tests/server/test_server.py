@@ -78,6 +78,15 @@ def test_the_page_s_format_and_the_api_s_are_the_same_graph(server, infos, name)
     assert graph.to_api(page, infos) == api
 
 
+@pytest.mark.parametrize("name", workflows.WORKFLOWS)
+def test_wires_join_equal_types(infos, name):
+    """Those of muted nodes among them, which no run would find wrong."""
+    for node in workflows.described(name, infos, workflows.REAL).nodes:
+        for title, spec, _ in graph.schema(node.info):
+            if isinstance(wire := node.inputs.get(title), graph.Output):
+                assert wire.node.info["output"][wire.slot] == spec[0] or spec[0] == "*", (node.type, title)
+
+
 def test_merge_workflow_runs_as_shipped(first_run):
     pixels, history = first_run
     assert pixels.std() > 0
@@ -188,8 +197,8 @@ def test_workflow_that_trains_two_runs_as_shipped(server, infos):
     messages: list[dict] = []
     history = server.wait(server.queue(prompt), messages.append)
     shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
-    merged, composed = (pixels(server, shown[f"Picture: {way}"]["images"]) for way in ("merged", "sampler"))
-    assert np.abs(merged - composed).max() > 0
+    merged, both = (pixels(server, shown[f"Picture: {title}"]["images"]) for title in ("merged", "both"))
+    assert np.abs(merged - both).max() > 0
     texts = [message["data"]["text"] for message in messages if message["type"] == "progress_text"]
     captured = [text.split()[1].rstrip(",") for text in texts if text.startswith("capturing ")]
     assert list(dict.fromkeys(captured)) == ["ball", "box"]
