@@ -149,4 +149,4 @@ def on_loaded(models, images: list[Tensor], masks: list[Tensor], work: Callable,
         def on(model):
             return work(Rows(model, dataset, conds, chosen), Learner(layers, chosen))
 
-        return with_model(models.model, layers, [*conds.values()], latent, sigmas, "", on)
+        return with_model(models.model, layers, [*conds.values()], latent, sigmas, on)

@@ -116,7 +116,7 @@ def train(
         sources=sources,
         layers=len(layers),
         losses=learner.losses,
-        notes=notes,
+        notes=[*notes, *learner.notes()],
         seconds=time.perf_counter() - start,
     )
 
@@ -147,11 +147,13 @@ def _descend(model: ModelPatcher, clip: CLIP, layers: Layers, dataset: Dataset, 
             descent.run_on(loaded, dataset, conds)
 
         try:
-            with_model(model, layers, list(conds.values()), latent, sigmas, "", work)
+            # All prompts stay where the text encoder leaves them, in RAM; a step moves its own to the device.
+            longest = max(conds.values(), key=lambda cond: cond[0][0].numel())
+            with_model(model, layers, [longest], latent, sigmas, work)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise ValueError(
                 "The device's memory is too small to train at this size. Set checkpointing to on, lower resolution or rank,"
-                " or choose fewer layers."
+                " choose fewer layers, or start ComfyUI with --reserve-vram 4, which keeps more of the model in RAM."
             ) from error
 
 
@@ -231,7 +233,7 @@ class _Descent:
             words += [f"{name} {value:.3g}" for name, value in losses._asdict().items() if value is not None]
         if left is not None:
             words.append(f"{_duration(left)} left")
-        self.progress("\n".join([", ".join(words), *self.notes]), step / steps)
+        self.progress("\n".join([", ".join(words), *self.notes, *self.learner.notes()]), step / steps)
         self.view.show(self.learner, steps, left)
 
     def _save_and_show(self, model: LoadedModel, conds: Conds) -> None:

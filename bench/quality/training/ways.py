@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import folder_paths
 import pack
-from quality.cells import hash_weights, strip_documentation
 from sd15 import say
 from shapes.methods import COMMON, ROOT, World, code
 from shapes.world import BACKGROUNDS, CONCEPTS, Scene, ShapeConcept, make_scene
+
+from ..cells import hash_weights, strip_documentation
 
 NODE = "LoRACLR_TrainConcept"
 PICTURES = 12  # of a concept
