@@ -36,6 +36,7 @@ from loraclr.loraclr_core.host.sampler.attention import Read, Recorder, read_lay
 from loraclr.loraclr_core.host.sampler.branches import BranchAdapters
 from loraclr.loraclr_core.host.sampler.clora import CLoRA
 from loraclr.loraclr_core.host.sampler.live import LiveView
+from loraclr.loraclr_core.host.sampler.notes import Notes
 from loraclr.loraclr_core.host.sampler.settings import GradientMemory, Settings, UpdateSettings
 from loraclr.loraclr_core.host.sampler.tags import Tags
 from loraclr.loraclr_core.host.sampler.take import Composition
@@ -124,7 +125,7 @@ def ours(
     settings = Settings(updates=updates, areas=AreaSettings(morphology="none"))
     concepts = [concept.concept for concept in loaded]
     composition = Composition(concepts, branches, BranchAdapters(model, loaded), tags, settings)
-    guider = comfy.samplers.CFGGuider(CLoRA(composition, None, say).patch(model))
+    guider = comfy.samplers.CFGGuider(CLoRA(composition, None, Notes(say)).patch(model))
     guider.set_conds(
         [[text, tags.of("positive", branch)] for branch, text in enumerate(texts[::2])],
         [[text, tags.of("negative", branch)] for branch, text in enumerate(texts[1::2])],

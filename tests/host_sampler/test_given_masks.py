@@ -5,6 +5,7 @@ import torch
 from comfy_execution.utils import CurrentNodeContext
 from host_sampler.sampling import CLORA, clora, concept, maps, plain, sample
 from loraclr.loraclr_core.host.sampler.compose import compose
+from loraclr.loraclr_core.host.sampler.notes import Notes
 from loraclr.loraclr_core.host.sampler.settings import Settings
 from pack import run
 
@@ -14,7 +15,7 @@ SETTINGS = Settings(surroundings="composed (paper)")
 def told(demo, size: tuple[int, int], mask: torch.Tensor | None, nodes: tuple[str, ...]) -> list[str]:
     """What the user is told while these nodes sample latents of this size, one after another."""
     chain, said = concept("dog", concept("cat", mask=mask)), []
-    composed = compose(demo.model, demo.clip, chain, CLORA["prompt"], "", SETTINGS, warn=said.append)
+    composed = compose(demo.model, demo.clip, chain, CLORA["prompt"], "", SETTINGS, Notes(said.append))
     for node in nodes:
         with CurrentNodeContext("prompt", node):
             sample(*composed, {"samples": torch.zeros(1, 4, *size)}, steps=1)
