@@ -375,7 +375,7 @@ class CLoRAMaps(io.ComfyNode):
                 io.Mask.Output(
                     display_name="masks",
                     tooltip="Where each concept was drawn in the last step. One mask per concept, in the order of the"
-                    " chain.",
+                    " chain. Edit them and connect them to areas of the sampler to use them again.",
                 ),
                 io.Image.Output(
                     display_name="heat_maps",
