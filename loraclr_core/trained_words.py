@@ -1,4 +1,4 @@
-"""The phrase that a LoRA was trained on, from the metadata in its file.
+"""The phrase that a LoRA was trained on, from the metadata in its file and the words beside it.
 
 Kohya's trainers, and those that build on them, write the training folders (`10_ohwx woman`: ten repeats of “ohwx
 woman”), the regularisation folders and the number of captions with each tag, or the `class_tokens` of data sets that
@@ -20,11 +20,11 @@ FIELDS = [
     "triggerphrases",
     "triggerwords",
     "triggerword",
-    "trainedwords",
-    "trainedword",
     "activationtext",
     "activationtags",
     "activationwords",
+    "trainedwords",
+    "trainedword",
     "trigger",
     "triggers",
     "instanceprompt",
@@ -91,8 +91,10 @@ def trained_words(metadata: Mapping[str, str]) -> TrainedWords:
     A field of its own takes precedence; then the name of the training folder, unless there are captions without it;
     then the only tag that is in nearly all captions and is not a generic one.
     """
-    for key, phrases in _fields(metadata):
-        return TrainedWords(phrases[0], key, phrases[1:])
+    if fields := list(_fields(metadata)):
+        first = fields[0][1][0]
+        every = dict.fromkeys(phrase for _, phrases in fields for phrase in phrases)
+        return TrainedWords(first, fields[0][0], [phrase for phrase in every if phrase != first])
     dataset = _dataset(metadata)
     phrases = {_spell(phrase): folder for folder, phrase in dataset.folders.items() if _has_phrase(dataset, folder)}
     if len(phrases) == 1:
@@ -129,8 +131,8 @@ def _fields(metadata: Mapping[str, str]) -> Iterable[tuple[str, list[str]]]:
 
 
 def _field(key: str) -> str:
-    """Return a key without prefix and in one spelling: `ss_trigger_words`, `Trigger Words` → `triggerwords`."""
-    return re.sub(r"[^a-z]", "", _PREFIX.sub("", key.lower()))
+    """Return a key in one spelling without its prefix and file: `ss_trigger_words`, `Trigger Words of x` → `triggerwords`."""
+    return re.sub(r"[^a-z]", "", _PREFIX.sub("", key.lower().partition(" of ")[0]))
 
 
 def _phrases(value: str) -> list[str]:

@@ -1,17 +1,22 @@
 """The nodes: schema and a short `execute` each."""
 
+from server import PromptServer
+
 from .area import ConceptArea
 from .captures import ClearCaptures
 from .clora import CLoRAMaps, CLoRASampler
 from .load_concept import LoadConceptLoRA
 from .merge import LoRACLRMerge
+from .routes import add_routes
 from .save import SaveMergedLoRA
 from .scores import PreservationScores
+from .stack import ConceptsFromStack
 from .train import TrainConceptLoRA
 
 NODES = [
     LoadConceptLoRA,
     ConceptArea,
+    ConceptsFromStack,
     LoRACLRMerge,
     SaveMergedLoRA,
     CLoRASampler,
@@ -20,3 +25,6 @@ NODES = [
     TrainConceptLoRA,
     PreservationScores,
 ]
+
+if getattr(PromptServer, "instance", None) is not None:  # outside of a running server there is none
+    add_routes(PromptServer.instance)

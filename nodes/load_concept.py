@@ -1,9 +1,5 @@
 """Load Concept LoRA: a LoRA with its words."""
 
-import logging
-import os
-from pathlib import Path
-
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
@@ -11,16 +7,12 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..loraclr_core import words
-from ..loraclr_core.concept import Concept, check_name
+from ..loraclr_core.concept import Concept
 from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.lora import adapters, file
-from ..loraclr_core.sampler import masks
-from ..loraclr_core.trained_words import TrainedWords, class_word_in, trained_words
 from . import page
+from .concepts import describe, files_of, load
 from .types import CATEGORY, Concepts
-
-log = logging.getLogger("loraclr")
 
 
 class LoadConceptLoRA(io.ComfyNode):
@@ -47,8 +39,8 @@ class LoadConceptLoRA(io.ComfyNode):
                     dynamic_prompts=False,
                     placeholder="sks cat",
                     tooltip="The phrase the LoRA was trained on, as you would write it in a prompt: “sks cat”. The page"
-                    " you downloaded the LoRA from often names it. Leave empty to read it from the file, if it is"
-                    " there; the node shows what it found.",
+                    " you downloaded the LoRA from often names it. Leave empty to read it from the file or from"
+                    " what a LoRA manager keeps beside it; the node shows what it found.",
                 ),
                 io.String.Input(
                     "class_word",
@@ -121,8 +113,7 @@ class LoadConceptLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name, **kwargs):
-        path = folder_paths.get_full_path("loras", lora_name)
-        return (os.stat(path).st_mtime_ns, os.stat(path).st_size) if path else None
+        return files_of(lora_name)
 
     @classmethod
     @plain_errors()
@@ -139,61 +130,13 @@ class LoadConceptLoRA(io.ComfyNode):
         clip: CLIP | None = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
-        # The tensors are read where they are used; here only with a model connected, to try the concept alone.
-        metadata = {} if trigger.strip() else file.read_metadata(path)
-        trained = None if trigger.strip() else _read_trained_words(lora_name, metadata)
-        trigger = trigger.strip() if trained is None else trained.trigger
-        class_word = class_word.strip() or class_word_in(metadata) or words.class_word(trigger)
-        name = name.strip() or words.concept_name(trigger, class_word)
-        earlier = concepts or []
-        check_name(name, earlier, lora_name)
-        digest = file.sha256(path)
-        if digest in [concept.sha256 for concept in earlier]:
-            log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
-        mask = None if mask is None else masks.given(mask, f"The mask of concept “{name}”")
-        concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
-        _show(concept, trained, cls.hidden.unique_id)
-        if model is not None or clip is not None:
-            tensors, _ = file.read(path)
+        loaded = load(lora_name, trigger, class_word, name, strength_model, strength_clip, concepts or [], mask)
+        page.show_text("\n".join(describe(loaded)), cls.hidden.unique_id)
+        if model is not None or clip is not None:  # only here are its tensors read: to try the concept alone
+            tensors, _ = file.read(loaded.concept.path)
             model, clip = adapters.load_alone(lora_name, tensors, model, clip, strength_model, strength_clip)
-        return io.NodeOutput([*earlier, concept], _block_missing(model, "model"), _block_missing(clip, "clip"))
-
-
-def _read_trained_words(lora_name: str, metadata: dict[str, str]) -> TrainedWords:
-    """Return the trigger from a file's metadata. Raises ValueError where there is none."""
-    trained = trained_words(metadata)
-    if not trained.trigger:
-        hint = f" What it does say: {_quote(trained.others)}." if trained.others else ""
-        raise ValueError(
-            f"{lora_name} does not say what it was trained on: write its trigger phrase (such as “sks cat”) into"
-            f" the trigger field of Load Concept LoRA.{hint}"
-        )
-    return trained
-
-
-def _show(concept: Concept, trained: TrainedWords | None, node_id: str) -> None:
-    """Show under the node, and log, which words were taken and which parts of them are not read as intended."""
-    lines = []
-    if trained is not None:
-        others = f" The file also names {_quote(trained.others)}." if trained.others else ""
-        lines.append(f"Trigger “{concept.trigger}”, from {trained.source}.{others}")
-    class_word = (
-        f"Class word “{concept.class_word}”" if concept.class_word else "No class word, which the sampler needs"
-    )
-    lines.append(f"{class_word}. Prompts name it {{{concept.name}}}.")
-    faults = [*words.remarks("trigger", concept.trigger), *words.remarks("class_word", concept.class_word)]
-    if concept.mask is not None and not concept.mask.any():
-        faults.append("The mask is empty: the sampler draws this concept nowhere.")
-    for line in lines:
-        log.info("%s: %s", concept.lora_name, line)
-    for fault in faults:
-        log.warning("%s: %s", concept.lora_name, fault)
-    page.show_text("\n".join([*lines, *faults]), node_id)
-
-
-def _quote(phrases: list[str]) -> str:
-    return ", ".join(f"“{phrase}”" for phrase in phrases)
+        chain = [*(concepts or []), loaded.concept]
+        return io.NodeOutput(chain, _block_missing(model, "model"), _block_missing(clip, "clip"))
 
 
 def _block_missing(output, socket: str):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
@@ -90,6 +91,10 @@ class ComfyServer:
     def object_info(self) -> dict[str, dict]:
         """Schema of every node, by its type."""
         return self._request("/object_info")
+
+    def lora_words(self, name: str) -> dict:
+        """What the pack says of a LoRA (nodes/routes.py)."""
+        return self._request(f"/loraclr/words?lora={urllib.parse.quote(name)}")
 
     def history(self, prompt_id: str) -> dict:
         """What `wait` returns, of a run that the host has said to have ended: it writes the history just after.

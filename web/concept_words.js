@@ -1,19 +1,27 @@
 /** Load Concept LoRA: its words come from the file, an empty field shows the word in effect, and prompts follow its name. */
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { FilePanel } from "./lib/file_panel.js";
 import { chainedConcepts, CLORA, CONCEPT, conceptClassWord, conceptName, isLinked, siblings, widgetOf } from "./lib/graph.js";
 import { renamed } from "./lib/prompt.js";
-import { classWordIn, trainedWords } from "./lib/trained_words.js";
 import { showWhenEmpty, watch } from "./lib/widgets.js";
 import { classWord, unlike } from "./lib/words.js";
 
 const WORDS = ["trigger", "class_word", "name"];
 const FILLED = "loraclr_words_of_the_file";
 
-/** The metadata of a LoRA file, from the host; empty where it has none. */
-async function metadataOf(file) {
-  const answer = await api.fetchApi(`/view_metadata/loras?filename=${encodeURIComponent(file)}`);
-  return answer.ok ? await answer.json() : {};
+const NOTHING = { trigger: "", class_word: "", others: [], picture_folder: null };
+
+/** What a LoRA's file and those beside it say (nodes/routes.py). */
+async function wordsOf(file) {
+  const answer = await api.fetchApi(`/loraclr/words?lora=${encodeURIComponent(file)}`);
+  return answer.ok ? await answer.json() : NOTHING;
+}
+
+/** The address of the picture beside a LoRA, which the host serves; empty where there is none. */
+function pictureOf(file, { picture_folder: folder }) {
+  const path = file.split("/").map(encodeURIComponent).join("/");
+  return folder === null ? "" : api.apiURL(`/experiment/models/preview/loras/${folder}/${path}`);
 }
 
 const baseName = (file) => String(file).split(/[\\/]/).at(-1);
@@ -28,20 +36,38 @@ class ConceptWords {
       name: () => conceptName(node) || "short, for prompts",
     };
     for (const name of WORDS) showWhenEmpty(this.widgets[name], this.hints[name]);
+    this.panel = new FilePanel(node, (phrase) => this.choose(phrase));
     this.begin();
     const configured = node.onConfigure;
     node.onConfigure = (...args) => {
       configured?.apply(node, args);
       this.begin();
+      this.present(widgetOf(node, "lora_name").value);
     };
     const file = widgetOf(node, "lora_name");
     const chosen = file.callback;
     file.callback = async (value, ...rest) => {
       chosen?.call(file, value, ...rest);
-      const metadata = await metadataOf(value);
-      if (file.value === value) this.fill(value, metadata); // else another one was chosen meanwhile
+      const words = await this.present(value);
+      if (file.value === value) this.fill(value, words); // else another one was chosen meanwhile
     };
     watch(node, () => this.follow());
+  }
+
+  /** Shows what lies beside a file, and returns its words. */
+  async present(file) {
+    const words = await wordsOf(file);
+    const { value } = widgetOf(this.node, "lora_name");
+    const phrases = words.others.length ? [words.trigger, ...words.others].filter(Boolean) : []; // one is no choice
+    if (value === file) this.panel.show({ phrases, picture: pictureOf(file, words) });
+    return words;
+  }
+
+  /** Takes a phrase that the user chose. Its class word and name follow where they are not the user's own. */
+  choose(phrase) {
+    this.widgets.trigger.value = phrase;
+    this.put("class_word", classWord(phrase));
+    this.follow();
   }
 
   /** With the words that the node is made or loaded with. Those of a file that is not here, such as a template's, are that file's. */
@@ -56,12 +82,11 @@ class ConceptWords {
     this.shown = this.hintTexts();
   }
 
-  fill(file, metadata) {
-    const trigger = trainedWords(metadata);
+  fill(file, words) {
     if (this.absent && baseName(this.absent) === baseName(file)) this.filled = {}; // the same file, elsewhere
     this.absent = null;
-    this.put("trigger", trigger);
-    this.put("class_word", classWordIn(metadata) || classWord(trigger));
+    this.put("trigger", words.trigger);
+    this.put("class_word", words.class_word);
     this.put("name", "");
     const name = conceptName(this.node);
     const others = siblings(this.node).map(conceptName);

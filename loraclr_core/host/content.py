@@ -12,6 +12,10 @@ from torch import Tensor
 from . import weights
 from .lora import file
 
+# Checkpoints of Stable Diffusion lack this weight of the text encoder, and ComfyUI leaves in it whatever the memory held:
+# other numbers after each start. Models that do use it differ in other weights, too.
+UNLOADED = "text_projection.weight"
+
 
 class NotStorableError(ValueError):
     """The model has a part whose content cannot be determined; the message names it."""
@@ -75,7 +79,8 @@ def add_model(digest, patcher: ModelPatcher) -> None:
         _add_leaf(digest, name, patch)
     for key, placed in sorted(patcher.model_state_dict().items()):
         digest.update(key.encode())
-        for part in _leaves((weights.content(patcher, key, placed), patcher.patches.get(key, []))):
+        weight = None if key.endswith(UNLOADED) else weights.content(patcher, key, placed)
+        for part in _leaves((weight, patcher.patches.get(key, []))):
             _add_leaf(digest, key, part)
 
 

@@ -1,4 +1,4 @@
-"""The words of triggers, typed and from files; tests/web holds the page to the same tables."""
+"""The words of triggers, typed and from files; tests/web holds the page to the table of those that are typed."""
 
 import json
 from pathlib import Path

@@ -109,6 +109,11 @@ class TestGoingOn:
         patched = models._replace(model=with_lora(models.model, other.lora))
         assert "the model changed" in train(patched, [*IMAGES[:2], picture(4)], steps=1).report
 
+    def test_it_goes_on_after_a_restart_that_left_other_numbers_in_a_weight_that_no_checkpoint_has(self, models):
+        train(models, IMAGES, steps=1)
+        models.clip.cond_stage_model.clip_l.transformer.text_projection.weight.data.normal_()
+        assert "Went on from step 1." in train(models, IMAGES, steps=2).report
+
     @pytest.mark.parametrize("damage", ["a byte", "the end", "everything"])
     def test_a_damaged_state_is_named_and_not_used(self, models, user_folder, damage):
         train(models, IMAGES, steps=1)

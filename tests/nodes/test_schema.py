@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 WIDGETS = {
     "LoRACLR_LoadConceptLoRA": ["lora_name", "trigger", "class_word", "name", "strength_model", "strength_clip"],
     "LoRACLR_ConceptArea": ["area", "left", "top", "width", "height"],
+    "LoRACLR_ConceptsFromStack": ["words"],
     "LoRACLR_Merge": [
         *("solver", "margin", "margin_mode", "ridge", "anchor_weight", "capture_prompts", "capture_steps"),
         *("capture_seed", "merge_text_encoder", "captures", "distillation_steps"),
@@ -38,6 +39,7 @@ WIDGETS = {
 OUTPUTS = {
     "LoRACLR_LoadConceptLoRA": ["LORACLR_CONCEPTS", "MODEL", "CLIP"],
     "LoRACLR_ConceptArea": ["MASK"],
+    "LoRACLR_ConceptsFromStack": ["LORACLR_CONCEPTS"],
     "LoRACLR_Merge": ["MODEL", "CLIP", "LORA_MODEL", "LORACLR_MERGE_INFO", "STRING"],
     "LoRACLR_SaveMergedLoRA": ["STRING", "STRING"],
     "LoRACLR_CLoRASampler": ["MODEL", "CONDITIONING", "CONDITIONING"],

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -191,6 +192,37 @@ def test_choosing_a_file_fills_in_its_words(page):
     page.node(CONCEPT, "(node) => { node.widgets[1].value = 'my own'; }")
     page.node(CONCEPT, choose, "loraclr_demo_ball.safetensors")
     assert page.node(CONCEPT, values) == ["my own", "ball"]
+
+
+@pytest.fixture
+def lora_with_files(server):
+    """A LoRA with trained words and a picture beside it, as LoRA managers keep them."""
+    folder = server.comfy / "models" / "loras" / "page"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(folder.parent / "loraclr_demo_kite.safetensors", folder / "kite.safetensors")
+    (folder / "kite.civitai.info").write_text('{"trainedWords": ["qvk kite", "qvk kite in fog"]}')
+    Image.new("RGB", (64, 96), "teal").save(folder / "kite.preview.png")
+    yield "page/kite.safetensors"
+    shutil.rmtree(folder)
+
+
+def test_what_lies_beside_a_file_is_shown_and_its_words_are_offered(page, lora_with_files):
+    page.load(EMPTY)
+    page.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", CONCEPT)
+    choose = "(node, file) => { const w = node.widgets[0]; w.value = file; return w.callback(file); }"
+    values = "(node) => node.widgets.slice(1, 3).map((widget) => widget.value)"
+    page.node(CONCEPT, choose, lora_with_files)
+    page.center(CONCEPT)
+    panel = page.page.locator(".loraclr-file")
+    picture = panel.locator("img")
+    expect(picture).to_be_visible()
+    page.page.wait_for_function("image => image.naturalWidth > 0", arg=picture.element_handle())
+    assert page.node(CONCEPT, values) == ["qvk kite", "kite"]
+    page.shot("file_panel", of=CONCEPT)
+    panel.get_by_text("qvk kite in fog").click()
+    assert page.node(CONCEPT, values)[0] == "qvk kite in fog"
+    page.node(CONCEPT, choose, "loraclr_demo_ball.safetensors")
+    expect(panel).to_be_hidden()
 
 
 def test_words_of_a_file_give_way_to_another_s_after_a_reload(page):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import urllib.error
 from pathlib import Path
 
 import graph
@@ -59,6 +60,17 @@ def test_the_pack_loads_without_complaint(server):
     log = server.log.read_text()
     assert "IMPORT FAILED" not in log
     assert "Traceback" not in log
+
+
+def test_the_page_asks_for_the_words_of_a_lora(server):
+    said = server.lora_words("loraclr_demo_ball.safetensors")
+    assert said == {"trigger": "sks ball", "class_word": "ball", "others": [], "picture_folder": None}
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "../checkpoints/none.safetensors", "/etc/passwd", ""])
+def test_words_of_what_is_no_lora_are_not_to_be_had(server, name):
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        server.lora_words(name)
 
 
 @pytest.mark.skipif(

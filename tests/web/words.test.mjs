@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { classWordIn, trainedWords } from "../../web/lib/trained_words.js";
 import { classWord, nameOf, unlike } from "../../web/lib/words.js";
 
 /** The tables that tests/core/test_words.py holds the server to. */
@@ -10,14 +9,6 @@ const table = (name) => JSON.parse(readFileSync(new URL(`../words/${name}.json`,
 for (const { trigger, class_word, name } of table("triggers")) {
   test(`the class word and name of ${trigger}`, () => {
     assert.deepEqual([classWord(trigger), nameOf(trigger, classWord(trigger))], [class_word, name]);
-  });
-}
-
-for (const { says, metadata, trigger, class_word = "" } of table("headers")) {
-  test(`the trigger of a file: ${says}`, () => {
-    const text = ([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)];
-    const header = Object.fromEntries(Object.entries(metadata).map(text));
-    assert.deepEqual([trainedWords(header), classWordIn(header)], [trigger, class_word]);
   });
 }
 

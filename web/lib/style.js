@@ -31,6 +31,8 @@ style.replaceSync(`
   .loraclr-previews img { flex: 1; min-height: 0; width: 100%; object-fit: contain; }
   .loraclr-previews figcaption { flex: none; font-size: 11px; text-align: center; white-space: nowrap; overflow: hidden;
     text-overflow: ellipsis; }
+  .loraclr-file img { flex: 1; min-height: 0; object-fit: contain; }
+  .loraclr-phrases { flex: none; max-height: 100%; display: flex; flex-wrap: wrap; gap: 4px; overflow-y: auto; }
   .loraclr-report { overflow-y: auto; user-select: text; }
   .loraclr-verdict { flex: none; overflow-wrap: anywhere; }
   .loraclr-report table { border-collapse: collapse; width: 100%; }
