@@ -33,7 +33,7 @@ from .types import CATEGORY, Concepts
 
 log = logging.getLogger("loraclr")
 
-NO_LOSS = "Attention Maps of CLoRA has no loss to plot: the sampler stopped after the plain picture, which has none."
+NO_LOSS = "There is no loss: the sampler stopped after the plain picture."
 
 
 def _inputs() -> list[io.Input]:
@@ -413,9 +413,9 @@ class CLoRAMaps(io.ComfyNode):
         height, width = picture.shape[1:3]
         fitted = labels.fit(record.concepts, height, width, labels.font_files())
         heat = overlay.heat_over(picture, record.heat[batch_index].to(picture), fitted)
-        said = " ".join(filter(None, (labels.legend(record.concepts, fitted), problem)))
+        losses = [float(loss[batch_index]) for _, loss in sorted(record.losses.items())]
+        said = " ".join(filter(None, (labels.legend(record.concepts, fitted), problem, "" if losses else NO_LOSS)))
         log.info("Attention Maps of CLoRA: %s", said)
         page.show_text(said, cls.hidden.unique_id)
-        losses = [float(loss[batch_index]) for _, loss in sorted(record.losses.items())]
-        loss = {"loss": losses} if losses else ExecutionBlocker(NO_LOSS)
+        loss = {"loss": losses} if losses else ExecutionBlocker(None)
         return io.NodeOutput(record.masks[batch_index], heat, loss)
