@@ -98,6 +98,11 @@ def measure(model: ModelPatcher, clip, count: int) -> dict:
     for name, times in seconds.items():
         peak = f", peak {peaks[name] / 2**20:.0f} MiB" if name in peaks else ""
         print(f"  {name:20} {best[name]:6.2f} s per step (median {statistics.median(times):.2f}){peak}", flush=True)
+    return ratios(best, peaks) | {"view_ratio": round(frame_seconds(model, count) / best["masks only"], 4)}
+
+
+def ratios(best: dict[str, float], peaks: dict[str, int]) -> dict[str, float]:
+    """Return what the runs' steps take, in seconds and bytes, as ratios."""
     return {
         "plain_ratio": round(best["masks only"] / best["plain"], 3),
         "update_ratio": round(best["update, all at once"] / best["plain"], 3),
@@ -108,7 +113,6 @@ def measure(model: ModelPatcher, clip, count: int) -> dict:
         "memory_ratio_all": round(peaks["update, all at once"] / peaks["plain"], 3),
         "turn_ratio": round(best["in turn"] / best["masks only"], 3),
         "memory_ratio_turn": round(peaks["in turn"] / peaks["plain"], 3),
-        "view_ratio": round(frame_seconds(model, count) / best["masks only"], 4),
     }
 
 
