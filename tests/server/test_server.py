@@ -164,7 +164,7 @@ def test_a_run_that_stops_after_the_plain_picture_says_why_and_blocks_only_the_l
     (sampler,) = (node for node in prompt if prompt[node]["class_type"] == "LoRACLR_CLoRASampler")
     prompt[sampler]["inputs"]["if_unclear"] = "stop after the plain take"
     (*_, box) = (node for node in prompt.values() if node["class_type"] == "LoRACLR_LoadConceptLoRA")
-    box["inputs"]["class_word"] = "banana"
+    box["inputs"] |= {"class_word": "banana", "name": "box"}
     messages: list[dict] = []
     history = server.wait(server.queue(prompt), messages.append)
     told = [
