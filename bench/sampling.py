@@ -11,6 +11,8 @@ as a batch without LoRAs; a step of CLoRA is one of the plain picture and one of
     hooks_update_ratio    a step with one update / the same by LoRA hooks; its gradient is taken through the whole model
     memory_ratio_one      peak memory of an update step / of a plain step, gradients one branch at a time; what lives
     memory_ratio_all      throughout (weights, LoRAs) is not counted. The other: all at once
+    turn_ratio            a step with one concept, in turn / a step without updates, with all concepts
+    memory_ratio_turn     peak memory of such a step / of a plain step
     view_ratio            a frame of the live view, made and packed / a step without updates
 """
 
@@ -36,6 +38,7 @@ from loraclr.loraclr_core.host.sampler.attention import Read, Recorder, read_lay
 from loraclr.loraclr_core.host.sampler.branches import BranchAdapters
 from loraclr.loraclr_core.host.sampler.clora import CLoRA
 from loraclr.loraclr_core.host.sampler.live import LiveView
+from loraclr.loraclr_core.host.sampler.notes import Notes
 from loraclr.loraclr_core.host.sampler.settings import GradientMemory, Settings, UpdateSettings
 from loraclr.loraclr_core.host.sampler.tags import Tags
 from loraclr.loraclr_core.host.sampler.take import Composition
@@ -72,12 +75,13 @@ def measure(model: ModelPatcher, clip, count: int) -> dict:
     runs: dict[str, Callable[[], comfy.samplers.CFGGuider]] = {
         "plain": lambda: plain,
         "masks only": lambda: ours(model, clip, loras, texts, 0.0, "one branch at a time"),
+        "in turn": lambda: ours(model, clip, loras, texts, 0.0, "one branch at a time", concepts_per_step=1),
         "update, one by one": lambda: ours(model, clip, loras, texts, 0.02, "one branch at a time"),
         "hooks": lambda: hooks,
         "hooks, update": lambda: hooks_update,
         "update, all at once": lambda: ours(model, clip, loras, texts, 0.02, "all at once"),
     }
-    timed = ["plain", "masks only", "update, all at once"]
+    timed = ["plain", "masks only", "in turn", "update, all at once"]
     seconds: dict[str, list[float]] = {}
     for turn, names in enumerate([*[timed] * ROUNDS, ["plain", "hooks", "hooks, update", "update, one by one"]]):
         for name in names:
@@ -86,7 +90,7 @@ def measure(model: ModelPatcher, clip, count: int) -> dict:
             seconds.setdefault(name, []).extend(times)
     best = {name: min(times) for name, times in seconds.items()}
     peaks = {}
-    for name in ("plain", "update, one by one", "update, all at once"):
+    for name in ("plain", "in turn", "update, one by one", "update, all at once"):
         say(f"{count} concepts, {name}, memory")
         peaks[name] = peak_bytes(runs[name](), pictures(name, count))
 
@@ -94,6 +98,11 @@ def measure(model: ModelPatcher, clip, count: int) -> dict:
     for name, times in seconds.items():
         peak = f", peak {peaks[name] / 2**20:.0f} MiB" if name in peaks else ""
         print(f"  {name:20} {best[name]:6.2f} s per step (median {statistics.median(times):.2f}){peak}", flush=True)
+    return ratios(best, peaks) | {"view_ratio": round(frame_seconds(model, count) / best["masks only"], 4)}
+
+
+def ratios(best: dict[str, float], peaks: dict[str, int]) -> dict[str, float]:
+    """Return what the runs' steps take, in seconds and bytes, as ratios."""
     return {
         "plain_ratio": round(best["masks only"] / best["plain"], 3),
         "update_ratio": round(best["update, all at once"] / best["plain"], 3),
@@ -102,7 +111,8 @@ def measure(model: ModelPatcher, clip, count: int) -> dict:
         "hooks_update_ratio": round(best["update, all at once"] / best["hooks, update"], 3),
         "memory_ratio_one": round(peaks["update, one by one"] / peaks["plain"], 3),
         "memory_ratio_all": round(peaks["update, all at once"] / peaks["plain"], 3),
-        "view_ratio": round(frame_seconds(model, count) / best["masks only"], 4),
+        "turn_ratio": round(best["in turn"] / best["masks only"], 3),
+        "memory_ratio_turn": round(peaks["in turn"] / peaks["plain"], 3),
     }
 
 
@@ -115,16 +125,22 @@ def pictures(name: str, count: int) -> int:
 
 
 def ours(
-    model: ModelPatcher, clip, loras: list[dict], texts: list[Tensor], strength: float, memory: GradientMemory
+    model: ModelPatcher,
+    clip,
+    loras: list[dict],
+    texts: list[Tensor],
+    strength: float,
+    memory: GradientMemory,
+    concepts_per_step: int = 0,
 ) -> comfy.samplers.CFGGuider:
     names = key_names(model, clip)
     loaded = [loaded_lora(model, f"{number}", lora, names) for number, lora in enumerate(loras)]
     branches, tags = branches_of(len(loras)), Tags(len(loras) + 1)
     updates = UpdateSettings(strength=strength, end=1.0, refine_steps=(), gradient_memory=memory)
-    settings = Settings(updates=updates, areas=AreaSettings(morphology="none"))
+    settings = Settings(updates=updates, areas=AreaSettings(morphology="none"), concepts_per_step=concepts_per_step)
     concepts = [concept.concept for concept in loaded]
     composition = Composition(concepts, branches, BranchAdapters(model, loaded), tags, settings)
-    guider = comfy.samplers.CFGGuider(CLoRA(composition, None, say).patch(model))
+    guider = comfy.samplers.CFGGuider(CLoRA(composition, None, Notes(say)).patch(model))
     guider.set_conds(
         [[text, tags.of("positive", branch)] for branch, text in enumerate(texts[::2])],
         [[text, tags.of("negative", branch)] for branch, text in enumerate(texts[1::2])],

@@ -1,11 +1,11 @@
 """CLoRA: several concept LoRAs in one picture, kept apart while sampling; and a node for its attention maps."""
 
 import logging
-from collections.abc import Callable
 
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..loraclr_core.concept import Concept
@@ -14,10 +14,13 @@ from ..loraclr_core.host.sampler import labels, overlay
 from ..loraclr_core.host.sampler.compose import compose
 from ..loraclr_core.host.sampler.evaluation import KEY
 from ..loraclr_core.host.sampler.live import LiveView
+from ..loraclr_core.host.sampler.notes import Notes
 from ..loraclr_core.host.sampler.settings import (
     GRADIENT_MEMORY,
+    IF_UNCLEAR,
     SURROUNDINGS,
     GradientMemory,
+    IfUnclear,
     Settings,
     Surroundings,
     UpdateSettings,
@@ -29,6 +32,8 @@ from . import page
 from .types import CATEGORY, Concepts
 
 log = logging.getLogger("loraclr")
+
+NO_LOSS = "There is no loss: the sampler stopped after the plain picture."
 
 
 def _inputs() -> list[io.Input]:
@@ -196,6 +201,36 @@ def _inputs() -> list[io.Input]:
             " redrawing another's subject or drawing their own twice. composed (paper): the picture with all"
             " subjects; areas follow the attention of each step.",
         ),
+        io.Int.Input(
+            "concepts_per_step",
+            display_name="concepts per step",
+            optional=True,  # added later, too
+            default=Settings.concepts_per_step,
+            min=0,
+            max=64,
+            advanced=True,
+            tooltip="How many concepts each step computes, in turn; the others keep the result of their last turn. 1: a"
+            " picture takes about as long as two plain ones, whatever the number of concepts, and needs less memory. 0: all"
+            " at every step; best for three or more concepts.",
+        ),
+        io.Combo.Input(
+            "if_unclear",
+            display_name="if unclear",
+            options=list(IF_UNCLEAR),
+            optional=True,  # added later, too
+            default=Settings.if_unclear,
+            advanced=True,
+            tooltip="What to do when the plain picture does not show where a concept goes; the node says why. go on: draw it"
+            " all the same. stop after the plain take: return the plain picture, so that you lose less time and can try"
+            " another seed.",
+        ),
+        io.Mask.Input(
+            "areas",
+            optional=True,  # added later, too
+            tooltip="Where to draw each concept: one mask for each, in the order of the chain, such as the edited masks of"
+            " Attention Maps of CLoRA. An empty mask leaves the place to the sampler. They go before the masks of Load"
+            " Concept LoRA.",
+        ),
     ]
 
 
@@ -257,6 +292,9 @@ class CLoRASampler(io.ComfyNode):
         live_view: bool = True,
         mask_overlap: Overlap = "strongest",
         surroundings: Surroundings = "plain",
+        concepts_per_step: int = 0,
+        if_unclear: IfUnclear = "go on",
+        areas: Tensor | None = None,
     ) -> io.NodeOutput:
         updates = UpdateSettings(
             strength=update_strength,
@@ -268,16 +306,23 @@ class CLoRASampler(io.ComfyNode):
             temperature=temperature,
             gradient_memory=gradient_memory,
         )
-        areas = AreaSettings(
+        area_settings = AreaSettings(
             threshold=mask_threshold,
             morphology=mask_morphology,
             overlap=mask_overlap,
             first_masked_step=first_masked_step,
         )
-        settings = Settings(updates=updates, areas=areas, surroundings=surroundings)
+        settings = Settings(
+            updates=updates,
+            areas=area_settings,
+            surroundings=surroundings,
+            concepts_per_step=concepts_per_step,
+            if_unclear=if_unclear,
+        )
         view = _view(page.source(cls.hidden), concepts) if live_view else None
-        warn = _warning(cls.hidden.unique_id)
-        return io.NodeOutput(*compose(model, clip, concepts, prompt, negative, settings, view, warn))
+        node_id = cls.hidden.unique_id
+        notes = Notes(lambda text: page.show_text(text, node_id))
+        return io.NodeOutput(*compose(model, clip, concepts, prompt, negative, settings, notes, view, areas))
 
 
 def _view(source: dict, concepts: list[Concept]) -> LiveView:
@@ -287,16 +332,6 @@ def _view(source: dict, concepts: list[Concept]) -> LiveView:
         lambda frame: page.send("loraclr.clora", {**source, **frame}),
         page.is_open,
     )
-
-
-def _warning(node_id: str) -> Callable[[str], None]:
-    """Return a function that shows a warning under this node on the page, and logs it."""
-
-    def warn(text: str) -> None:
-        log.warning(text)
-        page.show_text(text, node_id)
-
-    return warn
 
 
 def _steps(text: str) -> tuple[int, ...]:
@@ -340,7 +375,7 @@ class CLoRAMaps(io.ComfyNode):
                 io.Mask.Output(
                     display_name="masks",
                     tooltip="Where each concept was drawn in the last step. One mask per concept, in the order of the"
-                    " chain.",
+                    " chain. Edit them and connect them to areas of the sampler to use them again.",
                 ),
                 io.Image.Output(
                     display_name="heat_maps",
@@ -378,8 +413,9 @@ class CLoRAMaps(io.ComfyNode):
         height, width = picture.shape[1:3]
         fitted = labels.fit(record.concepts, height, width, labels.font_files())
         heat = overlay.heat_over(picture, record.heat[batch_index].to(picture), fitted)
-        said = " ".join(filter(None, (labels.legend(record.concepts, fitted), problem)))
+        losses = [float(loss[batch_index]) for _, loss in sorted(record.losses.items())]
+        said = " ".join(filter(None, (labels.legend(record.concepts, fitted), problem, "" if losses else NO_LOSS)))
         log.info("Attention Maps of CLoRA: %s", said)
         page.show_text(said, cls.hidden.unique_id)
-        losses = [float(loss[batch_index]) for _, loss in sorted(record.losses.items())]
-        return io.NodeOutput(record.masks[batch_index], heat, {"loss": losses})
+        loss = {"loss": losses} if losses else ExecutionBlocker(None)
+        return io.NodeOutput(record.masks[batch_index], heat, loss)

@@ -52,7 +52,7 @@ def load(
     digest = file.sha256(path)
     if digest in [concept.sha256 for concept in earlier]:
         log.warning("%s is loaded as a concept twice; it will count twice.", lora_name)
-    mask = None if mask is None else masks.given(mask, name)
+    mask = None if mask is None else masks.given(mask, f"The mask of concept “{name}”")
     concept = Concept(name, trigger, class_word, lora_name, path, digest, strength_model, strength_clip, mask)
     return LoadedConcept(concept, found.trained if found else None)
 

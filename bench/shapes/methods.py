@@ -170,7 +170,16 @@ SHARED = (encode, conditioned, chain, stacked, part, parts_of_picture)  # what m
 COMMON = ("loraclr_core/*.py", "loraclr_core/host/*.py", "loraclr_core/host/lora/*.py")
 MERGE = ("loraclr_core/merge/*.py", "loraclr_core/host/merge/*.py")
 SAMPLER = ("loraclr_core/sampler/*.py", "loraclr_core/host/sampler/*.py")
-NO_PICTURE = {"report", "export", "live", "overlay", "labels"}  # modules that no picture depends on
+NO_PICTURE = {
+    "report",
+    "export",
+    "live",
+    "overlay",
+    "labels",
+    "clarity",
+    "evidence",
+    "notes",
+}  # modules that no picture depends on
 DISTILLATION = {"distillation", "differentiable"}  # modules that a merge without distillation does not run
 
 
@@ -198,6 +207,7 @@ HEADLINE = {
     "exact": merge_row(),
     "distilled": merge_row(distillation_steps=200),
     "clora": clora_row(),
+    "clora-in-turn": clora_row(concepts_per_step=1),
     "clora-updates": clora_row(update_strength=0.02),
     "clora-no-masks": clora_row(first_masked_step=10000),
     "masked-hooks": Method(masked_hooks, KINDS[1:2]),

@@ -8,7 +8,6 @@ Where areas overlap, a place goes to the concept whose words have attended to it
 method averages the predictions of all of them instead.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,17 +38,18 @@ class Areas:
     branches: the weights for fusing predictions, (batch, 1 + concepts, height, width); the base branch takes the rest.
     """
 
-    def __init__(self, given: Tensor, has_mask: Sequence[bool], plain_claims: Tensor | None, settings: AreaSettings):
+    def __init__(self, given: Tensor, is_given: Tensor, plain_claims: Tensor | None, settings: AreaSettings):
         """Place the concepts.
 
-        given: the masks of the concepts that have one, (batch, concepts, height, width), zero for the others.
+        given: the masks that the user gave, (batch, concepts, height, width), zero for the concepts without.
+        is_given: which concepts have one, (batch, concepts).
         plain_claims: the claims of all concepts' words in the plain picture, (batch, concepts, h, w); None without one.
         """
         self.settings = settings
-        self.has_mask = list(has_mask)
-        self.placed = _place(given, self.has_mask, plain_claims, settings)
+        self.is_given = is_given
+        self.placed = _place(given, is_given, plain_claims, settings)
         self.stays = self.placed.amax(dim=(-2, -1), keepdim=True) > 0
-        self.stays[:, self.has_mask] = True
+        self.stays[is_given] = True
         self.occupied = None if plain_claims is None else self.placed.amax(dim=1, keepdim=True)
         self.claims: Tensor | float = 0.0  # the sum over all evaluations so far
         self.concepts = self.placed
@@ -64,7 +64,7 @@ class Areas:
         self.concepts = torch.where(self.stays, self.placed, areas)
         if self.settings.overlap == "strongest":
             claims = masks.resize(masks.smooth(claims), size)
-            claims[:, self.has_mask] = 1  # a given mask is the strongest claim
+            claims[self.is_given] = 1  # a given mask is the strongest claim
             self.claims = self.claims + claims
             self.concepts = masks.strongest(self.concepts, self.claims)
         self.branches = self._compute_branches(step)
@@ -74,13 +74,15 @@ class Areas:
         return torch.ones_like(branches) if step < self.settings.first_masked_step else branches
 
 
-def _place(given: Tensor, has_mask: list[bool], plain_claims: Tensor | None, settings: AreaSettings) -> Tensor:
+def _place(given: Tensor, is_given: Tensor, plain_claims: Tensor | None, settings: AreaSettings) -> Tensor:
     """Return the given masks, and for every other concept an object of the plain picture, empty where there is none."""
-    others = [concept for concept, is_given in enumerate(has_mask) if not is_given]
-    if plain_claims is None or not others:
+    if plain_claims is None:
         return given
     occupied = masks.resize(given.amax(dim=1, keepdim=True), plain_claims.shape[-2:], "area")
-    object_masks = objects.masks(plain_claims[:, others] * (occupied == 0), settings.threshold, settings.morphology)
+    free_claims = plain_claims * (occupied == 0)
     placed = given.clone()
-    placed[:, others] = masks.resize(object_masks, given.shape[-2:])
+    for picture, others in enumerate(~is_given):
+        if others.any():
+            object_masks = objects.masks(free_claims[picture, others][None], settings.threshold, settings.morphology)
+            placed[picture, others] = masks.resize(object_masks, given.shape[-2:])[0]
     return placed

@@ -24,30 +24,30 @@ ROUNDING = 1e-3  # a blurred mask may exceed 0…1 by this much
 NONE = 1e-12
 
 
-def given(mask: Tensor, concept: str) -> Tensor:
+def given(mask: Tensor, what: str) -> Tensor:
     """Return a user's mask as (batch, height, width), 0…1.
 
     Like ComfyUI's mask nodes, it accepts (height, width), (batch, height, width) and (batch, 1, height, width). Raises
-    ValueError, with the shape, for anything else. concept: its name, for the message.
+    ValueError, with the shape, for anything else. what: begins the message.
     """
     if not isinstance(mask, Tensor):
-        raise ValueError(f"The mask of concept “{concept}” is no mask but a {type(mask).__name__}: connect a MASK.")
+        raise ValueError(f"{what} is no mask but a {type(mask).__name__}: connect a MASK.")
     fits = mask.ndim in (2, 3) or (mask.ndim == 4 and mask.shape[1] == 1)
     # Pictures keep their channels last: one channel of one picture is not a batch of columns.
     channels_last = mask.ndim == 3 and mask.shape[-1] == 1 and min(mask.shape[:-1]) > 1
-    what = f"The mask of concept “{concept}” has the shape {'×'.join(map(str, mask.shape)) or '()'} ({mask.dtype})"
+    shape = f"{what} has the shape {'×'.join(map(str, mask.shape)) or '()'} ({mask.dtype})"
     if not fits or channels_last or mask.numel() == 0 or mask.is_complex():
         raise ValueError(
-            f"{what}: connect a mask of height×width or batch×height×width, with at least one picture in the batch."
+            f"{shape}: connect a mask of height×width or batch×height×width, with at least one picture in the batch."
             " Convert Image to Mask makes one of a picture."
         )
     values = (mask if mask.is_floating_point() and mask.itemsize > 1 else mask.float()).reshape(-1, *mask.shape[-2:])
     if not values.isfinite().all():
-        raise ValueError(f"{what} and holds NaN or Inf: make it anew.")
+        raise ValueError(f"{shape} and holds NaN or Inf: make it anew.")
     low, high = float(values.min()), float(values.max())
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise ValueError(
-            f"{what} and holds values from {low:g} to {high:g}: scale it to 0 (elsewhere) … 1 (here). A mask of 0…255 is"
+            f"{shape} and holds values from {low:g} to {high:g}: scale it to 0 (elsewhere) … 1 (here). A mask of 0…255 is"
             " to be divided by 255."
         )
     return values.clamp(0, 1)

@@ -4,6 +4,7 @@ import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.ops
 import demo_assets
+import pack
 import pytest
 import random_models
 import torch
@@ -58,3 +59,10 @@ def control():
     for parameter in network.parameters():
         parameter.data.normal_(0, 0.03, generator=generator)
     return comfy.controlnet.ControlNet(network.eval(), load_device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """The demo's trained checkpoint, which draws plain shapes: MODEL, CLIP, VAE."""
+    with torch.inference_mode():
+        return pack.demo_models()

@@ -19,6 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from host_sampler.sampling import CLORA, maps, sample
 from loraclr.loraclr_core.host.sampler import live, overlay
 from loraclr.loraclr_core.host.sampler.compose import compose
+from loraclr.loraclr_core.host.sampler.notes import Notes
 from loraclr.loraclr_core.host.sampler.settings import Settings, UpdateSettings
 from loraclr.loraclr_core.sampler.areas import AreaSettings
 from PIL import Image
@@ -31,13 +32,14 @@ FORMATS = {
 }
 
 
+SILENT = Notes(lambda text: None)
 SETTINGS = Settings(
     updates=UpdateSettings(strength=0.05, end=1.0, refine_steps=()), areas=AreaSettings(morphology="none")
 )
 
 
 def composed(demo, concepts, view, prompt=CLORA["prompt"], settings=SETTINGS):
-    return compose(demo.model, demo.clip, concepts, prompt, "", settings, view)
+    return compose(demo.model, demo.clip, concepts, prompt, "", settings, SILENT, view)
 
 
 def unpacked(values: str, size: list[int]) -> np.ndarray:

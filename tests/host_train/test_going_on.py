@@ -20,8 +20,8 @@ from loraclr.loraclr_core.host.train.rows import Rows
 from loraclr.nodes import page
 
 IMAGES = [picture(1), picture(2, 96, 64), picture(3)]
-# Everything that a step draws at random: the order of pictures, empty prompts, captions left out.
-SETTINGS = {"batch": 2, "caption_dropout": 0.3, "flip": True, "captions": [f"a {TRIGGER} on a table"]}
+# Everything that a step draws at random: the order of pictures, empty prompts, captions left out, pictures beside a dog.
+SETTINGS = {"batch": 2, "caption_dropout": 0.3, "flip": True, "beside": "dog", "captions": [f"a {TRIGGER} on a table"]}
 
 
 @pytest.fixture

@@ -4,10 +4,12 @@ import comfy.model_management
 import comfy.ops
 import pytest
 import torch
-from host_train.training import CLASS, on_loaded, picture, small_models, train, with_lora
+from comfy.model_patcher import LowVramPatch
+from host_train.training import CLASS, Models, on_loaded, picture, small_models, train, with_lora
 from loraclr.loraclr_core.host import differentiable
 from loraclr.loraclr_core.host.train.checkpointing import checkpointed
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 def gradients(models, checkpoints: bool) -> Tensor:
@@ -25,18 +27,43 @@ def gradients(models, checkpoints: bool) -> Tensor:
     return on_loaded(models, [picture(1)], [torch.ones(1, 64, 96)], work, outside=0.5)
 
 
-@pytest.mark.parametrize("name", ["SD1.5", "Flux"])
-def test_offloaded_weights_give_the_same_gradients(name, request):
-    """With a LoRA loaded before, which ComfyUI then adds to a copy of each weight that is used."""
+def styled(name: str) -> Models:
+    """A small model with a LoRA loaded, which ComfyUI adds to a copy of each offloaded weight that is used."""
     models = small_models(name)
     style = train(models, [picture(2)], learning_rate=0.03, name=f"styles/{CLASS}").lora
-    models = models._replace(model=with_lora(models.model, style))
+    return models._replace(model=with_lora(models.model, style))
+
+
+@pytest.mark.parametrize("name", ["SD1.5", "Flux"])
+def test_offloaded_weights_give_the_same_gradients(name, request):
+    models = styled(name)
     expected = gradients(models, checkpoints=False)
     request.getfixturevalue("offloaded")
     for checkpoints in (False, True):
         found = gradients(models, checkpoints)
         assert models.model.model.lowvram_patch_counter > 0
         assert float((found - expected).norm() / expected.norm()) < 1e-4
+
+
+@pytest.mark.usefixtures("offloaded")
+def test_with_checkpointing_only_a_block_s_weights_are_held(monkeypatch):
+    """Copies of weights that are there at a time."""
+    models, patch = styled("Flux"), LowVramPatch.__call__
+    copies: list[StorageWeakRef] = []
+    held: list[int] = []
+
+    def watch(self, weight: Tensor) -> Tensor:
+        copy = patch(self, weight)
+        copies.append(StorageWeakRef(copy.untyped_storage()))
+        held.append(sum(not each.expired() for each in copies))
+        return copy
+
+    monkeypatch.setattr(LowVramPatch, "__call__", watch)
+    gradients(models, checkpoints=False)
+    without = max(held)
+    held.clear()
+    gradients(models, checkpoints=True)
+    assert max(held) <= without / 2
 
 
 @pytest.mark.parametrize("checkpointing", ["off", "on"])

@@ -27,7 +27,7 @@ NODE = "LoRACLR_TrainConcept"
 LISTS = ("images", "captions", "masks", "others", "other_captions")
 TRIGGER, CLASS = "sks cat", "cat"
 # Short, and without what takes long.
-QUICK = {"trigger": TRIGGER, "steps": 2, "rank": 4, "learning_rate": 1e-3, "preview_every": 0}
+QUICK = {"trigger": TRIGGER, "steps": 2, "rank": 4, "learning_rate": 1e-3, "preview_every": 0, "beside": ""}
 
 
 class Trained(NamedTuple):

@@ -4,6 +4,7 @@ import torch
 from loraclr.loraclr_core.sampler.areas import Areas, AreaSettings
 
 WEIGHTS = {".": 0.0, "-": 0.4, "+": 0.6, "#": 1.0}
+NONE_GIVEN = torch.tensor([[False, False]])
 SETTINGS = AreaSettings(threshold=0.5, morphology="none")
 
 
@@ -22,14 +23,14 @@ def nothing(concepts: int = 2) -> torch.Tensor:
 
 def test_a_given_mask_is_the_area_whatever_attention_says():
     left = drawing(("####....", "####...."), ("........", "........"))
-    areas = Areas(left, [True, False], None, SETTINGS)
+    areas = Areas(left, torch.tensor([[True, False]]), None, SETTINGS)
     areas.update(drawing(("......##", "......##"), ("#.....##", "#.....##")), 0)
     assert drawn(areas.concepts) == [["####....", "####...."], ["......##", "......##"]]
 
 
 def test_an_object_of_the_plain_picture_is_the_area_from_the_first_step_to_the_last():
     claims = drawing(("##......", "##......"), (".....##.", ".....##."))
-    areas = Areas(nothing(), [False, False], claims, SETTINGS)
+    areas = Areas(nothing(), NONE_GIVEN, claims, SETTINGS)
     first = drawn(areas.concepts)
     assert first == [["###.....", "###....."], ["....####", "....####"]]  # a cell larger than the object
     areas.update(claims.flip(1), 3)
@@ -39,13 +40,13 @@ def test_an_object_of_the_plain_picture_is_the_area_from_the_first_step_to_the_l
 def test_objects_are_sought_outside_of_given_masks():
     given = drawing(("####....", "####...."), ("........", "........"))
     claims = drawing(("........", "........"), ("##....#.", "##....#."))
-    areas = Areas(given, [True, False], claims, SETTINGS)
+    areas = Areas(given, torch.tensor([[True, False]]), claims, SETTINGS)
     assert drawn(areas.concepts) == [["####....", "####...."], [".....###", ".....###"]]
 
 
 def test_without_an_object_a_concept_follows_its_own_words_outside_of_the_others():
     claims = drawing(("##......", "##......"), ("........", "........"))
-    areas = Areas(nothing(), [False, False], claims, SETTINGS)
+    areas = Areas(nothing(), NONE_GIVEN, claims, SETTINGS)
     areas.update(drawing(("........", "........"), ("##....#.", "##....#.")), 0)
     assert drawn(areas.concepts) == [["###.....", "###....."], ["......#.", "......#."]]
 
@@ -53,7 +54,7 @@ def test_without_an_object_a_concept_follows_its_own_words_outside_of_the_others
 def test_a_contested_place_goes_by_the_claims_of_every_step_so_far():
     """Attention of a single step is noisy; a place does not change hands for it."""
     cat, dog = ("########", "########"), ("++++++++", "++++++++")
-    areas = Areas(nothing(), [False, False], None, SETTINGS)
+    areas = Areas(nothing(), NONE_GIVEN, None, SETTINGS)
     for _ in range(2):
         areas.update(drawing(cat, dog), 0)
     areas.update(drawing(dog, cat), 1)
@@ -62,7 +63,7 @@ def test_a_contested_place_goes_by_the_claims_of_every_step_so_far():
 
 def test_averaging_leaves_a_contested_place_to_all():
     whole = ("########", "########")
-    areas = Areas(nothing(), [False, False], None, AreaSettings(threshold=0.5, overlap="average (paper)"))
+    areas = Areas(nothing(), NONE_GIVEN, None, AreaSettings(threshold=0.5, overlap="average (paper)"))
     areas.update(drawing(whole, whole), 0)
     assert areas.concepts.all()
 
@@ -70,7 +71,7 @@ def test_averaging_leaves_a_contested_place_to_all():
 def test_every_branch_counts_everywhere_before_the_first_masked_step():
     settings = AreaSettings(threshold=0.5, morphology="none", first_masked_step=2)
     claims = drawing(("##......", "##......"), (".....##.", ".....##."))
-    areas = Areas(nothing(), [False, False], claims, settings)
+    areas = Areas(nothing(), NONE_GIVEN, claims, settings)
     assert areas.branches.all()
     areas.update(claims, 2)
     assert drawn(areas.branches)[0] == ["...#....", "...#...."]

@@ -162,6 +162,28 @@ def test_clora_workflow_runs_as_shipped(server, infos):
         1,
     ]
     assert picture(server, prompt, history).std() > 0
+    (sampler,) = (node for node in prompt if prompt[node]["class_type"] == "LoRACLR_CLoRASampler")
+    (told,) = (text["text"] for text in texts if text["node"] == sampler)
+    assert [line.partition(":")[0] for line in told.splitlines()] == ["“ball”", "“box”"]
+
+
+def test_a_run_that_stops_after_the_plain_picture_says_why_and_blocks_only_the_loss(server, infos):
+    prompt = demo_prompt(infos, workflows.MAPS)
+    node_of(prompt, "KSampler")["inputs"]["steps"] = 4
+    (sampler,) = (node for node in prompt if prompt[node]["class_type"] == "LoRACLR_CLoRASampler")
+    prompt[sampler]["inputs"]["if_unclear"] = "stop after the plain take"
+    (*_, box) = (node for node in prompt.values() if node["class_type"] == "LoRACLR_LoadConceptLoRA")
+    box["inputs"] |= {"class_word": "banana", "name": "box"}
+    messages: list[dict] = []
+    history = server.wait(server.queue(prompt), messages.append)
+    told = [
+        each["data"]["text"] for each in messages if each["type"] == "progress_text" and each["data"]["node"] == sampler
+    ]
+    assert "hardly any attention to its class word “banana”" in told[-1]
+    assert "the run has stopped before the concepts" in told[-1]
+    shown = {prompt[node]["_meta"]["title"] for node in history["outputs"]}
+    assert {"Picture", "Heat maps", "Masks"} <= shown
+    assert "Separation loss" not in shown
 
 
 def test_each_clora_node_has_its_own_live_view(server, infos):

@@ -25,6 +25,11 @@ test("steps to refine at need repeats, and repeats need steps", () => {
   assert.deepEqual(names(CLORA, { ...updates, refine_steps: " " }), ["refine_repeats"]);
 });
 
+test("without a plain picture there is none to be unclear", () => {
+  assert.deepEqual(names(CLORA, { ...updates, surroundings: "composed (paper)" }), ["if_unclear"]);
+  assert.deepEqual(names(CLORA, { ...updates, surroundings: "plain" }), []);
+});
+
 test("each solver has its settings", () => {
   assert.deepEqual(names(MERGE, merge), []);
   assert.deepEqual(names(MERGE, { ...merge, margin: 0 }), ["margin_mode"]);

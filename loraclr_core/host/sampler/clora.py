@@ -18,29 +18,30 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy_execution.utils import ExecutionContext, get_executing_context
 from torch import Tensor
 
+from ...sampler import clarity
 from ..errors import plain_errors
-from . import given_masks
+from . import evidence, given_masks
 from .composed import ComposedTake
 from .evaluation import KEY
 from .live import LiveView
+from .notes import Notes
 from .patches import suspects
-from .plain import PlainTake
+from .plain import PlainPicture, PlainTake
 from .records import Records
-from .surroundings import ComposedSurroundings, PlainSurroundings, Surroundings
+from .surroundings import ComposedSurroundings, PlainSurroundings
 from .take import Composition, Start, Take, set_wrapper
+
+STOPPED = "This is the plain picture: the run has stopped before the concepts, because if_unclear is “stop after the plain take”."
 
 
 class CLoRA:
     """The method for one composition. records: attention and areas of finished runs."""
 
-    def __init__(self, composition: Composition, view: LiveView | None, warn: Callable[[str], None]):
-        """Prepare for `patch`.
-
-        view: shows a run while it lasts. warn: called with a message where the result differs from what was asked for.
-        """
+    def __init__(self, composition: Composition, view: LiveView | None, notes: Notes):
+        """Prepare for `patch`. view: shows a run while it lasts."""
         self.composition = composition
         self.view = view
-        self.warn = warn
+        self.notes = notes
         self.records = Records()
         self.sampled_by: ExecutionContext | None = None  # the node's run that sampled last
 
@@ -61,6 +62,7 @@ class CLoRA:
 
     @plain_errors()
     def _outer_sample(self, executor: WrapperExecutor, noise: Tensor, *args, **kwargs) -> Tensor:
+        self.notes.start()
         self._check(executor.class_obj, noise)
         if self.view is not None:
             self.view.start()
@@ -68,7 +70,13 @@ class CLoRA:
         def sample(make_take: Callable[[Start], Take]) -> tuple[Tensor, Take]:
             return _sample(lambda: executor(noise, *args, **kwargs), executor.class_obj, make_take)
 
-        around = self._surroundings(executor, sample)
+        if self.composition.settings.surroundings == "composed (paper)":
+            around = ComposedSurroundings(len(self.composition.branches))
+        else:
+            plain_samples, picture = self._sample_plain(executor, sample)
+            if self._is_over(picture, plain_samples):
+                return plain_samples
+            around = PlainSurroundings(len(self.composition.branches), picture)
         samples, take = sample(lambda start: ComposedTake(self.composition, start, self.view, around))
         if (record := take.record()) is not None:
             self.records.keep(samples, record)
@@ -83,14 +91,11 @@ class CLoRA:
             raise ValueError(f"CLoRA samples pictures; this latent has the shape {tuple(noise.shape)}.")
         node, before = get_executing_context(), self.sampled_by
         self.sampled_by = node
-        if doubts := given_masks.doubts(self.composition.concepts, noise.shape, node, before):
-            self.warn("\n".join(doubts))
+        given = given_masks.by_name(self.composition.concepts, self.composition.areas)
+        self.notes.warn(given_masks.doubts(given, noise.shape, node, before))
 
-    def _surroundings(self, executor: WrapperExecutor, sample: Callable) -> Surroundings:
-        """Return the branches' surroundings, sampling the plain picture where they need it."""
-        branches = len(self.composition.branches)
-        if self.composition.settings.surroundings == "composed (paper)":
-            return ComposedSurroundings(branches)
+    def _sample_plain(self, executor: WrapperExecutor, sample: Callable) -> tuple[Tensor, PlainPicture]:
+        """Return the samples of the plain picture, and how it came about."""
         _check_outermost(executor)
         guider = executor.class_obj
         conds = guider.conds
@@ -98,10 +103,23 @@ class CLoRA:
         guider.conds = {name: [entry.copy() for entry in entries] for name, entries in conds.items()}
         try:
             with torch.random.fork_rng():  # both takes get the same noise, at every step
-                _, take = sample(lambda start: PlainTake(self.composition, start, self.view))
+                samples, take = sample(lambda start: PlainTake(self.composition, start, self.view))
         finally:
             guider.conds = conds
-        return PlainSurroundings(branches, take.picture())
+        return samples, take.picture()
+
+    def _is_over(self, picture: PlainPicture, samples: Tensor) -> bool:
+        """Say where each concept goes, and return whether the run ends with the plain picture. samples: of that picture."""
+        shown = evidence.gather(self.composition, picture, samples)
+        if shown is None:
+            return False
+        unclear = clarity.warnings(self.composition.concepts, shown)
+        is_over = bool(unclear) and self.composition.settings.if_unclear == "stop after the plain take"
+        self.notes.warn([*unclear, *([STOPPED] if is_over else [])])
+        self.notes.tell(clarity.sizes(self.composition.concepts, shown))
+        if is_over:
+            self.records.keep(samples, evidence.record(self.composition, shown))
+        return is_over
 
 
 def _sample(run: Callable[[], Tensor], guider: comfy.samplers.CFGGuider, make_take: Callable[[Start], Take]):

@@ -1,11 +1,9 @@
 """The inputs of CLoRA, made from concepts and one prompt: adapters, and conditioning for every branch."""
 
-import logging
-from collections.abc import Callable
-
 import comfy.model_management
 import comfy.sd
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ...braces import literal_marks
 from ...concept import Concept
@@ -14,17 +12,16 @@ from ...sampler.separation import Branch
 from ..lora import adapters
 from ..lora.load import load
 from ..lora.match import key_names
-from . import tokens
+from . import given_masks, tokens
 from .attention import read_layers
 from .branches import BranchAdapters
 from .clora import CLoRA
 from .evaluation import Role
 from .live import LiveView
+from .notes import Notes
 from .settings import Settings
 from .tags import Tags
 from .take import Composition
-
-log = logging.getLogger("loraclr")
 
 
 def compose(
@@ -34,17 +31,19 @@ def compose(
     prompt: str,
     negative: str,
     settings: Settings,
+    notes: Notes,
     view: LiveView | None = None,
-    warn: Callable[[str], None] = log.warning,
+    areas: Tensor | None = None,
 ) -> tuple[ModelPatcher, list, list]:
     """Return the patched model and its positive and negative conditioning, each with a tagged entry per branch.
 
-    warn: called with a message where the result differs from what was asked for. Raises ValueError, with the remedy,
-    where a prompt, a LoRA or the model does not fit.
+    notes: where to say how the result differs from what was asked for. areas: masks in the concepts' order, which go before
+    the concepts' own. Raises ValueError, with the remedy, where a prompt, a LoRA, the areas or the model do not fit.
     """
     if not concepts:
         raise ValueError("No concepts to compose: connect at least one Load Concept LoRA.")
-    negative = _negative(negative, concepts, warn)
+    negative = _negative(negative, concepts, notes)
+    given_areas = None if areas is None else given_masks.split(areas, concepts)
     read_layers(model.get_model_object("diffusion_model"), 64, 64)  # raises where there is nothing to read
     prompts = branch_prompts(prompt, concepts)
     device, names = comfy.model_management.get_torch_device(), key_names(model, clip)
@@ -64,15 +63,15 @@ def compose(
         )
 
     tags = Tags(len(branches))
-    composition = Composition(concepts, branches, branch_adapters, tags, settings)
-    patched = CLoRA(composition, view, warn).patch(model)
+    composition = Composition(concepts, branches, branch_adapters, tags, settings, given_areas)
+    patched = CLoRA(composition, view, notes).patch(model)
     return patched, _tagged(tags, "positive", positives), _tagged(tags, "negative", negatives)
 
 
-def _negative(text: str, concepts: list[Concept], warn: Callable[[str], None]) -> str:
+def _negative(text: str, concepts: list[Concept], notes: Notes) -> str:
     """Return the negative prompt of every branch; warn of braces in it that are taken literally."""
     if literal := literal_marks(text):
-        warn(f"The negative prompt has {', '.join(literal)}, which is taken as it stands.")
+        notes.warn([f"The negative prompt has {', '.join(literal)}, which is taken as it stands."])
     return negative_prompt(text, concepts)
 
 

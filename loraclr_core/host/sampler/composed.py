@@ -1,15 +1,15 @@
 """The picture with all concepts (arXiv 2403.19776): the latent is moved, and the branches' predictions are fused."""
 
 import comfy.model_management
-import comfy.utils
 import torch
 from torch import Tensor
 
-from ...concept import Concept
 from ...sampler import contrast, masks, separation
 from ...sampler.areas import Areas
 from ...sampler.displacement import Displacement
 from ...sampler.separation import Maps
+from ...sampler.turns import Turns
+from . import given_masks
 from .attention import Recorder
 from .evaluation import Call, Evaluation
 from .gradient import gradient, require_maps
@@ -20,7 +20,10 @@ from .take import Composition, Start, Take
 
 
 class ComposedTake(Take):
-    """A take with all branches. It keeps areas and displacement from step to step, and the attention for the record."""
+    """A take with all branches.
+
+    From step to step it keeps areas, displacement and the branches' last results, and the attention for the record.
+    """
 
     def __init__(self, composition: Composition, start: Start, view: LiveView | None, surroundings: Surroundings):
         super().__init__(composition, start, view)
@@ -28,11 +31,11 @@ class ComposedTake(Take):
         self.surroundings = surroundings
         self.displacement = Displacement()
         self.areas = Areas(
-            given=resize_masks(composition.concepts, start.noise),
-            has_mask=[concept.mask is not None for concept in composition.concepts],
+            *given_masks.place(composition.concepts, composition.areas, start.noise),
             plain_claims=surroundings.plain_claims(composition.branches[0]),
             settings=composition.settings.areas,
         )
+        self.turns = Turns(composition.settings.concepts_per_step)
         self.heat: list[Tensor] = []
         self.losses: dict[int, Tensor] = {}
         self.updated: list[int] = []
@@ -44,11 +47,9 @@ class ComposedTake(Take):
         prepared = self.surroundings.prepare(evaluation, self.areas, by_sampler=recorder is not None)
         if recorder is not None:
             self._separate(evaluation, x, prepared.maps, step)
-        predictions = evaluation.predict(self.displacement.moved(x), recorder, prepared.missing)
-        self._check_first_evaluation()
+        predictions, maps = self._evaluate(evaluation, x, recorder, prepared.missing, step)
         if recorder is not None:
-            maps = prepared.maps | recorder.maps()
-            self._observe(require_maps(evaluation, maps, range(len(self.branches))), step)
+            self._observe(require_maps(evaluation, prepared.maps | maps, range(len(self.branches))), step)
         return [
             self._fuse(call, [*before, *after])
             for call, before, after in zip(evaluation.calls, prepared.predictions, predictions, strict=True)
@@ -79,6 +80,29 @@ class ComposedTake(Take):
             losses=self.losses,
             updated=self.updated,
         )
+
+    def _evaluate(
+        self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None, branches: list[int], step: int
+    ) -> tuple[list[list[Tensor]], Maps]:
+        """Return each list's predictions by `branches`, and the branches' attention where the sampler itself asks.
+
+        Only the sampler's own calls take turns: other nodes may ask at another latent.
+        """
+        z = self.displacement.moved(x)
+        if recorder is None:
+            predictions = evaluation.predict(z, None, branches)
+            self._check_first_evaluation()
+            return predictions, {}
+        roles = [call.role for call in evaluation.calls]
+        due = self.turns.due(branches, step, roles)
+        predictions = evaluation.predict(z, recorder, due)
+        self._check_first_evaluation()
+        self.turns.hold(due, roles, predictions, require_maps(evaluation, recorder.maps(), due))
+        completed = [
+            predictions[number] if role is None else self.turns.predictions(branches, number)
+            for number, role in enumerate(roles)
+        ]
+        return completed, self.turns.maps(branches)
 
     def _separate(self, evaluation: Evaluation, x: Tensor, prepared_maps: Maps, step: int) -> None:
         """Move the latent against the gradient of the separation loss, as often as is due in this step."""
@@ -133,13 +157,3 @@ class ComposedTake(Take):
             return self.displacement.unmoved(predictions[0])
         fused = masks.fuse(torch.stack(predictions), self.areas.branches.to(predictions[0]))
         return self.displacement.unmoved(fused)
-
-
-def resize_masks(concepts: list[Concept], latent: Tensor) -> Tensor:
-    """Return the concepts' own masks at the latent's size, (batch, concepts, height, width); zero for one without."""
-    resized = latent.new_zeros(latent.shape[0], len(concepts), *latent.shape[-2:])
-    for number, concept in enumerate(concepts):
-        if concept.mask is not None:
-            mask = masks.resize(concept.mask[:, None].to(latent), latent.shape[-2:], "area")
-            resized[:, number] = comfy.utils.repeat_to_batch_size(mask, latent.shape[0])[:, 0]
-    return resized

@@ -3,6 +3,7 @@
 Base prompt, model and noise are the same in both takes, so the base branch need not be evaluated again.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,12 +42,25 @@ class PlainPicture:
 
         None where nothing was sampled.
         """
-        claims = [
-            torch.stack([masks.claim(base.words(maps, concept)) for concept in range(len(base.tokens))], dim=1)
-            for *_, maps in self.moments
-            if maps is not None
-        ]
+        claims = [torch.stack([masks.claim(words) for words in moment], dim=1) for moment in self._words(base)]
         return torch.stack(claims).mean(dim=0) if claims else None
+
+    def attention(self, base: Branch) -> Tensor | None:
+        """Return the attention to each concept's words, (batch, concepts): the strongest word's, averaged over picture and take.
+
+        None where nothing was sampled.
+        """
+        means = [
+            torch.stack([words.amax(dim=1).mean(dim=(-2, -1)) for words in moment], dim=1)
+            for moment in self._words(base)
+        ]
+        return torch.stack(means).mean(dim=0) if means else None
+
+    def _words(self, base: Branch) -> Iterator[list[Tensor]]:
+        """Yield, for each of the sampler's own calls, the maps of each concept's words, (batch, words, h, w)."""
+        for *_, maps in self.moments:
+            if maps is not None:
+                yield [base.words(maps, concept) for concept in range(len(base.tokens))]
 
     def at(self, number: int, sigma: float, lists: int, by_sampler: bool) -> Moment:
         """Return the moment of call `number`. Raises RuntimeError where the take had none like it.

@@ -10,6 +10,8 @@ GradientMemory = Literal["one branch at a time", "all at once"]
 GRADIENT_MEMORY: tuple[GradientMemory, ...] = ("one branch at a time", "all at once")
 Surroundings = Literal["plain", "composed (paper)"]
 SURROUNDINGS: tuple[Surroundings, ...] = ("plain", "composed (paper)")
+IfUnclear = Literal["go on", "stop after the plain take"]
+IF_UNCLEAR: tuple[IfUnclear, ...] = ("go on", "stop after the plain take")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +43,7 @@ class Settings:
     areas: AreaSettings = field(default_factory=AreaSettings)
     # The surroundings of a concept's area in its branch: the plain picture, or the picture with all concepts.
     surroundings: Surroundings = "plain"
+    # How many concepts a step evaluates, in turn; 0 for all.
+    concepts_per_step: int = 0
+    # What to do where the plain picture does not show clearly where a concept goes.
+    if_unclear: IfUnclear = "go on"

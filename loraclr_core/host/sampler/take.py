@@ -33,6 +33,8 @@ class Composition:
     adapters: BranchAdapters
     tags: Tags
     settings: Settings
+    # Masks that go before the concepts' own, (pictures, concepts, height, width), empty where they do not; None for none.
+    areas: Tensor | None = None
 
 
 class Start(NamedTuple):

@@ -26,6 +26,7 @@ class Losses(NamedTuple):
     concept: float
     preservation: float | None = None
     outside: float | None = None
+    beside: float | None = None
 
 
 class DivergedError(ValueError):

@@ -1,0 +1,157 @@
+"""Concepts that take turns, in ComfyUI's own samplers."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from host_sampler.sampling import clora, concept, maps, plain, sample
+from loraclr.loraclr_core.host.sampler.evaluation import KEY
+from pack import run
+
+STILL = {"update_strength": 0.0}
+
+
+@pytest.fixture(scope="module")
+def three(demo):
+    with torch.inference_mode():
+        return concept("bird", concept("dog", concept("cat")))
+
+
+@pytest.fixture(scope="module")
+def composed(demo, three):
+    """Return a function: settings -> MODEL, positive, negative of three concepts without updates."""
+
+    def make(**inputs):
+        with torch.inference_mode():
+            return clora(demo, three, prompt="a {cat} and {dog} and {bird}", **STILL, **inputs)
+
+    return make
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("per_step", [3, 8])
+def test_with_all_concepts_at_every_step_it_is_the_same_bit_for_bit(composed, latent, sampler, per_step):
+    expected = sample(*composed(), latent, sampler=sampler, steps=3)
+    found = sample(*composed(concepts_per_step=per_step), latent, sampler=sampler, steps=3)
+    assert torch.equal(found["samples"], expected["samples"])
+
+
+@pytest.mark.parametrize(("cfg", "lists"), [(5.0, 2), (1.0, 1)])
+def test_a_step_runs_as_many_branches_as_it_is_told(demo, composed, latent, cfg, lists):
+    rows = []
+    watch = demo.model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    for per_step, later in ((0, 3), (1, 1), (2, 2)):
+        rows.clear()
+        sample(*composed(concepts_per_step=per_step), latent, steps=4, cfg=cfg)
+        assert rows == [lists] * 4 + [3 * lists] + [later * lists] * 3
+    watch.remove()
+
+
+def still_predictions(outputs, latent, calls: list[int], cfg: float = 5.0) -> list[torch.Tensor]:
+    """The predictions at these places of a schedule of five levels, by a sampler that never moves its latent."""
+    model, positive, negative = outputs
+    predictions: list[torch.Tensor] = []
+
+    def sampler(model, x, sigmas, extra_args, callback, disable):
+        predictions[:] = [model(x, sigmas[call] * x.new_ones(len(x)), **extra_args) for call in calls]
+        return predictions[-1]
+
+    sigmas = torch.tensor([9.0, 5.0, 3.0, 1.0, 0.5, 0.0])
+    noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(1))
+    values = (cfg, comfy.samplers.KSAMPLER(sampler), sigmas, positive, negative, latent["samples"])
+    comfy.sample.sample_custom(model, noise, *values, disable_pbar=True, seed=0)
+    return predictions
+
+
+@pytest.fixture(scope="module")
+def thirds(demo):
+    """Return a function: settings -> MODEL, positive, negative of three concepts, each in a third of the picture."""
+
+    def make(**inputs):
+        chain = None
+        with torch.inference_mode():
+            for name, third in (("cat", "left"), ("dog", "middle"), ("bird", "right")):
+                chain = concept(name, chain, mask=run("LoRACLR_ConceptArea", area=f"{third} third")[0])
+            return clora(demo, chain, prompt="a {cat} and {dog} and {bird}", **STILL, **inputs)
+
+    return make
+
+
+@pytest.mark.parametrize("cfg", [5.0, 1.0])
+def test_the_others_predictions_are_those_of_their_last_turn(thirds, latent, cfg):
+    """Where the latent never moves, they are what all concepts at every step predicted then."""
+    every, turns = (still_predictions(thirds(concepts_per_step=n), latent, [0, 1, 2, 3, 4], cfg) for n in (0, 1))
+    last_turns = [(0, 0, 0), (1, 0, 0), (1, 2, 0), (1, 2, 3), (4, 2, 3)]
+    for found, steps in zip(turns, last_turns, strict=True):
+        for third, step in enumerate(steps):
+            columns = slice(4 * third, 4 * third + 4)
+            torch.testing.assert_close(found[..., columns], every[step][..., columns], rtol=1e-4, atol=1e-4)
+    assert (every[4] - every[3]).abs().min() > 0
+
+
+def test_a_level_that_is_evaluated_twice_is_one_turn(thirds, latent):
+    once = still_predictions(thirds(concepts_per_step=1), latent, [0, 1, 2, 3])
+    twice = still_predictions(thirds(concepts_per_step=1), latent, [0, 0, 1, 1, 2, 2, 3, 3])
+    for expected, first, second in zip(once, twice[::2], twice[1::2], strict=True):
+        torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(second, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
+def test_every_sampler_takes_turns(composed, sampler):
+    small = {"samples": torch.zeros(1, 4, 4, 6)}
+    model, positive, negative = composed(concepts_per_step=1)
+    found = sample(model, positive, negative, small, sampler=sampler, steps=4)
+    assert found["samples"].isfinite().all()
+    assert len(maps(model, found)[0]) == 3
+
+
+def test_nothing_is_kept_from_one_run_to_the_next(composed, latent):
+    model, positive, negative = composed(concepts_per_step=1)
+    expected = sample(model, positive, negative, latent, steps=4)
+    sample(model, positive, negative, latent, steps=3, seed=8)
+    assert torch.equal(sample(model, positive, negative, latent, steps=4)["samples"], expected["samples"])
+
+
+def test_a_run_that_is_cancelled_between_turns_leaves_no_trace(demo, composed, latent):
+    model, positive, negative = composed(concepts_per_step=1)
+    expected, base = sample(model, positive, negative, latent, steps=4), plain(demo, latent)
+    passes = []
+
+    def cancel(module, args):
+        passes.append(1)
+        if len(passes) > 6:
+            raise comfy.model_management.InterruptProcessingException
+
+    handle = demo.model.model.diffusion_model.register_forward_pre_hook(cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(model, positive, negative, latent, steps=4)
+    handle.remove()
+    assert torch.equal(plain(demo, latent)["samples"], base["samples"])
+    assert torch.equal(sample(model, positive, negative, latent, steps=4)["samples"], expected["samples"])
+
+
+def test_a_batch_is_its_pictures_one_by_one(composed):
+    model, positive, negative = composed(concepts_per_step=1)
+    noise = torch.zeros(2, 4, 8, 8)
+    found = sample(model, positive, negative, {"samples": noise}, steps=4)["samples"]
+    for i in range(2):
+        alone = sample(model, positive, negative, {"samples": noise[:1], "batch_index": [i]}, steps=4)["samples"]
+        torch.testing.assert_close(found[i : i + 1], alone, rtol=0, atol=1e-3 * float(alone.abs().max()))
+
+
+def test_record_and_updates_go_on_at_every_step(demo, three, latent):
+    values = {"prompt": "a {cat} and {dog} and {bird}", "concepts_per_step": 1}
+    model, positive, negative = clora(demo, three, **values)
+    found = sample(model, positive, negative, latent, steps=4)
+    record = model.get_attachment(KEY).records.of(found["samples"])
+    assert sorted(record.losses) == [0, 1, 2, 3]
+    assert record.updated == [0, 1, 2, 3]
+    assert record.heat.shape[1] == 3
+
+
+def test_turns_are_taken_on_the_composed_picture_too(composed, latent):
+    """There the base branch runs at every step, and the concepts in turn."""
+    model, positive, negative = composed(concepts_per_step=1, surroundings="composed (paper)")
+    assert sample(model, positive, negative, latent, steps=4)["samples"].isfinite().all()
