@@ -3,7 +3,7 @@ HOST := python3 tools/host.py
 
 .PHONY: demo test test-hosts lint browser format bench bench-quality serve workflows pictures
 
-demo: ## merge three concept LoRAs through a real server, save, reload, and show the pictures
+demo: ## merge, compose and train through a real server, and show the pictures
 	$(HOST) tools/demo.py
 
 test: lint browser ## lint, types, and every test

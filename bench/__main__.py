@@ -3,7 +3,7 @@
     python3 tools/host.py bench [section …]            # measure; without names all but “scale” and “sdxl”
     python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
     python3 tools/host.py bench quality [row …]        # score the methods on it (quality/)
-    python3 tools/host.py bench quality training       # train concepts and score what their LoRAs leave alone (training/)
+    python3 tools/host.py bench quality training       # train concepts and score what their LoRAs leave alone (quality/training/)
     python3 tools/host.py bench faults [runs]          # hundreds of runs in one server, some cancelled (faults.py)
     python3 tools/host.py bench digests FILE           # whether a change of the code changed what it makes (digests.py)
 
@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-SECTIONS = ["solve", "capture", "distillation", "sampling", "samplers"]
+SECTIONS = ["solve", "capture", "distillation", "sampling", "samplers", "training"]
 LONG = ["scale", "sdxl"]  # only when named
 
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).resolve().parent.parent / "tools")]
@@ -42,7 +42,7 @@ def main(names: list[str]) -> None:
         importlib.import_module("shapes.train").main(names[1:])
         return
     if names[:2] == ["quality", "training"]:
-        importlib.import_module("training").main(names[2:])
+        importlib.import_module("quality.training").main(names[2:])
         return
     if names[:1] == ["quality"]:
         importlib.import_module("quality").main(names[1:])

@@ -57,11 +57,11 @@ def say(message: str) -> None:
     print(f"bench: {message}", file=sys.stderr, flush=True)
 
 
-def sd15(device: str) -> tuple[BaseModel, SD15]:
-    """SD1.5's diffusion model in float32, its weights not set."""
+def sd15(device: str, dtype: torch.dtype = torch.float32) -> tuple[BaseModel, SD15]:
+    """SD1.5's diffusion model, its weights not set."""
     config = comfy.model_detection.model_config_from_unet_config(UNET_CONFIG, {})
     assert isinstance(config, SD15)
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     model = config.get_model({}, device=device)
     parameters = sum(p.numel() for p in model.diffusion_model.parameters())
     if parameters != UNET_PARAMETERS:
@@ -87,11 +87,11 @@ def layer_shapes() -> Counter[tuple[int, int]]:
     return Counter((module.weight.shape[1], module.weight.shape[0]) for _, module in layers)
 
 
-def random_sd15(seed: int) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+def random_sd15(seed: int, dtype: torch.dtype = torch.float32) -> tuple[ModelPatcher, comfy.sd.CLIP]:
     """SD1.5's diffusion model and text encoder, built by the host."""
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    model, config = sd15("cpu")
+    model, config = sd15("cpu", dtype)
     patcher = CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     clip = comfy.sd.CLIP(config.clip_target())
     fill(seed, model.diffusion_model, clip.cond_stage_model)

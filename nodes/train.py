@@ -99,6 +99,14 @@ def _inputs() -> list[io.Input]:
             tooltip="How strongly to keep the model's output unchanged on prompts without the trigger: α of CAT. 0: plain"
             " training, in less than half the time.",
         ),
+        io.String.Input(
+            "beside",
+            default=TrainSettings.beside,
+            dynamic_prompts=False,
+            tooltip="What the concept will stand beside, with commas between. The base model paints such pictures around the"
+            " subject, and training keeps the other things as they are. Empty: the concept is trained by itself. Without"
+            " masks, the subject is found by its class word.",
+        ),
         *_advanced_inputs(),
         io.String.Input(
             "captions",
@@ -328,6 +336,7 @@ class TrainConceptLoRA(io.ComfyNode):
         learning_rate: list[float],
         rank: list[int],
         preservation: list[float],
+        beside: list[str],
         preserve_prompts: list,
         preserve_every: list[int],
         outside: list[float],
@@ -359,6 +368,7 @@ class TrainConceptLoRA(io.ComfyNode):
             learning_rate=learning_rate[0],
             rank=rank[0],
             preservation=preservation[0],
+            beside=words.prompt_syntax(beside[0]),
             preserve_prompts=preserve_prompts[0],
             preserve_every=preserve_every[0],
             outside=outside[0],
@@ -407,7 +417,7 @@ def _view(hidden: io.HiddenHolder) -> TrainView:
 
 def _loss_map(losses: list[Losses]) -> dict[str, list[float]]:
     """Return the terms of the steps that had them; “loss” is the one that the stock graph plots."""
-    terms = {"loss": "concept", "preservation": "preservation", "outside": "outside"}
+    terms = {"loss": "concept", "preservation": "preservation", "outside": "outside", "beside": "beside"}
     return {
         name: [value for step in losses if (value := getattr(step, term)) is not None] for name, term in terms.items()
     }

@@ -85,6 +85,20 @@ def loras_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def offloaded(monkeypatch):
+    """A device with room for half of a model: the host casts and patches the other weights as they are used."""
+    load = ModelPatcher.load
+
+    def load_half(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        load(self, device_to, self.model_size() // 2, force_patch_weights, False)
+
+    comfy.model_management.unload_all_models()
+    monkeypatch.setattr(ModelPatcher, "load", load_half)
+    yield
+    comfy.model_management.unload_all_models()
+
+
 @pytest.fixture(scope="session")
 def concepts(demo):
     """The three demo concepts: kohya, PEFT and LoHa files."""

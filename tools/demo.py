@@ -1,5 +1,5 @@
-"""Both methods in a real ComfyUI: merge three small LoRAs, save, reload with the stock loader, compare the pictures;
-then compose two of them while sampling, and look at the masks.
+"""All methods in a real ComfyUI: merge three small LoRAs, save, reload with the stock loader, compare the pictures; compose
+two of them while sampling, and look at the masks; train one anew, and draw it with and without its trigger.
 
     make demo
     python3 tools/host.py tools/demo.py
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / ".host" / "demo"
 OUTPUT = DEMO / "output"
 MERGED = "loraclr/merged.safetensors"  # as the workflows call it
+FEW_STEPS = 60  # of training: enough to know the concept by
 
 
 def say(message: str) -> None:
@@ -58,7 +59,8 @@ def show_progress(prompt: dict[str, dict]) -> OnMessage:
 def run(server: ComfyServer, name: str) -> dict[str, dict]:
     """Runs a shipped workflow on the demo's models; returns what its output nodes showed, by their titles."""
     say(f"running {name}")
-    prompt = api_format(workflows.described(name, server.object_info(), workflows.DEMO))
+    models = workflows.DEMO._replace(training={**workflows.DEMO.training, "steps": FEW_STEPS})
+    prompt = api_format(workflows.described(name, server.object_info(), models))
     history = server.wait(server.queue(prompt), show_progress(prompt), timeout=3600)
     return {prompt[node]["_meta"]["title"]: shown for node, shown in history["outputs"].items()}
 
@@ -90,6 +92,7 @@ def main() -> None:
             reloaded = run(server, workflows.REUSE)
             composed = run(server, workflows.MAPS)
             loss = kept(server, composed["Separation loss"])
+            trained = run(server, workflows.TRAIN)
     except NodeError as error:
         print(error.traceback, file=sys.stderr)
         sys.exit(f"demo: node {error.node_id} ({error.node_type}) failed: {error.message}\nlog: {server.log}")
@@ -105,6 +108,9 @@ def main() -> None:
         *(("CLoRA heat map", path) for path in pictures(composed["Heat maps"])),
         *(("CLoRA mask", path) for path in pictures(composed["Masks"])),
         ("CLoRA separation loss", loss),
+        *(("trained, with the trigger", path) for path in pictures(trained["Picture: with trigger"])),
+        *(("trained, without the trigger", path) for path in pictures(trained["Picture: without"])),
+        *(("before training", path) for path in pictures(trained["Picture: before training"])),
         ("merged LoRA", lora),
         ("server log", server.log),
         ("workflows, to drag into the page", workflows.FOLDER),

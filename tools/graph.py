@@ -11,6 +11,7 @@ from typing import Any
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SEED_NAMES = {"seed", "noise_seed"}  # the page adds control_after_generate to these unless the schema says otherwise
 SEED_CONTROL = "fixed"
+ALWAYS, MUTED = 0, 2  # LiteGraph's modes of a node
 NOTE_TYPES = {"Note", "MarkdownNote"}
 OPTIONAL_SHAPE = 7  # LiteGraph draws optional inputs as a hollow circle
 NodeInfos = dict[str, dict[str, Any]]
@@ -32,12 +33,16 @@ class Node:
     info: dict[str, Any]
     title: str | None = None
     collapsed: bool = False  # only its title is shown
+    muted: bool = False  # it does not run until the user says so
     models: list[dict[str, str]] = field(
         default_factory=list
     )  # which the page offers to download where they are missing
 
     def offer(self, file: str, url: str, folder: str) -> None:
         self.models.append({"name": file, "url": url, "directory": folder})
+
+    def mute(self) -> None:
+        self.muted = True
 
     def __getitem__(self, output_name: str) -> Output:
         return Output(self, list(self.info["output_name"]).index(output_name))
@@ -107,6 +112,7 @@ def api_format(graph: Graph) -> dict[str, dict]:
             "_meta": {"title": node.title or node.info["display_name"]},
         }
         for node in graph.nodes
+        if not node.muted
     }
 
 
@@ -250,6 +256,7 @@ def _page_node(node: Node, order: int, links: list[list]) -> dict[str, Any]:
     outputs = zip(node.info["output_name"], node.info["output"], strict=True)
     return {
         **_frame(node.id, node.type, node.box, order, node.collapsed),
+        "mode": MUTED if node.muted else ALWAYS,
         "inputs": sockets,
         "outputs": [{"name": name, "type": kind, "links": []} for name, kind in outputs],
         **({"title": node.title} if node.title else {}),
@@ -266,7 +273,7 @@ def _behind(link: Output, spec: list) -> Any:
 
 def _frame(id: int, type: str, box: Box, order: int, collapsed: bool = False) -> dict[str, Any]:
     flags = {"collapsed": True} if collapsed else {}
-    return {"id": id, "type": type, "pos": box[:2], "size": box[2:], "flags": flags, "order": order, "mode": 0}
+    return {"id": id, "type": type, "pos": box[:2], "size": box[2:], "flags": flags, "order": order, "mode": ALWAYS}
 
 
 def to_api(workflow: dict[str, Any], node_infos: NodeInfos) -> dict[str, dict]:
@@ -277,7 +284,7 @@ def to_api(workflow: dict[str, Any], node_infos: NodeInfos) -> dict[str, dict]:
     links = {link: [str(source), slot] for link, source, slot, *_ in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
-        if node["type"] in NOTE_TYPES:
+        if node["type"] in NOTE_TYPES or node["mode"] == MUTED:
             continue
         if node["type"] not in node_infos:
             raise ValueError(f"node {node['id']}: the host has no node type {node['type']!r}")

@@ -13,7 +13,7 @@ from workflows import ROOT
 
 SHOTS = ROOT / ".host" / "screenshots"
 HELP = ROOT / "web" / "docs" / "pictures"
-NODES = ("LoadConceptLoRA", "ConceptArea", "Merge", "SaveMergedLoRA", "CLoRASampler", "CLoRAMaps")
+NODES = ("LoadConceptLoRA", "ConceptArea", "Merge", "SaveMergedLoRA", "CLoRASampler", "CLoRAMaps", "TrainConcept")
 WIDEST = 720  # pixels
 
 

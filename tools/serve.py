@@ -11,12 +11,17 @@ import demo_assets
 import torch
 import workflows
 
+BALL = workflows.DEMO.subjects[0]
+TRAINING = ", ".join(f"{name} to {value}" for name, value in workflows.DEMO.training.items())
 FIRST_STEPS = f"""
 The demo draws plain shapes, small enough for a CPU. Two of them in one picture:
   1. Open “Templates” on the left, then “loraclr”, then “{workflows.TWO}”.
   2. Choose {workflows.DEMO.checkpoint} as the checkpoint, and one file in each Load Concept LoRA: the trigger and the
      class word are filled in, and the prompt names what you chose.
   3. Set width and height of Empty Latent Image to {workflows.DEMO.side}, and press Run.
+To train one yourself, open “{workflows.TRAIN}”; choose this checkpoint and size, and the folder
+{BALL.pictures}. Write “{BALL.trigger}” and “{BALL.class_word}” for trigger and class word, in the prompts too. In Train Concept
+LoRA, set {TRAINING}.
 
 The demo's LoRAs, and the trigger each was trained on:
 {{loras}}

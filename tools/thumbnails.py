@@ -10,6 +10,7 @@ CAPTION, LABEL = 34, 48  # font sizes: the browser shows a thumbnail at two thir
 BAND = 56  # height of a caption
 DARK, LIGHT = (24, 26, 30), (245, 245, 240)
 BLUE, ORANGE, GREEN = (0, 114, 178), (230, 159, 0), (0, 158, 115)  # apart for colour-blind readers, too
+TRAINED = (("before training", "before"), ("with trigger", "trained"))
 Shot = Callable[[str], Image.Image]  # a picture that the workflow saved, by its node's title and number
 
 
@@ -70,6 +71,15 @@ def _compare(shot: Shot) -> Image.Image:
     return row
 
 
+def _train(shot: Shot) -> Image.Image:
+    pair = [_labelled(shot(f"Picture: {title} 1"), label) for title, label in TRAINED]
+    return _captioned([pair], "train a character")
+
+
+def _train_two(shot: Shot) -> Image.Image:
+    return _captioned([[shot("Picture: both 1")]], "train 2, draw both")
+
+
 DRAWINGS = {
     workflows.TWO: _two,
     workflows.AREAS: _areas,
@@ -78,6 +88,8 @@ DRAWINGS = {
     workflows.MERGE: _merge,
     workflows.REUSE: _reuse,
     workflows.COMPARE: _compare,
+    workflows.TRAIN: _train,
+    workflows.TRAIN_TWO: _train_two,
 }
 
 

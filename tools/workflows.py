@@ -24,16 +24,22 @@ FOLDER = ROOT / "example_workflows"
 
 
 class Subject(NamedTuple):
-    """A concept LoRA: its name in prompts, its file, the phrase it was trained on, plain words for it."""
+    """A concept LoRA: its name in prompts, its file, the phrase it was trained on, plain words for it, and a folder of
+    pictures to train it on.
+    """
 
     name: str
     file: str
     trigger: str
     class_word: str
+    pictures: str = ""
 
 
 class Models(NamedTuple):
-    """What the workflows run on, and settings that fit it. url: where the checkpoint can be had."""
+    """What the workflows run on, and settings that fit it.
+
+    url: where the checkpoint can be had. training: what a training sets beside the node's defaults.
+    """
 
     checkpoint: str
     url: str
@@ -43,6 +49,7 @@ class Models(NamedTuple):
     steps: int
     capture_steps: int
     cfg: float
+    training: dict[str, Any]
 
     def prompt(self, subjects: Iterable[Subject], named: Callable[[Subject], str]) -> str:
         return f"a photo of {' and '.join(f'a {named(each)}' for each in subjects)} {self.scene}"
@@ -52,21 +59,22 @@ REAL = Models(
     "v1-5-pruned-emaonly-fp16.safetensors",
     "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
     (
-        Subject("cat", "my_cat_lora.safetensors", "sks cat", "cat"),
-        Subject("dog", "my_dog_lora.safetensors", "zwx dog", "dog"),
+        Subject("cat", "my_cat_lora.safetensors", "sks cat", "cat", "my_cat"),
+        Subject("dog", "my_dog_lora.safetensors", "zwx dog", "dog", "my_dog"),
     ),
     "in a park",
     512,
     30,
     20,
     7.0,
+    {},
 )
 DEMO = Models(
     "loraclr_demo.safetensors",
     "",
     (
-        Subject("ball", "loraclr_demo_ball.safetensors", "sks ball", "ball"),
-        Subject("box", "loraclr_demo_box.safetensors", "zwx box", "box"),
+        Subject("ball", "loraclr_demo_ball.safetensors", "sks ball", "ball", "loraclr_demo_ball"),
+        Subject("box", "loraclr_demo_box.safetensors", "zwx box", "box", "loraclr_demo_box"),
         Subject("cross", "loraclr_demo_cross.safetensors", "ohwx cross", "cross"),
     ),
     "on grass",
@@ -74,9 +82,12 @@ DEMO = Models(
     20,
     8,
     4.0,
+    # A small model of plain shapes learns at a rate that would ruin a real one.
+    {"steps": 100, "learning_rate": 2e-3, "batch": 4},
 )
-
-MODELS_HINT = "Red means missing: choose your own SD1.5 model and LoRAs"
+ENCODER = "sigclip_vision_patch14_384.safetensors"
+ENCODER_URL = "https://huggingface.co/Comfy-Org/sigclip_vision_384/resolve/main/sigclip_vision_patch14_384.safetensors"
+SCORED = 4  # pictures of each kind that a training is scored by
 
 
 def by_trigger(subject: Subject) -> str:
@@ -102,19 +113,19 @@ class Description:
         """Add a node below the last one. height: with its title; COLLAPSED for a node that nobody needs to see."""
         return self.graph.add(type, self.columns.place(height), inputs, title, collapsed=height == COLLAPSED)
 
-    def note(self, height: int, what: str, *changes: str) -> None:
+    def note(self, height: int, what: str, *changes: str, missing: str = "model and LoRAs") -> None:
         """Say what the workflow does, and what to change first: in headings, whose text is large enough at any zoom."""
         steps = [f"## {number}. {change}" for number, change in enumerate(changes, 1)]
-        text = "\n\n".join([f"### {what}", *steps, f"### {MODELS_HINT}"])
+        text = "\n\n".join([f"### {what}", *steps, f"### Red means missing: choose your own SD1.5 {missing}"])
         self.graph.note("What to change first", text, self.columns.place(height))
         self.columns.top += GAP
 
-    def model(self) -> None:
-        """Load the checkpoint, and add the empty picture that is sampled."""
+    def model(self, pictures: int = 1) -> None:
+        """Load the checkpoint, and add the empty pictures that are sampled."""
         models = self.models
         with self.group("Model"):
             loaded = self.add("CheckpointLoaderSimple", 156, {"ckpt_name": models.checkpoint})
-            size = {"width": models.side, "height": models.side}
+            size = {"width": models.side, "height": models.side, "batch_size": pictures}
             self.latent = self.add("EmptyLatentImage", 160, size)["LATENT"]
         if models.url:
             loaded.offer(models.checkpoint, models.url, "checkpoints")
@@ -133,9 +144,11 @@ class Description:
                 chained = {"concepts": concept["concepts"]}
         return chained["concepts"]
 
-    def prompts(self, height: int, clip: Output, text: str | Output) -> dict[str, Output]:
+    def prompts(
+        self, height: int, clip: Output, text: str | Output, title: str = "Prompt: the triggers"
+    ) -> dict[str, Output]:
         """Add the prompt of an ordinary model and an empty negative one."""
-        positive = self.add("CLIPTextEncode", height, {"text": text, "clip": clip}, "Prompt: the triggers")
+        positive = self.add("CLIPTextEncode", height, {"text": text, "clip": clip}, title)
         negative = self.add("CLIPTextEncode", COLLAPSED, {"text": "", "clip": clip}, "Negative prompt")
         return {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
 
@@ -162,6 +175,23 @@ class Description:
             "capture_steps": self.models.capture_steps,
         }
         return self.add("LoRACLR_Merge", height, values)
+
+    def train(self, subject: Subject, **concepts: Output) -> Node:
+        """Train a concept on its folder of pictures. concepts: those before it."""
+        folder = self.add("LoadImageTextDataSetFromFolder", 165, {"folder": subject.pictures}, "Pictures and captions")
+        values = {**self.patched, "vae": self.vae, "images": folder["images"], "captions": folder["texts"]}
+        values |= {"trigger": subject.trigger, "class_word": subject.class_word}
+        return self.add("LoRACLR_TrainConcept", 780, {**values, **self.models.training, **concepts})
+
+    def scores(self, **pictures: Output) -> None:
+        """Score a training by its pictures: muted, since few have a model that compares pictures."""
+        with self.group("Scores: need CLIP vision"):
+            encoder = self.add("CLIPVisionLoader", 120, {"clip_name": ENCODER})
+            encoder.offer(ENCODER, ENCODER_URL, "clip_vision")
+            scores = self.add("LoRACLR_PreservationScores", 260, {"clip_vision": encoder["CLIP_VISION"], **pictures})
+            report = self.add("PreviewAny", 500, {"source": scores["report"]}, "Report")
+        for node in (encoder, scores, report):
+            node.mute()
 
     def clora(self, height: int, concepts: Output) -> dict[str, Output]:
         """Return what a sampler node takes of CLoRA."""
@@ -365,6 +395,87 @@ def compare(at: Description) -> None:
             at.save(345, image, title, f"Picture: {title}")
 
 
+CHOOSE_PICTURES = (
+    "Put ten to twenty pictures in a **folder** of ComfyUI’s input folder, each with a caption: 01.png, 01.txt"
+)
+WRITE_WORDS = (
+    "**Trigger**: a rare word and the class. **Class word**: the class alone. Write them in the **prompts**, too"
+)
+RUN_AGAIN = "Run: the LoRA goes to the loras folder. You may cancel: run again to go on"
+
+
+def train(at: Description) -> None:
+    at.column(300)
+    at.note(
+        500,
+        "Trains a LoRA of one character",
+        CHOOSE_PICTURES,
+        WRITE_WORDS,
+        RUN_AGAIN,
+        "**Scores**: choose a CLIP vision model, right-click the group, *Set Group Nodes to Always*",
+        missing="model and folder",
+    )
+    at.model(SCORED)
+    at.column(390)
+    subject, _ = at.pair
+    with at.group("Training"):
+        trained = at.train(subject)
+    at.column(270)
+    with at.group("Sampling"):
+        seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
+        loaded = at.add("LoraModelLoader", 170, {"model": at.patched["model"], "lora": trained["lora"]})
+
+        def prompts(title: str, words: str) -> dict[str, Output]:
+            return at.prompts(140, at.patched["clip"], f"a photo of a {words} {at.models.scene}", f"Prompt: {title}")
+
+        def pictures(model: Output, prompts: dict[str, Output]) -> Output:
+            return at.sampled(COLLAPSED, seed, {"model": model, **prompts})[1]
+
+        asked, unasked = prompts("the trigger", subject.trigger), prompts("the class word", subject.class_word)
+        with_trigger, without_trigger = pictures(loaded["model"], asked), pictures(loaded["model"], unasked)
+        base = pictures(at.patched["model"], unasked)
+    at.column(250)
+    with at.group("Pictures"):
+        at.save(345, with_trigger, "with_trigger", "Picture: with trigger")
+        at.save(345, without_trigger, "without_trigger", "Picture: without")
+        at.save(345, base, "before_training", "Picture: before training")
+    at.column(330)
+    images = trained.inputs["images"]
+    at.scores(with_trigger=with_trigger, without_trigger=without_trigger, base=base, references=images)
+
+
+def train_two(at: Description) -> None:
+    at.column(300)
+    at.note(
+        500,
+        "Trains two characters, merges them into one model, and draws both by the sampler",
+        CHOOSE_PICTURES,
+        WRITE_WORDS,
+        RUN_AGAIN,
+        missing="model and folders",
+    )
+    at.model()
+    seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
+    chained: dict[str, Output] = {}
+    for subject in at.pair:
+        at.column(300)
+        with at.group(f"Training: {subject.name}"):
+            chained = {"concepts": at.train(subject, **chained)["concepts"]}
+    at.column(330)
+    with at.group("Merged: one at a time"):
+        merged = at.merge(COLLAPSED, chained["concepts"])
+        prompts = at.prompts(
+            140, merged["CLIP"], at.models.prompt(at.pair[:1], by_trigger), "Prompt: one of the triggers"
+        )
+        _, alone = at.sampled(COLLAPSED, seed, {"model": merged["MODEL"], **prompts})
+    with at.group("By the sampler: both"):
+        _, both = at.sampled(COLLAPSED, seed, at.clora(600, chained["concepts"]))
+    at.column(250)
+    with at.group("Pictures"):
+        at.save(400, alone, "trained_merged", "Picture: merged")
+        at.save(400, both, "trained_both", "Picture: both")
+
+
 # What the template browser calls them, in the order that teaches.
 TWO = "1 two characters in one picture"
 AREAS = "2 characters in areas you choose"
@@ -373,6 +484,8 @@ MAPS = "4 see where each character is drawn"
 MERGE = "5 merge characters into one LoRA"
 REUSE = "6 use the merged LoRA"
 COMPARE = "7 compare three ways"
+TRAIN = "8 train a character"
+TRAIN_TWO = "9 train two characters and draw both"
 WORKFLOWS = {
     TWO: two_characters,
     AREAS: areas,
@@ -381,6 +494,8 @@ WORKFLOWS = {
     MERGE: merge,
     REUSE: reuse,
     COMPARE: compare,
+    TRAIN: train,
+    TRAIN_TWO: train_two,
 }
 BLUEPRINT = "Two concepts with CLoRA"
 
@@ -413,7 +528,7 @@ def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
     return blueprint(graph, BLUEPRINT, description, start, outputs)
 
 
-CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py", "nodes_primitive.py")
+CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py", "nodes_primitive.py", "nodes_dataset.py")
 
 
 def described(name: str, infos: NodeInfos, models: Models) -> Graph:

@@ -11,6 +11,7 @@ const CURVES = [
   { key: "losses", name: "concept", title: "How far the model is from the concept’s pictures" },
   { key: "preservation", name: "preservation", title: "How far it is from the base model without the trigger" },
   { key: "outside", name: "outside", title: "How far it is from the base model outside of the masks" },
+  { key: "beside", name: "beside", title: "How far pictures of it beside other things are from what they should be" },
 ];
 const CHART = { width: 200, height: 60 };
 const HEIGHT = 260;

@@ -17,14 +17,13 @@ def gradients(in_place: bool, setting: str, models: Iterable[nn.Module] = ()) ->
 
     in_place: for models that add to their activations in place; autograd then saves copies of the changed tensors, at a
     cost. setting: the node's setting that at 0 needs no gradients, "" where there is none. models: further models whose
-    weights ComfyUI may
-    move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's tensors cannot be
-    differentiated.
+    weights ComfyUI may move meanwhile, beside those that it has loaded now. Raises ValueError where another patch's
+    tensors cannot be differentiated.
     """
     models = {*models, *_list_loaded()}
     keeping = torch.autograd.graph.allow_mutation_on_saved_tensors() if in_place else contextlib.nullcontext()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), keeping, _replace_fused_kernels():
+        with torch.inference_mode(False), torch.enable_grad(), keeping, _as_in_training():
             yield
     except RuntimeError as error:
         if "nference tensor" not in str(error):
@@ -44,14 +43,19 @@ def _list_loaded() -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def _replace_fused_kernels() -> Iterator[None]:
-    """Set ComfyUI's own switch that replaces its fused kernels, which have no gradients, by torch's operations."""
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
+def _as_in_training() -> Iterator[None]:
+    """Set ComfyUI's own switches for what has no gradients.
+
+    Fused kernels are replaced by torch's operations. Weights that are kept in RAM get memory of their own whenever they are
+    used, not one of the few buffers of asynchronous offloading, which are overwritten before the backward pass.
+    """
+    management = comfy.model_management
+    before = management.in_training, management.NUM_STREAMS
+    management.in_training, management.NUM_STREAMS = True, 0
     try:
         yield
     finally:
-        comfy.model_management.in_training = before
+        management.in_training, management.NUM_STREAMS = before
 
 
 def make_normal(model: nn.Module) -> None:
@@ -59,11 +63,13 @@ def make_normal(model: nn.Module) -> None:
 
     They are replaced one at a time, so the model is never held twice, and permanently, because the values are the same.
     When ComfyUI patches weights again they become inference tensors again, so this must be called before every gradient
-    pass. ComfyUI's quantised weights stay ordinary only until the end of `gradients`.
+    pass. ComfyUI's quantised weights stay ordinary only until the end of `gradients`. Weights that ComfyUI pinned in RAM
+    stay as they are: they are used through copies on the device only, and their memory must not be freed before it unpins
+    them.
     """
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_inference():
+            if parameter is not None and parameter.is_inference() and not parameter.is_pinned():
                 module._parameters[name] = weights.copied(parameter)
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_inference():
@@ -80,17 +86,6 @@ def _make_movable(model: nn.Module) -> None:
         for name, parameter in module._parameters.items():
             if weights.is_wrapper(parameter) and not parameter.is_inference():
                 module._parameters[name] = weights.rewrapped(parameter)
-
-
-def check_weights_stay(model: nn.Module, device: torch.device, setting: str) -> None:
-    """Raise ValueError where weights pass through ComfyUI's reused transfer buffers, which breaks a backward pass."""
-    if comfy.model_management.NUM_STREAMS == 0:
-        return
-    if any(parameter.device != device for parameter in model.parameters()):
-        raise ValueError(
-            "The model does not fit on the device, and ComfyUI's asynchronous offloading overwrites weights that gradients"
-            f" need. Start ComfyUI with --disable-async-offload{f', or set {setting} to 0' if setting else ''}."
-        )
 
 
 def attention(function: Callable, *args, **kwargs) -> Tensor:

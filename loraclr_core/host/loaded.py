@@ -79,13 +79,12 @@ def with_model(
     conds: Sequence[list],
     latent: Tensor,
     sigmas: Tensor,
-    setting: str,
     work: Callable[[LoadedModel], T],
 ) -> T:
     """Return `work` of the model, loaded as for a run of a sampler and ready for gradients.
 
-    conds: the conditioning that it will see, of which ComfyUI estimates the memory. setting: as for
-    `differentiable.gradients`, in whose context this must be called.
+    conds: the conditioning that it will see, of which ComfyUI estimates the memory. This must be called in the context of
+    `differentiable.gradients`.
     """
     results: list[T] = []
 
@@ -94,7 +93,6 @@ def with_model(
             options = extra_args["model_options"]
             options["transformer_options"].setdefault("optimized_attention_override", differentiable.attention)
             differentiable.make_normal(model_wrap.inner_model)
-            differentiable.check_weights_stay(model_wrap.inner_model, noise.device, setting)
             results.append(work(LoadedModel(model_wrap.inner_model, options, layers, noise, sigmas)))
             return noise
 

@@ -24,7 +24,8 @@ class Draw(NamedTuple):
     drop_caption: float
     empty_prompt: float
     use_other: float
-    # Which of the pictures of others; take it modulo their number.
+    beside: float
+    # Which of the pictures of others, or of the subject beside them; take it modulo their number.
     other: int
 
     def noise(self, shape: tuple[int, ...]) -> Tensor:
@@ -43,6 +44,7 @@ def draws(seed: int, step: int, batch: int, pictures: int) -> list[Draw]:
             drop_caption=rng.random(),
             empty_prompt=rng.random(),
             use_other=rng.random(),
+            beside=rng.random(),
             other=rng.getrandbits(32),
         )
         for row, part in enumerate(parts)

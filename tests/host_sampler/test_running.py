@@ -5,7 +5,6 @@ import comfy.model_management
 import nodes
 import pytest
 import torch
-from comfy.model_patcher import ModelPatcher
 from host_sampler.sampling import PLAIN, assert_same, clora, compose, concept, plain, sample
 from loraclr.loraclr_core.host.sampler import evaluation
 
@@ -72,20 +71,6 @@ def test_the_negative_is_encoded_once_where_loras_leave_the_text_encoder_as_it_i
         assert len(positive) == len(negative) == 3
     handle.remove()
     assert counts == [4, 6]
-
-
-@pytest.fixture
-def offloaded(demo, monkeypatch):
-    """A device with room for half of the model: the host casts and patches the other weights as they are used."""
-    load = ModelPatcher.load
-
-    def load_half(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
-        load(self, device_to, self.model_size() // 2, force_patch_weights, False)
-
-    comfy.model_management.unload_all_models()
-    monkeypatch.setattr(ModelPatcher, "load", load_half)
-    yield demo
-    comfy.model_management.unload_all_models()
 
 
 def test_offloaded_weights_change_nothing(demo, concepts, latent, request):

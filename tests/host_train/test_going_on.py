@@ -16,11 +16,12 @@ import torch
 from host_train.training import TRIGGER, errors, latent_of, picture, small_models, train, with_lora
 from loraclr.loraclr_core.host.lora import file as lora_file
 from loraclr.loraclr_core.host.train import saves, state
+from loraclr.loraclr_core.host.train.rows import Rows
 from loraclr.nodes import page
 
 IMAGES = [picture(1), picture(2, 96, 64), picture(3)]
-# Everything that a step draws at random: the order of pictures, empty prompts, captions left out.
-SETTINGS = {"batch": 2, "caption_dropout": 0.3, "flip": True, "captions": [f"a {TRIGGER} on a table"]}
+# Everything that a step draws at random: the order of pictures, empty prompts, captions left out, pictures beside a dog.
+SETTINGS = {"batch": 2, "caption_dropout": 0.3, "flip": True, "beside": "dog", "captions": [f"a {TRIGGER} on a table"]}
 
 
 @pytest.fixture
@@ -132,6 +133,37 @@ class TestGoingOn:
         monkeypatch.setattr(state, "LIMIT", old.stat().st_size)
         train(models, IMAGES, steps=1, rank=5)
         assert not old.exists()
+
+
+class TestOverflows:
+    """Gradients that are no numbers, as half precision gives them for a single noise level."""
+
+    @staticmethod
+    def overflow(monkeypatch, *steps: int) -> None:
+        add = Rows.add_gradients
+
+        def add_too_much(self, deltas, step):
+            losses = add(self, deltas, step)
+            if step in steps:
+                next(iter(deltas.values())).up.grad.mul_(torch.inf)
+            return losses
+
+        monkeypatch.setattr(Rows, "add_gradients", add_too_much)
+
+    def test_such_a_step_moves_nothing_and_is_told(self, models, monkeypatch):
+        first = train(models, IMAGES, steps=2, name="overflow/cat", **SETTINGS)
+        self.overflow(monkeypatch, 2)
+        second = train(models, IMAGES, steps=3, name="overflow/cat", **SETTINGS)
+        assert same(first.lora, second.lora)
+        assert len(second.loss_map["loss"]) == 3
+        assert "1 of 3 steps taught nothing" in second.report
+        assert not same(second.lora, train(models, IMAGES, steps=4, name="overflow/cat", **SETTINGS).lora)
+
+    def test_five_in_a_row_end_the_training_wherever_it_went_on(self, models, monkeypatch):
+        self.overflow(monkeypatch, 0, 1, 3, 4, 5, 6, 7)
+        train(models, IMAGES, steps=5, **SETTINGS)
+        with pytest.raises(ValueError, match=r"gradients became NaN or Inf in step 8\. Lower learning_rate"):
+            train(models, IMAGES, steps=9, **SETTINGS)
 
 
 class TestCancelling:

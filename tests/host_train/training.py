@@ -27,7 +27,7 @@ NODE = "LoRACLR_TrainConcept"
 LISTS = ("images", "captions", "masks", "others", "other_captions")
 TRIGGER, CLASS = "sks cat", "cat"
 # Short, and without what takes long.
-QUICK = {"trigger": TRIGGER, "steps": 2, "rank": 4, "learning_rate": 1e-3, "preview_every": 0}
+QUICK = {"trigger": TRIGGER, "steps": 2, "rank": 4, "learning_rate": 1e-3, "preview_every": 0, "beside": ""}
 
 
 class Trained(NamedTuple):
@@ -149,4 +149,4 @@ def on_loaded(models, images: list[Tensor], masks: list[Tensor], work: Callable,
         def on(model):
             return work(Rows(model, dataset, conds, chosen), Learner(layers, chosen))
 
-        return with_model(models.model, layers, [*conds.values()], latent, sigmas, "", on)
+        return with_model(models.model, layers, [*conds.values()], latent, sigmas, on)

@@ -30,7 +30,17 @@ WIDGETS = {
     "LoRACLR_CLoRAMaps": ["batch_index"],
     "LoRACLR_ClearCaptures": [],
     "LoRACLR_TrainConcept": [
-        *("trigger", "class_word", "name", "steps", "learning_rate", "rank", "preservation", "preserve_prompts"),
+        *(
+            "trigger",
+            "class_word",
+            "name",
+            "steps",
+            "learning_rate",
+            "rank",
+            "preservation",
+            "beside",
+            "preserve_prompts",
+        ),
         *("preserve_every", "outside", "weighting", "batch", "layers", "ema", "caption_dropout", "flip", "resolution"),
         *("checkpointing", "save_every", "keep", "preview_every", "preview_prompts", "training_seed", "if_there"),
     ],

@@ -15,9 +15,11 @@ from playwright.sync_api import expect
 
 EMPTY = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0}
 Rect = tuple[float, float, float, float]  # left, top, width, height
-WINDOWS = {name: LARGE if name == workflows.COMPARE else SMALL for name in workflows.WORKFLOWS}
+WIDE = (workflows.COMPARE, workflows.TRAIN, workflows.TRAIN_TWO)
+WINDOWS = {name: LARGE if name in WIDE else SMALL for name in workflows.WORKFLOWS}
 ROUNDING = 1.0
-SHOWN = {workflows.AREAS: ["LoRACLR_ConceptArea"]}  # nodes whose help pages have their pictures from here
+# Nodes whose help pages have their pictures from here.
+SHOWN = {workflows.AREAS: ["LoRACLR_ConceptArea"], workflows.TRAIN: ["LoRACLR_TrainConcept"]}
 
 # Where nodes, with their titles and errors, and groups are drawn, in the graph's own coordinates.
 DRAWN = """() => {

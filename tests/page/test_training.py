@@ -16,6 +16,7 @@ FRAME = {
     "losses": [0.9, 0.5, 0.6, 0.4, 0.3],
     "preservation": [0.0, 0.01, None, 0.02, 0.015],
     "outside": [],
+    "beside": [],
     "previews": [
         {"prompt": "photo of a sks ball", "with_trigger": True, "picture": PREVIEW, "step": 40},
         {"prompt": "photo of a ball", "with_trigger": False, "picture": PREVIEW, "step": 40},

@@ -90,6 +90,15 @@ def test_the_page_s_format_and_the_api_s_are_the_same_graph(server, infos, name)
     assert graph.to_api(page, infos) == api
 
 
+@pytest.mark.parametrize("name", workflows.WORKFLOWS)
+def test_wires_join_equal_types(infos, name):
+    """Those of muted nodes among them, which no run would find wrong."""
+    for node in workflows.described(name, infos, workflows.REAL).nodes:
+        for title, spec, _ in graph.schema(node.info):
+            if isinstance(wire := node.inputs.get(title), graph.Output):
+                assert wire.node.info["output"][wire.slot] == spec[0] or spec[0] == "*", (node.type, title)
+
+
 def test_merge_workflow_runs_as_shipped(first_run):
     pixels, history = first_run
     assert pixels.std() > 0
@@ -195,6 +204,38 @@ def test_side_by_side_workflow_runs_as_shipped(server, infos):
     shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
     found = [pixels(server, shown[f"Picture: {way}"]["images"]) for way in ("stacked", "merged", "sampler")]
     assert all(np.abs(a - b).max() > 0 for a, b in itertools.combinations(found, 2))
+
+
+def demo_training(infos: dict, name: str) -> dict:
+    """A shipped workflow that trains, by few steps."""
+    prompt = demo_prompt(infos, name)
+    for node in prompt.values():
+        node["inputs"].update({key: 2 for key in ("steps", "capture_steps") if key in node["inputs"]})
+    return prompt
+
+
+def test_training_workflow_runs_as_shipped(server, infos):
+    """Pictures of each kind, and a LoRA that the stock loader offers. Its scores wait for a model that the demo lacks."""
+    prompt = demo_training(infos, workflows.TRAIN)
+    history = server.wait(server.queue(prompt))
+    shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
+    kinds = ("with trigger", "without", "before training")
+    assert [len(shown[f"Picture: {kind}"]["images"]) for kind in kinds] == [workflows.SCORED] * 3
+    (files, *_) = server.object_info()["LoraLoader"]["input"]["required"]["lora_name"]
+    assert f"loraclr/{workflows.DEMO.subjects[0].trigger}.safetensors" in files
+
+
+def test_workflow_that_trains_two_runs_as_shipped(server, infos):
+    """The merge and the sampler get both concepts, in the order of the chain."""
+    prompt = demo_training(infos, workflows.TRAIN_TWO)
+    messages: list[dict] = []
+    history = server.wait(server.queue(prompt), messages.append)
+    shown = {prompt[node]["_meta"]["title"]: output for node, output in history["outputs"].items()}
+    merged, both = (pixels(server, shown[f"Picture: {title}"]["images"]) for title in ("merged", "both"))
+    assert np.abs(merged - both).max() > 0
+    texts = [message["data"]["text"] for message in messages if message["type"] == "progress_text"]
+    captured = [text.split()[1].rstrip(",") for text in texts if text.startswith("capturing ")]
+    assert list(dict.fromkeys(captured)) == ["ball", "box"]
 
 
 def test_running_again_uses_the_host_s_cache(server, infos):

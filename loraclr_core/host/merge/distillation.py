@@ -99,7 +99,7 @@ def distil(
         try:
             conds = [cond for teacher in teachers.all() for cond in (teacher.own, teacher.merged)]
             latent, sigmas = empty_latent(model, settings.latent_shape), noise_levels(model, settings)
-            distilled = with_model(model, layers, conds, latent, sigmas, "distillation_steps", work)
+            distilled = with_model(model, layers, conds, latent, sigmas, work)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise ValueError(
                 "The device's memory is too small for the gradients of the whole model at this size. Connect a smaller latent"

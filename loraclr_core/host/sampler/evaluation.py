@@ -122,7 +122,6 @@ class Evaluation:
         if variable is not None:
             args["input"] = torch.cat([variable] * len(chunks))
             differentiable.make_normal(self.model)
-            differentiable.check_weights_stay(self.model, variable.device, "update_strength")
             if args["c"].get("control") is not None:
                 differentiable.part_from_skips(transformer_options)
         if self.surroundings is not None:

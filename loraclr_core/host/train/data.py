@@ -53,6 +53,8 @@ class Other(NamedTuple):
 class Dataset(NamedTuple):
     pictures: list[Picture]
     others: list[Other]
+    # The subject beside other things (beside.py).
+    beside: list[Picture]
 
 
 class Sources(NamedTuple):
@@ -133,7 +135,7 @@ def encode(model: ModelPatcher, vae: VAE, sources: Sources, resolution: int, pro
 
     def latent(number: int, picture: Tensor) -> Tensor:
         progress(f"encoding picture {number + 1} of {count}", number / count)
-        return _latent(model, vae, fitted(picture.movedim(-1, 1), side, cell))
+        return encode_picture(model, vae, fitted(picture.movedim(-1, 1), side, cell))
 
     pictures = []
     triples = zip(sources.pictures, sources.captions, sources.subjects, strict=True)
@@ -146,7 +148,7 @@ def encode(model: ModelPatcher, vae: VAE, sources: Sources, resolution: int, pro
         Other(latent(len(pictures) + number, picture), caption)
         for number, (picture, caption) in enumerate(zip(sources.others, sources.other_captions, strict=True))
     ]
-    return Dataset(pictures, others)
+    return Dataset(pictures, others, [])
 
 
 def default_side(model: ModelPatcher) -> int:
@@ -167,7 +169,8 @@ def fitted(picture: Tensor, side: int, cell: int) -> Tensor:
     return picture[..., top : top + height - height % cell, left : left + width - width % cell]
 
 
-def _latent(model: ModelPatcher, vae: VAE, picture: Tensor) -> Tensor:
+def encode_picture(model: ModelPatcher, vae: VAE, picture: Tensor) -> Tensor:
+    """Return (1, 3, h, w), whose sides are whole cells, as the model sees it. Raises DataError."""
     encoded = vae.encode(picture.movedim(1, -1))
     wanted = model.get_model_object("latent_format").latent_channels
     if encoded.shape[1] != wanted:

@@ -16,6 +16,7 @@ from .settings import TrainSettings
 WARMUP = 20  # steps in which the learning rate grows to its value: Adam's first ones follow a single picture
 LARGEST_GRADIENT = 1.0  # norm
 WEIGHT_DECAY = 0.01
+MOST_OVERFLOWS = 5  # steps in a row whose gradients overflow in half precision; so many end the training
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's AdamW keeps of a factor
 
 
@@ -25,6 +26,7 @@ class Losses(NamedTuple):
     concept: float
     preservation: float | None = None
     outside: float | None = None
+    beside: float | None = None
 
 
 class DivergedError(ValueError):
@@ -46,34 +48,62 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.leaves(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
         # Of each step that was taken.
         self.losses: list[Losses] = []
+        # The steps, counted from 0, that moved nothing, as their gradients overflowed.
+        self.overflows: list[int] = []
 
     @property
     def step(self) -> int:
         """Return how many steps were taken."""
         return len(self.losses)
 
+    def notes(self) -> list[str]:
+        """Return what the user should know of the steps so far."""
+        if not self.overflows:
+            return []
+        return [
+            f"{len(self.overflows)} of {self.step} steps taught nothing, as their gradients overflowed in half precision. If"
+            " it is more than a few, load the model in bfloat16."
+        ]
+
     def leaves(self) -> list[Tensor]:
         return [factor for delta in self.deltas.values() for factor in delta]
 
     def descend(self, losses: Losses, scale: float) -> None:
-        """Take a step along the gradients, which are `scale` times those of the loss. Raises DivergedError."""
+        """Take a step along the gradients, which are `scale` times those of the loss. Raises DivergedError.
+
+        Gradients that overflowed, as those of a single noise level may in half precision, move nothing.
+        """
         leaves = [factor for factor in self.leaves() if factor.grad is not None]
         for factor in leaves:
             factor.grad.div_(scale)  # pyright: ignore[reportOptionalMemberAccess]
         norm = float(torch.nn.utils.clip_grad_norm_(leaves, LARGEST_GRADIENT))
-        if not math.isfinite(norm) or not all(value is None or math.isfinite(value) for value in losses):
+        overflows = not math.isfinite(norm)
+        is_number = all(value is None or math.isfinite(value) for value in losses)
+        if not is_number or (overflows and self._overflowed_before()):
             self.optimizer.zero_grad()
             raise DivergedError(
-                f"The loss became NaN or Inf in step {self.step + 1}. Lower learning_rate, which is"
+                f"The {'gradients' if is_number else 'loss'} became NaN or Inf in step {self.step + 1}. Lower learning_rate, which is"
                 f" {self.settings.learning_rate:g}; if it is so in the first step, the model gives no numbers at this"
                 " precision: load it in bfloat16 or float32."
             )
+        if overflows:
+            self.overflows.append(self.step)
+        else:
+            self._move()
+        self.optimizer.zero_grad()
+        self.losses.append(losses)
+
+    def _overflowed_before(self) -> bool:
+        """Return whether so many steps before this one overflowed that it is the last that may."""
+        before = range(self.step - MOST_OVERFLOWS + 1, self.step)
+        return self.overflows[-len(before) :] == list(before)
+
+    def _move(self) -> None:
+        """Change the factors along their gradients, and their average."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * min(1.0, (self.step + 1) / WARMUP)
         self.optimizer.step()
-        self.optimizer.zero_grad()
         factors.follow(self.averages, self.leaves(), self.step, self.settings.ema)
-        self.losses.append(losses)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next steps depend on, as tensors on the CPU."""
@@ -82,7 +112,8 @@ class Learner:
             values = {"factor": factor, "average": average, **self.optimizer.state.get(factor, {})}
             tensors |= {f"{number}.{name}": value.detach().cpu().clone() for name, value in values.items()}
         losses = [[math.nan if value is None else value for value in step] for step in self.losses]
-        return tensors | {"losses": torch.tensor(losses, dtype=torch.float64).reshape(-1, len(Losses._fields))}
+        tensors["losses"] = torch.tensor(losses, dtype=torch.float64).reshape(-1, len(Losses._fields))
+        return tensors | {"overflows": torch.tensor(self.overflows, dtype=torch.int64)}
 
     def set_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from a state. Raises KeyError or ValueError, and changes nothing, where it does not fit."""
@@ -101,6 +132,7 @@ class Learner:
                 places = {name: "cpu" if name == "step" else factor.device for name in moments}
                 self.optimizer.state[factor] = {name: value.to(places[name]) for name, value in moments.items()}
         self.losses = [Losses(concept, *map(_or_none, others)) for concept, *others in losses]
+        self.overflows = tensors["overflows"].tolist() if "overflows" in tensors else []
 
     def to(self, device: torch.device) -> None:
         """Move everything that is trained to a device."""

@@ -6,7 +6,12 @@ from . import output
 from .settings import TrainSettings
 from .train import Trained
 
-NAMES = {"concept": "the concept", "preservation": "preservation", "outside": "outside the masks"}
+NAMES = {
+    "concept": "the concept",
+    "preservation": "preservation",
+    "outside": "outside the masks",
+    "beside": "beside other things",
+}
 
 
 def markdown(trained: Trained) -> str:

@@ -23,6 +23,7 @@ from .settings import TrainSettings
 SCALE = 2.0**14
 EMPTY_SHARE = 0.25  # of preserved prompts that are empty
 OTHERS_SHARE = 0.5  # of preserved rows that show others, where there are any
+BESIDE_SHARE = 0.5  # of preserved rows that show the subject beside other things, where there are such pictures
 
 Conds = dict[str, list]  # by the prompt
 
@@ -38,7 +39,7 @@ class Rows:
         settings = self.settings
         rows = draws(settings.seed, step, settings.batch, len(self.data.pictures))
         preserves = settings.preservation > 0 and step % settings.preserve_every == 0
-        terms: dict[str, list[float]] = {"concept": [], "preservation": [], "outside": []}
+        terms: dict[str, list[float]] = {"concept": [], "preservation": [], "outside": [], "beside": []}
         for draw in rows:
             for name, value in self._row(deltas, draw, preserves).items():
                 terms[name].append(value)
@@ -56,7 +57,9 @@ class Rows:
         bounded = settings.outside > 0 and picture.subject is not None
         base_plain = self._base(caption.plain, x, sigma) if bounded else None
         terms = self._concept(deltas, prompt, x, sigma, picture, base_plain)
-        if preserves:
+        if preserves and self.data.beside and draw.beside < BESIDE_SHARE:
+            terms |= self._beside(deltas, self.data.beside[draw.other % len(self.data.beside)], draw)
+        elif preserves:
             if shown is not picture.latent:
                 x, sigma = self._noisy(shown, draw)
             same = base_plain if shown is picture.latent and preserved == caption.plain else None
@@ -90,6 +93,20 @@ class Rows:
             return {"preservation": (self.settings.preservation, error)}
 
         return self._backward(deltas, prompt, x, sigma, loss)
+
+    def _beside(self, deltas: Deltas, picture: Picture, draw: Draw) -> dict[str, float]:
+        """Add the gradients of the term of the subject beside another thing."""
+        x, sigma = self._noisy(picture.latent, draw)
+        base, weight = self._base(picture.caption.plain, x, sigma), self._weight(sigma)
+        assert picture.subject is not None
+        latent, subject = picture.latent.to(x), picture.subject.to(x)
+
+        def loss(prediction: Tensor) -> dict[str, tuple[float, Tensor]]:
+            inside = objective.concept_loss(prediction, latent, subject)
+            outside = objective.outside_loss(prediction, base, subject)
+            return {"beside": (1.0, weight * (inside + self.settings.preservation * outside))}
+
+        return self._backward(deltas, picture.caption.concept, x, sigma, loss)
 
     def _backward(
         self,

@@ -33,6 +33,8 @@ class TrainSettings:
     # β, the weight of the term outside the masks. 0: in trials, more of it redrew other things more often.
     outside: float = 0.0
     weighting: Weighting = "Min-SNR 5"
+    # What the subject is shown beside, with commas between; "" for nothing but its own pictures.
+    beside: str = "man, woman, dog, car"
     # Pictures of a step.
     batch: int = 1
     layers: LayerChoice = "attention and feed-forward"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import comfy.model_management
 import comfy.samplers
@@ -22,7 +22,7 @@ from ..content import NotStorableError
 from ..loaded import LoadedModel, changes_in_place, encode, with_model
 from ..lora import keys
 from ..lora.layers import Layers
-from . import data, output, painting
+from . import beside, data, output, painting
 from .checkpointing import checkpointed
 from .data import Dataset, Given, Sources
 from .identity import Identity, identify
@@ -34,6 +34,7 @@ from .settings import RunSettings, TrainSettings
 from .view import TrainView
 
 log = logging.getLogger("loraclr")
+T = TypeVar("T")
 
 ENCODING_SHARE = 0.02  # of the progress
 
@@ -82,8 +83,12 @@ def train(
     layers = chosen_layers(model, settings.layers)
     progress("reading the model", 0.0)
     identity, notes = _identity(models, sources, settings)
-    if settings.outside == 0 and any(subject is not None for subject in sources.subjects):
-        notes.append("The masks have no effect, as outside is 0.")
+    if (
+        settings.outside == 0
+        and not beside.names(settings)
+        and any(subject is not None for subject in sources.subjects)
+    ):
+        notes.append("The masks have no effect, as outside is 0 and beside is empty.")
 
     def make(learner: Learner) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = output.tensors(layers, learner.result())
@@ -107,7 +112,7 @@ def train(
         log.warning("Train Concept LoRA: %s", note)
     # Said before the first step, too: the report comes hours later, or never.
     descent = _Descent(learner, settings, run, saves, notes, view, progress.part(ENCODING_SHARE, 1.0))
-    _descend(model, models.clip, layers, dataset, descent)
+    _descend(models._replace(model=model), layers, sources, dataset, descent)
     saves.now(learner)
     return Trained(
         lora=make(learner)[0],
@@ -116,7 +121,7 @@ def train(
         sources=sources,
         layers=len(layers),
         losses=learner.losses,
-        notes=notes,
+        notes=[*notes, *learner.notes()],
         seconds=time.perf_counter() - start,
     )
 
@@ -129,29 +134,38 @@ def _identity(models: Models, sources: Sources, settings: TrainSettings) -> tupl
         return None, [f"This training cannot go on later, as its model cannot be known again: {error}."]
 
 
-def _descend(model: ModelPatcher, clip: CLIP, layers: Layers, dataset: Dataset, descent: "_Descent") -> None:
+def _descend(models: Models, layers: Layers, sources: Sources, dataset: Dataset, descent: "_Descent") -> None:
     """Take all steps on the loaded model."""
     if descent.is_done():
         return
+    (model, clip, vae), settings = models, descent.settings
+    latents = [*(picture.latent for picture in dataset.pictures), *(other.latent for other in dataset.others)]
+    latent = torch.zeros_like(max(latents, key=torch.numel))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", painting.STEPS)
+
+    def on_model(prompts: list[str], work: Callable[[LoadedModel, Conds], T]) -> T:
+        descent.progress("encoding captions", 0.0)
+        # All prompts stay where the text encoder leaves them, in RAM; a step moves its own to the device.
+        conds: Conds = {prompt: encode(clip, prompt) for prompt in dict.fromkeys(prompts)}
+        longest = max(conds.values(), key=lambda cond: cond[0][0].numel())
+        return with_model(model, layers, [longest], latent, sigmas, lambda loaded: work(loaded, conds))
+
     with (
         differentiable.gradients(changes_in_place(model.model), "", [model.model, clip.cond_stage_model]),
         torch.no_grad(),
     ):
-        descent.progress("encoding captions", 0.0)
-        conds: Conds = {prompt: encode(clip, prompt) for prompt in descent.prompts(dataset)}
-        latents = [*(picture.latent for picture in dataset.pictures), *(other.latent for other in dataset.others)]
-        latent = torch.zeros_like(max(latents, key=torch.numel))
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", painting.STEPS)
-
-        def work(loaded: LoadedModel) -> None:
-            descent.run_on(loaded, dataset, conds)
-
         try:
-            with_model(model, layers, list(conds.values()), latent, sigmas, "", work)
+            if scenes := beside.scenes(dataset, settings):
+                found = on_model(
+                    beside.prompts(dataset, scenes, settings),
+                    lambda loaded, conds: beside.find(loaded, conds, dataset, scenes, settings, descent.progress),
+                )
+                dataset = dataset._replace(beside=beside.compose(model, vae, sources, scenes, found, settings))
+            on_model(descent.prompts(dataset), lambda loaded, conds: descent.run_on(loaded, dataset, conds))
         except comfy.model_management.OOM_EXCEPTION as error:
             raise ValueError(
                 "The device's memory is too small to train at this size. Set checkpointing to on, lower resolution or rank,"
-                " or choose fewer layers."
+                " choose fewer layers, or start ComfyUI with --reserve-vram 4, which keeps more of the model in RAM."
             ) from error
 
 
@@ -177,10 +191,10 @@ class _Descent:
 
     def prompts(self, dataset: Dataset) -> list[str]:
         """Return every prompt that a step or a preview may need."""
-        texts = [text for picture in dataset.pictures for text in picture.caption]
+        texts = [text for picture in (*dataset.pictures, *dataset.beside) for text in picture.caption]
         texts += [other.caption for other in dataset.others]
         instance = INSTANCE_PROMPT.format(trigger=self.settings.trigger)
-        return list(dict.fromkeys([*texts, instance, "", *self.preview_prompts]))
+        return [*texts, instance, "", *self.preview_prompts]
 
     def run_on(self, model: LoadedModel, dataset: Dataset, conds: Conds) -> None:
         """Take the steps that are left. Where anything stops them, what was learned is saved first."""
@@ -231,7 +245,7 @@ class _Descent:
             words += [f"{name} {value:.3g}" for name, value in losses._asdict().items() if value is not None]
         if left is not None:
             words.append(f"{_duration(left)} left")
-        self.progress("\n".join([", ".join(words), *self.notes]), step / steps)
+        self.progress("\n".join([", ".join(words), *self.notes, *self.learner.notes()]), step / steps)
         self.view.show(self.learner, steps, left)
 
     def _save_and_show(self, model: LoadedModel, conds: Conds) -> None:

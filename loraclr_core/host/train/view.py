@@ -37,10 +37,11 @@ class Frame:
     # Until the end; None while it is not known.
     seconds_left: float | None
     # Curves of the losses from the first step to `step`: means over equal parts of it, at most POINTS; None for parts
-    # without such a term. `preservation` and `outside` are empty where the whole training has no such term.
+    # without such a term. All but `losses` are empty where the whole training has no such term.
     losses: list[float | None]
     preservation: list[float | None]
     outside: list[float | None]
+    beside: list[float | None]
     # Of the last time that previews were drawn, in the order of preview_prompts; empty before.
     previews: list[Preview]
 
@@ -82,6 +83,7 @@ class TrainView:
             losses=curve(learner.losses, "concept"),
             preservation=curve(learner.losses, "preservation"),
             outside=curve(learner.losses, "outside"),
+            beside=curve(learner.losses, "beside"),
             previews=self.previews,
         )
 

@@ -19,8 +19,6 @@ from collections.abc import Callable
 import nodes
 import pack
 import torch
-from quality.cells import SAMPLING, read_cell, sample, sample_base, score, strip_documentation, write_cell
-from quality.columns import BATCH
 from sd15 import say
 from shapes import model, scores
 from shapes.methods import (
@@ -41,6 +39,8 @@ from shapes.methods import (
 from shapes.world import BACKGROUNDS, CLASSES, ShapeConcept
 from torch import Tensor
 
+from ..cells import SAMPLING, read_cell, sample, sample_base, score, strip_documentation, write_cell
+from ..columns import BATCH
 from . import ways
 from .ways import TRAINED, ensure_lora
 

@@ -12,19 +12,21 @@ from typing import NamedTuple
 
 import folder_paths
 import pack
-from quality.cells import hash_weights, strip_documentation
 from sd15 import say
 from shapes.methods import COMMON, ROOT, World, code
-from shapes.world import BACKGROUNDS, CONCEPTS, Scene, ShapeConcept, make_scene
+from shapes.world import BACKGROUNDS, CLASSES, CONCEPTS, Scene, ShapeConcept, make_scene
+
+from ..cells import hash_weights, strip_documentation
 
 NODE = "LoRACLR_TrainConcept"
 PICTURES = 12  # of a concept
-# Of every way. The learning rate is the world's: a concept's mark is a few cells of 256.
-TRAINING = {"steps": 200, "learning_rate": 2e-3, "rank": 16, "batch": 4, "preview_every": 0}
+# Of every way. The learning rate is the world's: a concept's mark is a few cells of 256. With more steps at this rate, likeness to
+# the base is lost again.
+TRAINING = {"steps": 100, "learning_rate": 2e-3, "rank": 16, "batch": 4, "preview_every": 0}
 
 
 class Way(NamedTuple):
-    """What a way sets beside TRAINING and the node's defaults, and whether the node gets masks of the concept."""
+    """What a way sets on top of TRAINING, the other classes for `beside` and the node's defaults; whether there are masks."""
 
     settings: dict
     masks: bool = False
@@ -32,8 +34,10 @@ class Way(NamedTuple):
 
 WAYS = {
     "plain": Way({"preservation": 0.0}),
-    "paper": Way({"preserve_prompts": "class (paper)", "weighting": "noise (paper)"}),
+    "paper": Way({"preserve_prompts": "class (paper)", "weighting": "noise (paper)", "beside": ""}),
     "default": Way({}),
+    "nothing beside": Way({"beside": ""}),
+    "masks": Way({}, masks=True),
     "class prompts": Way({"preserve_prompts": "class (paper)"}),
     "outside": Way({"outside": 0.5}, masks=True),
     "preservation 0.3": Way({"preservation": 0.3}),
@@ -50,9 +54,10 @@ def scenes(concept: ShapeConcept) -> list[Scene]:
     return [make_scene([concept], rng, backgrounds[number % len(backgrounds)]) for number in range(PICTURES)]
 
 
-def settings(way: str) -> dict:
+def settings(way: str, concept: ShapeConcept) -> dict:
     """Return the values of the node's widgets."""
-    return pack.defaults(NODE) | TRAINING | WAYS[way].settings
+    others = {"beside": ", ".join(word for word in CLASSES if word != concept.class_word)}
+    return pack.defaults(NODE) | TRAINING | others | WAYS[way].settings
 
 
 def fingerprint(way: str, concept: ShapeConcept) -> str:
@@ -60,7 +65,7 @@ def fingerprint(way: str, concept: ShapeConcept) -> str:
     patterns = (*COMMON, "loraclr_core/train/*.py", "loraclr_core/host/train/*.py", "nodes/train.py")
     files = ("bench/shapes/world.py", *code(patterns, set()))
     parts = [
-        sorted(settings(way).items()),
+        sorted(settings(way, concept).items()),
         WAYS[way].masks,
         concept,
         *(strip_documentation(inspect.getsource(function)) for function in (scenes, train)),
@@ -87,7 +92,7 @@ def ensure_lora(world: World, way: str, concept: ShapeConcept) -> str:
 def train(world: World, way: str, concept: ShapeConcept, name: str) -> None:
     """Train one concept through the node, as the executor runs it: every input is a list."""
     shown = scenes(concept)
-    values = settings(way) | world._asdict()
+    values = settings(way, concept) | world._asdict()
     values |= {"name": name, "trigger": concept.trigger, "class_word": concept.class_word}
     node = pack.node(NODE)
     node.VALIDATE_CLASS()

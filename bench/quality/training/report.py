@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from quality.comparisons import RIGHT, Difference
-from quality.report import PAGE, replace_between
 
+from ..comparisons import RIGHT, Difference
+from ..report import PAGE, replace_between
 from .scoring import METHODS, PAIRS, is_current, read
 from .ways import TRAINED, WAYS
 

@@ -12,9 +12,9 @@ import sys
 
 import pack
 import torch
-from quality.cells import validate_scores
 from shapes.methods import World
 
+from ..cells import validate_scores
 from . import report
 from .scoring import METHODS, PAIRS, is_current, measure
 from .ways import FIRST, TRAINED, WAYS
