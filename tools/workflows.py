@@ -82,8 +82,8 @@ DEMO = Models(
     20,
     8,
     4.0,
-    # A small model of plain shapes learns at a rate that would ruin a real one.
-    {"steps": 100, "learning_rate": 2e-3, "batch": 4},
+    # A small model of plain shapes learns at a rate that would ruin a real one, and knows no man and no woman.
+    {"steps": 100, "learning_rate": 2e-3, "batch": 4, "beside": "kite, cross"},
 )
 ENCODER = "sigclip_vision_patch14_384.safetensors"
 ENCODER_URL = "https://huggingface.co/Comfy-Org/sigclip_vision_384/resolve/main/sigclip_vision_patch14_384.safetensors"
