@@ -137,7 +137,7 @@ def make_trainee(model: ModelPatcher, clip: comfy.sd.CLIP, shape: tuple[int, ...
         latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         layers = {name: chosen_layers(model, settings_of(name).layers) for name in KINDS}
         learners = {name: Learner(layers[name], settings_of(name)) for name in KINDS}
-    return Trainee(model, Dataset([Picture(latent, CAPTION, None)], []), conds, layers, learners)
+    return Trainee(model, Dataset([Picture(latent, CAPTION, None)], [], []), conds, layers, learners)
 
 
 def settings_of(name: str) -> TrainSettings:
