@@ -13,6 +13,8 @@ CLoRA (arXiv 2403.19776), sampler/
     contrast.py      NT-Xent, the form of that loss
     displacement.py  z ← z − α ∇L, for samplers that keep latents of their own
     areas.py         which branch draws where, step by step
+    turns.py         which branches a step evaluates where they take turns
+    clarity.py       how clearly the plain picture shows where each concept goes
     masks.py         masks from attention, and ε = Σ M_k ε_k / Σ M_k
     objects.py       masks from the objects of the plain picture
 
