@@ -167,6 +167,19 @@ class TestTraining:
         found, expected = on_loaded(small_models("SD1.5"), [picture(1)], [], work, preservation=3.0)
         assert found == pytest.approx(expected, rel=1e-4)
 
+    def test_their_plain_captions_are_preserved(self):
+        """Or “a cat and a dog” would come to draw the concept, too."""
+        shown = data.Picture(torch.randn(1, 4, 8, 12), Caption(f"a {TRIGGER}", f"a {CLASS}"), square(2, 1, 4, (8, 12)))
+
+        def work(rows, learner):
+            rows = type(rows)(rows.model, rows.data._replace(beside=[shown]), rows.conds, rows.settings)
+            drawn = [rows._preserved(draws(0, step, 1, 1)[0], rows.data.pictures[0]) for step in range(20)]
+            return [prompt for latent, prompt in drawn if latent is shown.latent]
+
+        prompts = on_loaded(small_models("SD1.5"), [picture(1)], [], work)
+        assert 4 <= len(prompts) <= 16
+        assert set(prompts) == {shown.caption.plain}
+
     def test_masks_are_not_said_to_have_no_effect(self):
         mask = torch.zeros(1, 64, 96)
         mask[:, 16:48, 16:64] = 1

@@ -15,7 +15,7 @@ from ...train.captions import INSTANCE_PROMPT
 from ...train.draws import Draw, draws
 from ..loaded import Deltas, LoadedModel
 from ..lora import active
-from .data import Dataset, Picture
+from .data import Dataset, Other, Picture
 from .learner import Losses
 from .settings import TrainSettings
 
@@ -33,6 +33,8 @@ class Rows:
 
     def __init__(self, model: LoadedModel, data: Dataset, conds: Conds, settings: TrainSettings):
         self.model, self.data, self.conds, self.settings = model, data, conds, settings
+        # Pictures beside other things are preserved under their plain caption, or it would come to mean the concept, too.
+        self.others = [*data.others, *(Other(picture.latent, picture.caption.plain) for picture in data.beside)]
 
     def add_gradients(self, deltas: Deltas, step: int) -> Losses:
         """Add the gradients of a step, counted from 0, times SCALE, and return its losses."""
@@ -132,8 +134,8 @@ class Rows:
     def _preserved(self, draw: Draw, picture: Picture) -> tuple[Tensor, str]:
         """Return the latent and the prompt on which the model is to stay as it is."""
         latent, prompt = picture.latent, picture.caption.plain
-        if self.data.others and draw.use_other < OTHERS_SHARE:
-            latent, prompt = self.data.others[draw.other % len(self.data.others)]
+        if self.others and draw.use_other < OTHERS_SHARE:
+            latent, prompt = self.others[draw.other % len(self.others)]
         if self.settings.preserve_prompts == "class, one in four empty" and draw.empty_prompt < EMPTY_SHARE:
             prompt = ""
         return latent, prompt
