@@ -10,20 +10,25 @@ from server import PromptServer
 from ..loraclr_core.host.lora.file import LoRAFileError
 from ..loraclr_core.host.lora.file_words import read_words
 
+NOTHING = {"trigger": "", "class_word": "", "others": [], "picture_folder": None}
+
 
 def add_routes(server: PromptServer) -> None:
-    """Add `GET /loraclr/words?lora=<name>`: the words of a LoRA, as Load Concept LoRA finds them, and its picture."""
+    """Add `GET /loraclr/words?lora=<name>`: the words of a LoRA, as Load Concept LoRA finds them, and its picture.
+
+    Of a file that is missing, as in a template, or damaged nothing is said: the node says so when it runs.
+    """
 
     @server.routes.get("/loraclr/words")
     async def words(request: web.Request) -> web.Response:
         name = request.query.get("lora", "")
         path = folder_paths.get_full_path("loras", name)
         if path is None:
-            return web.json_response({"error": f"there is no LoRA {name}"}, status=404)
+            return web.json_response(NOTHING)
         try:
             return web.json_response(await asyncio.to_thread(_describe, server, name, path))
-        except LoRAFileError as error:
-            return web.json_response({"error": str(error)}, status=422)
+        except LoRAFileError:
+            return web.json_response(NOTHING)
 
 
 def _describe(server: PromptServer, name: str, path: str) -> dict:
