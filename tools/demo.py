@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / ".host" / "demo"
 OUTPUT = DEMO / "output"
 MERGED = "loraclr/merged.safetensors"  # as the workflows call it
-FEW_STEPS = 60  # of training: enough to know the concept by
+FEW_STEPS = 60  # of training, and nothing painted beside the concept: enough to know it by
 
 
 def say(message: str) -> None:
@@ -59,7 +59,7 @@ def show_progress(prompt: dict[str, dict]) -> OnMessage:
 def run(server: ComfyServer, name: str) -> dict[str, dict]:
     """Runs a shipped workflow on the demo's models; returns what its output nodes showed, by their titles."""
     say(f"running {name}")
-    models = workflows.DEMO._replace(training={**workflows.DEMO.training, "steps": FEW_STEPS})
+    models = workflows.DEMO._replace(training={**workflows.DEMO.training, "steps": FEW_STEPS, "beside": ""})
     prompt = api_format(workflows.described(name, server.object_info(), models))
     history = server.wait(server.queue(prompt), show_progress(prompt), timeout=3600)
     return {prompt[node]["_meta"]["title"]: shown for node, shown in history["outputs"].items()}

@@ -84,6 +84,9 @@ def test_a_cast_weight_is_not_overwritten_before_the_backward_pass(monkeypatch):
         stream.as_context = torch.cpu.stream  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setattr(comfy.model_management, "NUM_STREAMS", len(streams))
     monkeypatch.setitem(comfy.model_management.STREAMS, device, streams)
+    # ComfyUI would wait for these streams whenever it loads a model, and streams of a CPU cannot be waited for.
+    monkeypatch.setattr(comfy.model_management, "STREAM_CAST_BUFFERS", {})
+    monkeypatch.setattr(comfy.model_management, "LARGEST_CASTED_WEIGHT", (None, 0))
     layers = [comfy.ops.manual_cast.Linear(8, 8) for _ in range(3)]
     for layer in layers:
         torch.nn.init.normal_(layer.weight)

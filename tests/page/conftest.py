@@ -78,11 +78,13 @@ class ComfyPage:
         self.page.get_by_text("loraclr", exact=True).click()
 
     def take_few_steps(self) -> int:
-        """In pictures and captures, whatever they come to. Returns how many."""
+        """In pictures, captures and trainings, whatever they come to; nothing is painted for these. Returns how many."""
         self.page.evaluate(
-            """steps => app.graph.nodes.flatMap((node) => node.widgets ?? [])
-                .filter((widget) => ['steps', 'capture_steps'].includes(widget.name))
-                .forEach((widget) => { widget.value = steps; })""",
+            """steps => {
+                const few = { steps, capture_steps: steps, beside: '' };
+                for (const widget of app.graph.nodes.flatMap((node) => node.widgets ?? []))
+                    if (widget.name in few) widget.value = few[widget.name];
+            }""",
             FEW_STEPS,
         )
         return FEW_STEPS

@@ -46,7 +46,7 @@ def load_training(page) -> None:
     folder = graph.add("LoadImageTextDataSetFromFolder", (0, 200, 300, 100), {"folder": "loraclr_demo_ball"})
     values = {"model": loaded["MODEL"], "clip": loaded["CLIP"], "vae": loaded["VAE"]}
     values |= {"images": folder["images"], "captions": folder["texts"], "trigger": subject.trigger}
-    values |= {"class_word": subject.class_word, "preview_every": 0}
+    values |= {"class_word": subject.class_word, "preview_every": 0, "beside": ""}
     # ComfyUI would answer from its cache what the test in the other renderer has trained.
     values |= {"name": f"loraclr/page_{page.nodes2}", "training_seed": int(page.nodes2)}
     graph.add(TRAIN, (400, 0, 390, 740), values)
