@@ -181,7 +181,7 @@ class Description:
         folder = self.add("LoadImageTextDataSetFromFolder", 165, {"folder": subject.pictures}, "Pictures and captions")
         values = {**self.patched, "vae": self.vae, "images": folder["images"], "captions": folder["texts"]}
         values |= {"trigger": subject.trigger, "class_word": subject.class_word}
-        return self.add("LoRACLR_TrainConcept", 800, {**values, **self.models.training, **concepts})
+        return self.add("LoRACLR_TrainConcept", 850, {**values, **self.models.training, **concepts})
 
     def scores(self, **pictures: Output) -> None:
         """Score a training by its pictures: muted, since few have a model that compares pictures."""
