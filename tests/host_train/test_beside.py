@@ -143,6 +143,7 @@ class TestTraining:
         assert trained.loss_map["beside"]
         assert trained.loss_map["preservation"]  # of the other rows
         assert "| beside other things |" in trained.report
+        assert "12 painted pictures of it beside a dog, an apple" in trained.report
 
     def test_without_them_there_is_no_such_term(self):
         trained = train(small_models("SD1.5"), [picture(1)], if_there="anew")
@@ -184,6 +185,8 @@ class TestTraining:
         mask = torch.zeros(1, 64, 96)
         mask[:, 16:48, 16:64] = 1
         quick = QUICK | WITH | {"if_there": "anew"}
-        assert "masks have no effect" not in train(small_models("SD1.5"), [picture(1)], masks=[mask], **quick).report
+        assert (
+            "The masks have no effect" not in train(small_models("SD1.5"), [picture(1)], masks=[mask], **quick).report
+        )
         quick["beside"] = ""
-        assert "masks have no effect" in train(small_models("SD1.5"), [picture(1)], masks=[mask], **quick).report
+        assert "The masks have no effect" in train(small_models("SD1.5"), [picture(1)], masks=[mask], **quick).report

@@ -15,6 +15,17 @@ MAPS, SAVE, AREA = "LoRACLR_CLoRAMaps", "LoRACLR_SaveMergedLoRA", "LoRACLR_Conce
 EMPTY = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0}
 
 
+# Choose a file on Load Concept LoRA, as the user does; and the trigger and class word that it shows.
+CHOOSE = "(node, file) => { const w = node.widgets[0]; w.value = file; return w.callback(file); }"
+WORDS = "(node) => node.widgets.slice(1, 3).map((widget) => widget.value)"
+
+
+def add_concept(page) -> None:
+    """A Load Concept LoRA alone."""
+    page.load(EMPTY)
+    page.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", CONCEPT)
+
+
 def canvas_pixels(page) -> np.ndarray:
     """What the live view's canvas shows."""
     data = page.page.evaluate("() => document.querySelector('.loraclr-view canvas').toDataURL().split(',')[1]")
@@ -181,17 +192,14 @@ def test_an_unknown_name_is_marked_at_once(page):
 
 
 def test_choosing_a_file_fills_in_its_words(page):
-    page.load(EMPTY)
-    page.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", CONCEPT)
-    choose = "(node, file) => { const w = node.widgets[0]; w.value = file; return w.callback(file); }"
-    values = "(node) => node.widgets.slice(1, 3).map((widget) => widget.value)"
-    page.node(CONCEPT, choose, "loraclr_demo_ball.safetensors")
-    assert page.node(CONCEPT, values) == ["sks ball", "ball"]
-    page.node(CONCEPT, choose, "loraclr_demo_kite.safetensors")
-    assert page.node(CONCEPT, values) == ["qvk kite", "kite"]
+    add_concept(page)
+    page.node(CONCEPT, CHOOSE, "loraclr_demo_ball.safetensors")
+    assert page.node(CONCEPT, WORDS) == ["sks ball", "ball"]
+    page.node(CONCEPT, CHOOSE, "loraclr_demo_kite.safetensors")
+    assert page.node(CONCEPT, WORDS) == ["qvk kite", "kite"]
     page.node(CONCEPT, "(node) => { node.widgets[1].value = 'my own'; }")
-    page.node(CONCEPT, choose, "loraclr_demo_ball.safetensors")
-    assert page.node(CONCEPT, values) == ["my own", "ball"]
+    page.node(CONCEPT, CHOOSE, "loraclr_demo_ball.safetensors")
+    assert page.node(CONCEPT, WORDS) == ["my own", "ball"]
 
 
 @pytest.fixture
@@ -207,34 +215,28 @@ def lora_with_files(server):
 
 
 def test_what_lies_beside_a_file_is_shown_and_its_words_are_offered(page, lora_with_files):
-    page.load(EMPTY)
-    page.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", CONCEPT)
-    choose = "(node, file) => { const w = node.widgets[0]; w.value = file; return w.callback(file); }"
-    values = "(node) => node.widgets.slice(1, 3).map((widget) => widget.value)"
-    page.node(CONCEPT, choose, lora_with_files)
+    add_concept(page)
+    page.node(CONCEPT, CHOOSE, lora_with_files)
     page.center(CONCEPT)
     panel = page.page.locator(".loraclr-file")
     picture = panel.locator("img")
     expect(picture).to_be_visible()
     page.page.wait_for_function("image => image.naturalWidth > 0", arg=picture.element_handle())
-    assert page.node(CONCEPT, values) == ["qvk kite", "kite"]
+    assert page.node(CONCEPT, WORDS) == ["qvk kite", "kite"]
     page.shot("file_panel", of=CONCEPT)
     panel.get_by_text("qvk kite in fog").click()
-    assert page.node(CONCEPT, values)[0] == "qvk kite in fog"
-    page.node(CONCEPT, choose, "loraclr_demo_ball.safetensors")
+    assert page.node(CONCEPT, WORDS)[0] == "qvk kite in fog"
+    page.node(CONCEPT, CHOOSE, "loraclr_demo_ball.safetensors")
     expect(panel).to_be_hidden()
 
 
 def test_words_of_a_file_give_way_to_another_s_after_a_reload(page):
     """They would stay, silently, and the other LoRA would be prompted by them."""
-    page.load(EMPTY)
-    page.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", CONCEPT)
-    choose = "(node, file) => { const w = node.widgets[0]; w.value = file; return w.callback(file); }"
-    values = "(node) => node.widgets.slice(1, 3).map((widget) => widget.value)"
-    page.node(CONCEPT, choose, "loraclr_demo_ball.safetensors")
+    add_concept(page)
+    page.node(CONCEPT, CHOOSE, "loraclr_demo_ball.safetensors")
     page.load(page.page.evaluate("() => app.graph.serialize()"))
-    page.node(CONCEPT, choose, "loraclr_demo_kite.safetensors")
-    assert page.node(CONCEPT, values) == ["qvk kite", "kite"]
+    page.node(CONCEPT, CHOOSE, "loraclr_demo_kite.safetensors")
+    assert page.node(CONCEPT, WORDS) == ["qvk kite", "kite"]
 
 
 def test_undo_copy_and_paste(page):

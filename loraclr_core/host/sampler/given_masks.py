@@ -1,7 +1,7 @@
 """The masks that the user gives: one with each concept, or one batch for all of them.
 
-They are for whole pictures, but only a part of one may be sampled. A model is never told which part of a picture an upscaler samples. But a part often has another shape than the mask, and
-an upscaler samples several parts within one run of its node; of both, the user is warned.
+They are for whole pictures, but only a part of one may be sampled, and a model is never told which. A part often has
+another shape than the mask, and an upscaler samples several parts within one run of its node; of both, the user is warned.
 """
 
 import comfy.utils
@@ -69,7 +69,8 @@ def doubts(
 ) -> list[str]:
     """Return warnings about masks for a latent of this shape, (batch, channels, height, width).
 
-    given: each concept's, (pictures, height, width). node: the node whose run samples it. before: the node whose run sampled last with the same model.
+    given: each concept's, (pictures, height, width). node: the node whose run samples it. before: the node whose run
+    sampled last with the same model.
     """
     pictures, _, height, width = shape
     warnings = [

@@ -124,7 +124,7 @@ class Learner:
             if any(value.shape != factor.shape for name, value in (state | moments).items() if name != "step"):
                 raise ValueError(f"its factor {number} has another shape than the layer's")
             states.append((state, moments))
-        losses = tensors["losses"].tolist()
+        losses, overflows = tensors["losses"].tolist(), tensors["overflows"].tolist()
         for factor, average, (state, moments) in zip(self.leaves(), self.averages, states, strict=True):
             factor.data.copy_(state["factor"])
             average.copy_(state["average"])
@@ -132,7 +132,7 @@ class Learner:
                 places = {name: "cpu" if name == "step" else factor.device for name in moments}
                 self.optimizer.state[factor] = {name: value.to(places[name]) for name, value in moments.items()}
         self.losses = [Losses(concept, *map(_or_none, others)) for concept, *others in losses]
-        self.overflows = tensors["overflows"].tolist() if "overflows" in tensors else []
+        self.overflows = overflows
 
     def to(self, device: torch.device) -> None:
         """Move everything that is trained to a device."""

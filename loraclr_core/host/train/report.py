@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from . import output
+from . import beside, output
 from .settings import TrainSettings
 from .train import Trained
 
@@ -51,6 +51,8 @@ def _pictures(trained: Trained) -> str:
     words = [f"{len(sources.pictures)} pictures{' with their mirrored copies' if trained.settings.flip else ''}"]
     words += [f"{masked} of them with masks"] if masked else []
     words += [f"{len(sources.others)} pictures of others"] if sources.others else []
+    others = beside.names(trained.settings)
+    words += [f"{beside.PAINTED} painted pictures of it beside {', '.join(others)}"] if others else []
     return ", ".join(words)
 
 

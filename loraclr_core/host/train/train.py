@@ -83,12 +83,11 @@ def train(
     layers = chosen_layers(model, settings.layers)
     progress("reading the model", 0.0)
     identity, notes = _identity(models, sources, settings)
-    if (
-        settings.outside == 0
-        and not beside.names(settings)
-        and any(subject is not None for subject in sources.subjects)
-    ):
-        notes.append("The masks have no effect, as outside is 0 and beside is empty.")
+    others = beside.names(settings)
+    if settings.outside == 0 and not others and any(subject is not None for subject in sources.subjects):
+        notes.append("The masks have no effect: outside is 0, and nothing is shown beside the concept.")
+    if settings.beside and settings.preservation > 0 and not settings.class_word:
+        notes.append("Nothing is shown beside the concept, as there is no class word to find it by: write one.")
 
     def make(learner: Learner) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = output.tensors(layers, learner.result())
