@@ -46,6 +46,7 @@ class ComfyPage:
         page.set_default_timeout(MINUTES)
         self.nodes2 = nodes2
         self.whole = nodes2 and pictures  # the pictures that are shown come from Nodes 2.0
+        self.failures = 0
         self.open()
 
     def _note(self, message) -> None:
@@ -76,6 +77,11 @@ class ComfyPage:
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         self.page.get_by_test_id("manage-node-templates-dialog").wait_for(state="attached")
         self.page.get_by_text("loraclr", exact=True).click()
+
+    def open_template(self, name: str) -> None:
+        """From the template browser. One event, as the browser may draw its list anew between a press and its release."""
+        self.page.get_by_test_id(f"template-workflow-{name}").dispatch_event("click")
+        self.wait_for_nodes(workflows.REAL, name)
 
     def take_few_steps(self) -> int:
         """In pictures, captures and trainings, whatever they come to; nothing is painted for these. Returns how many."""
@@ -213,10 +219,14 @@ def shared_page(open_page) -> Iterator[ComfyPage]:
 @pytest.fixture
 def page(request, open_page) -> Iterator[ComfyPage]:
     """One for all tests, which begin by loading a graph: opening it takes longer than most of them. Those that change more
-    than the graph are marked `own_page`, with what their page is opened with.
+    than the graph are marked `own_page`, with what their page is opened with. A test that failed may have left anything.
     """
     if own := request.node.get_closest_marker("own_page"):
         with open_page(**own.kwargs) as page:
             yield page
     else:
-        yield request.getfixturevalue("shared_page")
+        page = request.getfixturevalue("shared_page")
+        if request.session.testsfailed > page.failures:
+            page.failures = request.session.testsfailed
+            page.open()
+        yield page

@@ -86,6 +86,7 @@ def test_two_subjects_in_one_picture_from_an_empty_canvas(page):
     user, subjects = User(page), workflows.DEMO.subjects[:2]
     user.click("templates", page.page.get_by_label("Templates").first)
     user.click("loraclr", page.page.get_by_text("loraclr", exact=True))
+    page.page.wait_for_timeout(1000)  # the list is drawn anew, and a press on a card that goes is lost
     user.click("the first template", page.page.get_by_test_id(f"template-workflow-{workflows.TWO}"))
     page.wait_for_nodes(workflows.REAL, workflows.TWO)
     page.page.wait_for_timeout(1000)  # the page moves to the nodes

@@ -78,8 +78,7 @@ def test_a_template_opens_readable_and_tidy(page, name):
     page.page.set_viewport_size({"width": width, "height": height})
     page.load(EMPTY)  # in Nodes 2.0, every node of the pack says its name, as the template browser does
     page.browse_templates()
-    page.page.get_by_test_id(f"template-workflow-{name}").click()
-    page.wait_for_nodes(workflows.REAL, name)
+    page.open_template(name)
     page.page.get_by_test_id("error-overlay-see-errors").wait_for()  # the files are marked as missing
     assert_tidy(page)
     page.shot(f"opened_{name}")
@@ -130,8 +129,7 @@ def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
             "([image, width]) => image.complete && image.naturalWidth === width", arg=[picture.element_handle(), width]
         )
     page.shot("templates")
-    page.page.get_by_test_id(f"template-workflow-{workflows.TWO}").click()
-    page.wait_for_nodes(workflows.REAL, workflows.TWO)
+    page.open_template(workflows.TWO)
     page.page.get_by_test_id("error-overlay-see-errors").click()
     for name in (workflows.REAL.checkpoint, *(subject.file for subject in workflows.REAL.subjects)):
         expect(page.page.get_by_text(name.removesuffix(".safetensors")).first).to_be_visible()
