@@ -6,13 +6,18 @@ import folder_paths
 import pack
 import pytest
 import torch
+from host_train.training import CLASS, on_loaded, picture, small_models
+from loraclr.loraclr_core.host.train import train
+from loraclr.loraclr_core.host.train.data import Other
+from loraclr.loraclr_core.host.train.rows import Rows
+from loraclr.loraclr_core.train.draws import draws
 from quality import cells
 from quality.columns import BATCH
 from quality.report import PAGE, replace_between
-from quality.training import report, scoring, ways
+from quality.training import class_pictures, report, scoring, ways
 from quality.training.ways import TRAINED, WAYS, Way
 from shapes.methods import World
-from shapes.world import BACKGROUNDS, CLASSES
+from shapes.world import BACKGROUNDS, CLASSES, SIDE
 
 BALL, BOX, *_ = TRAINED
 
@@ -58,6 +63,32 @@ def test_a_way_sets_what_the_node_has(way):
         options = getattr(inputs[name], "options", None)
         assert options is None or value in options
     assert WAYS[way].masks or ways.settings(way, BALL)["outside"] == 0
+
+
+class TestClassPictures:
+    def test_four_on_every_background_whose_captions_name_the_class(self, monkeypatch):
+        monkeypatch.setitem(cells.SAMPLING, "steps", 1)
+        batches, captions = class_pictures.paint(World(*pack.demo_models()), BALL)
+        assert [tuple(batch.shape) for batch in batches] == [(BATCH, SIDE, SIDE, 3)] * len(BACKGROUNDS)
+        assert captions == [f"a photo of a ball {background}" for background in BACKGROUNDS for _ in range(BATCH)]
+
+    def test_they_are_learned_as_they_are_and_the_base_is_never_asked(self, monkeypatch):
+        other = Other(torch.randn(1, 4, 8, 12), f"photo of a {CLASS}")
+
+        def work(rows, learner):
+            with class_pictures.learned():
+                rows = train.Rows(rows.model, rows.data._replace(others=[other]), rows.conds, rows.settings)
+            monkeypatch.delattr(Rows, "_base")
+            (draw,) = draws(0, 0, 1, 1)
+            terms = rows._row(learner.deltas, draw, True)
+            x, sigma = rows._noisy(other.latent, draw)
+            with torch.no_grad():
+                error = (rows.model.evaluate(rows.conds[other.caption], x, sigma) - other.latent).square().mean()
+            assert terms["preservation"] == pytest.approx(float(rows._weight(sigma) * error), rel=1e-4)
+            assert terms["concept"] > 0
+
+        on_loaded(small_models("SD1.5"), [picture(1)], [], work)
+        assert train.Rows is Rows  # as before
 
 
 class TestFingerprints:

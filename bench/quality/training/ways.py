@@ -4,6 +4,7 @@ As a user would, with twelve pictures of the concept alone, whose captions say t
 shows anything beside it, and attention is not told where to look, as it is for the LoRAs that the demo ships (`shapes.loras`).
 """
 
+import contextlib
 import hashlib
 import inspect
 import random
@@ -17,6 +18,7 @@ from shapes.methods import COMMON, ROOT, World, code
 from shapes.world import BACKGROUNDS, CLASSES, CONCEPTS, Scene, ShapeConcept, make_scene
 
 from ..cells import hash_weights, strip_documentation
+from . import class_pictures
 
 NODE = "LoRACLR_TrainConcept"
 PICTURES = 12  # of a concept
@@ -26,16 +28,18 @@ TRAINING = {"steps": 100, "learning_rate": 2e-3, "rank": 16, "batch": 4, "previe
 
 
 class Way(NamedTuple):
-    """What a way sets on top of TRAINING, the other classes for `beside` and the node's defaults; whether there are masks."""
+    """What a way sets on top of TRAINING, the other classes for `beside` and the node's defaults; what it is given beside pictures."""
 
     settings: dict
     masks: bool = False
+    class_pictures: bool = False
 
 
 WAYS = {
     "plain": Way({"preservation": 0.0}),
     "paper": Way({"preserve_prompts": "class (paper)", "weighting": "noise (paper)", "beside": ""}),
     "default": Way({}),
+    "class pictures": Way({"beside": ""}, class_pictures=True),
     "nothing beside": Way({"beside": ""}),
     "masks": Way({}, masks=True),
     "class prompts": Way({"preserve_prompts": "class (paper)"}),
@@ -67,6 +71,7 @@ def fingerprint(way: str, concept: ShapeConcept) -> str:
     parts = [
         sorted(settings(way, concept).items()),
         WAYS[way].masks,
+        *([strip_documentation(inspect.getsource(class_pictures))] if WAYS[way].class_pictures else []),
         concept,
         *(strip_documentation(inspect.getsource(function)) for function in (scenes, train)),
         *(strip_documentation((ROOT / path).read_text("utf-8")) for path in files),
@@ -94,11 +99,15 @@ def train(world: World, way: str, concept: ShapeConcept, name: str) -> None:
     shown = scenes(concept)
     values = settings(way, concept) | world._asdict()
     values |= {"name": name, "trigger": concept.trigger, "class_word": concept.class_word}
+    others, other_captions = class_pictures.paint(world, concept) if WAYS[way].class_pictures else ([], [])
     node = pack.node(NODE)
     node.VALIDATE_CLASS()
-    node.PREPARE_CLASS_CLONE(None).execute(
-        **{key: [value] for key, value in values.items()},
-        images=[scene.picture().movedim(0, -1)[None] for scene in shown],
-        captions=[scene.prompt() for scene in shown],
-        masks=[scene.things[0].mask().float()[None] for scene in shown] if WAYS[way].masks else None,
-    )
+    with class_pictures.learned() if WAYS[way].class_pictures else contextlib.nullcontext():
+        node.PREPARE_CLASS_CLONE(None).execute(
+            **{key: [value] for key, value in values.items()},
+            images=[scene.picture().movedim(0, -1)[None] for scene in shown],
+            captions=[scene.prompt() for scene in shown],
+            masks=[scene.things[0].mask().float()[None] for scene in shown] if WAYS[way].masks else None,
+            others=others,
+            other_captions=other_captions,
+        )
