@@ -10,7 +10,10 @@ ratio s, so the weighting *noise (paper)* is w = s. A third term holds the model
 
     L = w ‖m (D(x_t, c_T) − x₀)‖² + β w ‖(1 − m) (D(x_t, c_T) − D_base(x_t, c))‖² + α w ‖D(x_t, c) − D_base(x_t, c)‖²
 
-In half of the rows x₀ shows the subject beside another thing, and c_T names both (host/train/beside.py).
+A fourth term shows the subject beside another thing, in x' with the caption c'_T (host/train/beside.py): what it holds is what
+is meant to happen when several concepts are in one picture.
+
+    w ‖m' (D(x'_t, c'_T) − x'₀)‖² + α w ‖(1 − m') (D(x'_t, c'_T) − D_base(x'_t, c'))‖²
 
 All norms are means over the values of a picture.
 """

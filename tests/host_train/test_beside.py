@@ -11,8 +11,6 @@ from host_train.training import CLASS, QUICK, TRIGGER, on_loaded, picture, small
 from loraclr.loraclr_core.host import differentiable
 from loraclr.loraclr_core.host.loaded import encode, with_model
 from loraclr.loraclr_core.host.train import beside, data, painting
-from loraclr.loraclr_core.host.train import train as training
-from loraclr.loraclr_core.host.train.rows import Rows
 from loraclr.loraclr_core.host.train.settings import TrainSettings
 from loraclr.loraclr_core.train.captions import Caption
 from loraclr.loraclr_core.train.draws import draws
@@ -151,44 +149,37 @@ class TestTraining:
         trained = train(small_models("SD1.5"), [picture(1)], if_there="anew")
         assert trained.loss_map["beside"] == []
 
-    def test_half_of_the_rows_learn_such_a_picture_and_preserve_its_plain_caption(self, monkeypatch):
-        """Or “a cat and a dog” would come to draw the concept, too. Of a LoRA that does nothing yet."""
-        caption = Caption(f"photo of a {TRIGGER}", f"photo of a {CLASS}")
-        shown = data.Picture(torch.randn(1, 4, 8, 12), caption, square(2, 1, 4, (8, 12)))
+    def test_the_loss_is_the_subject_s_inside_and_the_base_s_outside(self):
+        """Of a LoRA that does nothing yet; the base sees the class word, the model the trigger."""
 
         def work(rows, learner):
-            rows = Rows(rows.model, rows.data._replace(beside=[shown]), rows.conds, rows.settings)
-            preserved: list[tuple[str, Tensor]] = []
-            monkeypatch.setattr(rows, "_base", lambda prompt, x, sigma: preserved.append((prompt, x)) or x)
-            drawn = [draws(0, step, 1, 1)[0] for step in range(20)]
-            terms = [(draw, rows._row(learner.deltas, draw, True)) for draw in drawn]
-            draw, first = next((draw, values) for draw, values in terms if "beside" in values)
-            x, sigma = rows._noisy(shown.latent, draw)
+            subject = square(2, 1, 4, (8, 12))
+            caption = Caption(f"photo of a {TRIGGER}", f"photo of a {CLASS}")
+            shown = data.Picture(torch.randn(1, 4, 8, 12), caption, subject)
+            (draw,) = draws(0, 0, 1, 1)
             with torch.no_grad():
-                asked = rows.model.evaluate(rows.conds[caption.concept], x, sigma)
-            expected = rows._weight(sigma) * (asked - shown.latent).square().mean()
-            assert first["beside"] == first["concept"] == pytest.approx(float(expected), rel=1e-4)
-            assert any(prompt == caption.plain and torch.equal(noisy, x) for prompt, noisy in preserved)
-            return sum("beside" in values for _, values in terms)
+                x, sigma = rows._noisy(shown.latent, draw)
+                asked, base = (rows.model.evaluate(rows.conds[text], x, sigma) for text in caption)
+            inside = ((asked - shown.latent) * subject).square().mean()
+            outside = ((asked - base) * (1 - subject)).square().mean()
+            expected = rows._weight(sigma) * (inside + 3.0 * outside)
+            return rows._beside(learner.deltas, shown, draw)["beside"], float(expected)
 
-        assert 4 <= on_loaded(small_models("SD1.5"), [picture(1)], [], work) <= 16
+        found, expected = on_loaded(small_models("SD1.5"), [picture(1)], [], work, preservation=3.0)
+        assert found == pytest.approx(expected, rel=1e-4)
 
-    def test_the_painted_pictures_themselves_are_preserved(self, monkeypatch):
-        """What a training's rows are given."""
-        given: list[data.Dataset] = []
+    def test_their_plain_captions_are_preserved(self):
+        """Or “a cat and a dog” would come to draw the concept, too."""
+        shown = data.Picture(torch.randn(1, 4, 8, 12), Caption(f"a {TRIGGER}", f"a {CLASS}"), square(2, 1, 4, (8, 12)))
 
-        class Recorded(Rows):
-            def __init__(self, model, dataset, conds, settings):
-                super().__init__(model, dataset, conds, settings)
-                given.append(dataset)
+        def work(rows, learner):
+            rows = type(rows)(rows.model, rows.data._replace(beside=[shown]), rows.conds, rows.settings)
+            drawn = [rows._preserved(draws(0, step, 1, 1)[0], rows.data.pictures[0]) for step in range(20)]
+            return [prompt for latent, prompt in drawn if latent is shown.latent]
 
-        monkeypatch.setattr(training, "Rows", Recorded)
-        train(small_models("SD1.5"), [picture(1)], if_there="anew", **WITH)
-        (dataset,) = given
-        assert {other.caption for other in dataset.others} == {"photo of a dog", "photo of an apple"}
-        for other, composed in zip(dataset.others, dataset.beside, strict=True):
-            outside = composed.subject == 0
-            assert torch.equal(other.latent[..., outside], composed.latent[..., outside])
+        prompts = on_loaded(small_models("SD1.5"), [picture(1)], [], work)
+        assert 4 <= len(prompts) <= 16
+        assert set(prompts) == {shown.caption.plain}
 
     def test_masks_are_not_said_to_have_no_effect(self):
         mask = torch.zeros(1, 64, 96)

@@ -1,7 +1,7 @@
 """Pictures of the subject beside other things: cut out of its own pictures and put into pictures that the base painted.
 
-Trained on its subject alone, a LoRA redraws what stands beside it. Here it learns to draw both. Pasting subjects side by side
-is Seg-Mix (MuDI, arXiv 2404.04243).
+Trained on its subject alone, a LoRA redraws what stands beside it. Here it sees both, and what is not the subject is held
+to the base's prediction: objective.py has the term. Pasting subjects side by side is Seg-Mix (MuDI, arXiv 2404.04243).
 Where a thing is, DiffEdit says (arXiv 2210.11427, section 3.2): where the base's prediction changes when its word is taken
 out of the caption.
 """
@@ -20,7 +20,7 @@ from ...progress import Progress
 from ...train.captions import Caption
 from ..loaded import LoadedModel
 from . import painting
-from .data import Dataset, Other, Picture, Sources, default_side, encode_picture, fitted
+from .data import Dataset, Picture, Sources, default_side, encode_picture, fitted
 from .rows import Conds
 from .settings import TrainSettings
 
@@ -147,11 +147,6 @@ def _change(model: LoadedModel, named: list, unnamed: list, latent: Tensor) -> T
         change += (with_word - without).float().abs().flatten(0, -3).mean(dim=0)
     smooth = F.avg_pool2d(change[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
     return ((smooth - smooth.min()) / (smooth.max() - smooth.min()).clamp(min=1e-12)).cpu()
-
-
-def others(chosen: list[Scene], found: Found) -> list[Other]:
-    """Return the painted pictures as they are, which the LoRA is to leave alone."""
-    return [Other(latent, scene.other) for scene, latent in zip(chosen, found.painted, strict=True)]
 
 
 def compose(

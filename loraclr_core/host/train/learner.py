@@ -26,7 +26,6 @@ class Losses(NamedTuple):
     concept: float
     preservation: float | None = None
     outside: float | None = None
-    # The part of `concept` that is of pictures beside other things.
     beside: float | None = None
 
 

@@ -15,7 +15,7 @@ from ...train.captions import INSTANCE_PROMPT
 from ...train.draws import Draw, draws
 from ..loaded import Deltas, LoadedModel
 from ..lora import active
-from .data import Dataset, Picture
+from .data import Dataset, Other, Picture
 from .learner import Losses
 from .settings import TrainSettings
 
@@ -23,7 +23,7 @@ from .settings import TrainSettings
 SCALE = 2.0**14
 EMPTY_SHARE = 0.25  # of preserved prompts that are empty
 OTHERS_SHARE = 0.5  # of preserved rows that show others, where there are any
-BESIDE_SHARE = 0.5  # of rows that show the subject beside other things, where there are such pictures
+BESIDE_SHARE = 0.5  # of preserved rows that show the subject beside other things, where there are such pictures
 
 Conds = dict[str, list]  # by the prompt
 
@@ -33,6 +33,8 @@ class Rows:
 
     def __init__(self, model: LoadedModel, data: Dataset, conds: Conds, settings: TrainSettings):
         self.model, self.data, self.conds, self.settings = model, data, conds, settings
+        # Pictures beside other things are preserved under their plain caption, or it would come to mean the concept, too.
+        self.others = [*data.others, *(Other(picture.latent, picture.caption.plain) for picture in data.beside)]
 
     def add_gradients(self, deltas: Deltas, step: int) -> Losses:
         """Add the gradients of a step, counted from 0, times SCALE, and return its losses."""
@@ -47,21 +49,19 @@ class Rows:
         return Losses(**means)
 
     def _row(self, deltas: Deltas, draw: Draw, preserves: bool) -> dict[str, float]:
-        settings = self.settings
-        beside = bool(self.data.beside) and draw.beside < BESIDE_SHARE
-        picture = self.data.beside[draw.other % len(self.data.beside)] if beside else self.data.pictures[draw.picture]
+        settings, picture = self.settings, self.data.pictures[draw.picture]
         x, sigma = self._noisy(picture.latent, draw)
         caption = picture.caption
         prompt = caption.concept
-        if draw.drop_caption < settings.caption_dropout and not beside:
+        if draw.drop_caption < settings.caption_dropout:
             prompt = INSTANCE_PROMPT.format(trigger=settings.trigger)
         shown, preserved = self._preserved(draw, picture)
         bounded = settings.outside > 0 and picture.subject is not None
         base_plain = self._base(caption.plain, x, sigma) if bounded else None
         terms = self._concept(deltas, prompt, x, sigma, picture, base_plain)
-        if beside:
-            terms["beside"] = terms["concept"]
-        if preserves:
+        if preserves and self.data.beside and draw.beside < BESIDE_SHARE:
+            terms |= self._beside(deltas, self.data.beside[draw.other % len(self.data.beside)], draw)
+        elif preserves:
             if shown is not picture.latent:
                 x, sigma = self._noisy(shown, draw)
             same = base_plain if shown is picture.latent and preserved == caption.plain else None
@@ -96,6 +96,20 @@ class Rows:
 
         return self._backward(deltas, prompt, x, sigma, loss)
 
+    def _beside(self, deltas: Deltas, picture: Picture, draw: Draw) -> dict[str, float]:
+        """Add the gradients of the term of the subject beside another thing."""
+        x, sigma = self._noisy(picture.latent, draw)
+        base, weight = self._base(picture.caption.plain, x, sigma), self._weight(sigma)
+        assert picture.subject is not None
+        latent, subject = picture.latent.to(x), picture.subject.to(x)
+
+        def loss(prediction: Tensor) -> dict[str, tuple[float, Tensor]]:
+            inside = objective.concept_loss(prediction, latent, subject)
+            outside = objective.outside_loss(prediction, base, subject)
+            return {"beside": (1.0, weight * (inside + self.settings.preservation * outside))}
+
+        return self._backward(deltas, picture.caption.concept, x, sigma, loss)
+
     def _backward(
         self,
         deltas: Deltas,
@@ -120,8 +134,8 @@ class Rows:
     def _preserved(self, draw: Draw, picture: Picture) -> tuple[Tensor, str]:
         """Return the latent and the prompt on which the model is to stay as it is."""
         latent, prompt = picture.latent, picture.caption.plain
-        if self.data.others and draw.use_other < OTHERS_SHARE:
-            latent, prompt = self.data.others[draw.other % len(self.data.others)]
+        if self.others and draw.use_other < OTHERS_SHARE:
+            latent, prompt = self.others[draw.other % len(self.others)]
         if self.settings.preserve_prompts == "class, one in four empty" and draw.empty_prompt < EMPTY_SHARE:
             prompt = ""
         return latent, prompt
