@@ -13,7 +13,7 @@ ratio s, so the weighting *noise (paper)* is w = s. A third term holds the model
 A fourth term shows the subject beside another thing, in x' with the caption c'_T (host/train/beside.py): what it holds is what
 is meant to happen when several concepts are in one picture.
 
-    w ‖m' (D(x'_t, c'_T) − x'₀)‖² + α w ‖(1 − m') (D(x'_t, c'_T) − D_base(x'_t, c'))‖²
+    w ‖m' (D(x'_t, c'_T) − x'₀)‖² + 4 α w ‖(1 − m') (D(x'_t, c'_T) − D_base(x'_t, c'))‖²
 
 All norms are means over the values of a picture.
 """

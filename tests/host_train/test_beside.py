@@ -11,6 +11,8 @@ from host_train.training import CLASS, QUICK, TRIGGER, on_loaded, picture, small
 from loraclr.loraclr_core.host import differentiable
 from loraclr.loraclr_core.host.loaded import encode, with_model
 from loraclr.loraclr_core.host.train import beside, data, painting
+from loraclr.loraclr_core.host.train import train as training
+from loraclr.loraclr_core.host.train.rows import Rows
 from loraclr.loraclr_core.host.train.settings import TrainSettings
 from loraclr.loraclr_core.train.captions import Caption
 from loraclr.loraclr_core.train.draws import draws
@@ -162,24 +164,31 @@ class TestTraining:
                 asked, base = (rows.model.evaluate(rows.conds[text], x, sigma) for text in caption)
             inside = ((asked - shown.latent) * subject).square().mean()
             outside = ((asked - base) * (1 - subject)).square().mean()
-            expected = rows._weight(sigma) * (inside + 3.0 * outside)
+            expected = rows._weight(sigma) * (inside + 4 * 3.0 * outside)
             return rows._beside(learner.deltas, shown, draw)["beside"], float(expected)
 
         found, expected = on_loaded(small_models("SD1.5"), [picture(1)], [], work, preservation=3.0)
         assert found == pytest.approx(expected, rel=1e-4)
 
-    def test_their_plain_captions_are_preserved(self):
+    def test_with_the_class_word_they_are_preserved_and_so_is_what_was_painted(self, monkeypatch):
         """Or “a cat and a dog” would come to draw the concept, too."""
-        shown = data.Picture(torch.randn(1, 4, 8, 12), Caption(f"a {TRIGGER}", f"a {CLASS}"), square(2, 1, 4, (8, 12)))
+        given: list[data.Dataset] = []
 
-        def work(rows, learner):
-            rows = type(rows)(rows.model, rows.data._replace(beside=[shown]), rows.conds, rows.settings)
-            drawn = [rows._preserved(draws(0, step, 1, 1)[0], rows.data.pictures[0]) for step in range(20)]
-            return [prompt for latent, prompt in drawn if latent is shown.latent]
+        class Recorded(Rows):
+            def __init__(self, model, dataset, conds, settings):
+                super().__init__(model, dataset, conds, settings)
+                given.append(dataset)
 
-        prompts = on_loaded(small_models("SD1.5"), [picture(1)], [], work)
-        assert 4 <= len(prompts) <= 16
-        assert set(prompts) == {shown.caption.plain}
+        monkeypatch.setattr(training, "Rows", Recorded)
+        train(small_models("SD1.5"), [picture(1)], if_there="anew", **WITH)
+        (dataset,) = given
+        count = len(dataset.beside)
+        assert len(dataset.others) == 2 * count
+        for shown, plain, painted in zip(dataset.beside, dataset.others[:count], dataset.others[count:], strict=True):
+            assert plain == (shown.latent, shown.caption.plain)
+            assert painted.caption in ("photo of a dog", "photo of an apple")
+            outside = shown.subject == 0
+            assert torch.equal(painted.latent[..., outside], shown.latent[..., outside])
 
     def test_masks_are_not_said_to_have_no_effect(self):
         mask = torch.zeros(1, 64, 96)

@@ -20,7 +20,7 @@ from ...progress import Progress
 from ...train.captions import Caption
 from ..loaded import LoadedModel
 from . import painting
-from .data import Dataset, Picture, Sources, default_side, encode_picture, fitted
+from .data import Dataset, Other, Picture, Sources, default_side, encode_picture, fitted
 from .rows import Conds
 from .settings import TrainSettings
 
@@ -163,6 +163,15 @@ def compose(
         subject = F.adaptive_avg_pool2d(known, latent.shape[-2:])[0, 0].gt(0.5).float()
         composed.append(Picture(torch.lerp(found.painted[number], latent, subject), scene.caption, subject))
     return composed
+
+
+def preserved(chosen: list[Scene], found: Found, composed: list[Picture]) -> list[Other]:
+    """Return what the LoRA is to leave alone: these pictures under captions with the class word, and the painted ones.
+
+    Without the first, a caption of two plain things would come to mean the concept, too.
+    """
+    plain = [Other(picture.latent, picture.caption.plain) for picture in composed]
+    return [*plain, *(Other(latent, scene.other) for scene, latent in zip(chosen, found.painted, strict=True))]
 
 
 def _place(pixels: Tensor, subject: Tensor, occupied: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from ...train.captions import INSTANCE_PROMPT
 from ...train.draws import Draw, draws
 from ..loaded import Deltas, LoadedModel
 from ..lora import active
-from .data import Dataset, Other, Picture
+from .data import Dataset, Picture
 from .learner import Losses
 from .settings import TrainSettings
 
@@ -24,6 +24,8 @@ SCALE = 2.0**14
 EMPTY_SHARE = 0.25  # of preserved prompts that are empty
 OTHERS_SHARE = 0.5  # of preserved rows that show others, where there are any
 BESIDE_SHARE = 0.5  # of preserved rows that show the subject beside other things, where there are such pictures
+# Weight of all but the subject in these rows, times preservation. With 1, the other things were often missing.
+BESIDE_OUTSIDE = 4.0
 
 Conds = dict[str, list]  # by the prompt
 
@@ -33,8 +35,6 @@ class Rows:
 
     def __init__(self, model: LoadedModel, data: Dataset, conds: Conds, settings: TrainSettings):
         self.model, self.data, self.conds, self.settings = model, data, conds, settings
-        # Pictures beside other things are preserved under their plain caption, or it would come to mean the concept, too.
-        self.others = [*data.others, *(Other(picture.latent, picture.caption.plain) for picture in data.beside)]
 
     def add_gradients(self, deltas: Deltas, step: int) -> Losses:
         """Add the gradients of a step, counted from 0, times SCALE, and return its losses."""
@@ -106,7 +106,7 @@ class Rows:
         def loss(prediction: Tensor) -> dict[str, tuple[float, Tensor]]:
             inside = objective.concept_loss(prediction, latent, subject)
             outside = objective.outside_loss(prediction, base, subject)
-            return {"beside": (1.0, weight * (inside + self.settings.preservation * outside))}
+            return {"beside": (1.0, weight * (inside + BESIDE_OUTSIDE * self.settings.preservation * outside))}
 
         return self._backward(deltas, picture.caption.concept, x, sigma, loss)
 
@@ -134,8 +134,8 @@ class Rows:
     def _preserved(self, draw: Draw, picture: Picture) -> tuple[Tensor, str]:
         """Return the latent and the prompt on which the model is to stay as it is."""
         latent, prompt = picture.latent, picture.caption.plain
-        if self.others and draw.use_other < OTHERS_SHARE:
-            latent, prompt = self.others[draw.other % len(self.others)]
+        if self.data.others and draw.use_other < OTHERS_SHARE:
+            latent, prompt = self.data.others[draw.other % len(self.data.others)]
         if self.settings.preserve_prompts == "class, one in four empty" and draw.empty_prompt < EMPTY_SHARE:
             prompt = ""
         return latent, prompt

@@ -159,7 +159,9 @@ def _descend(models: Models, layers: Layers, sources: Sources, dataset: Dataset,
                     beside.prompts(dataset, scenes, settings),
                     lambda loaded, conds: beside.find(loaded, conds, dataset, scenes, settings, descent.progress),
                 )
-                dataset = dataset._replace(beside=beside.compose(model, vae, sources, scenes, found, settings))
+                composed = beside.compose(model, vae, sources, scenes, found, settings)
+                others = [*dataset.others, *beside.preserved(scenes, found, composed)]
+                dataset = dataset._replace(beside=composed, others=others)
             on_model(descent.prompts(dataset), lambda loaded, conds: descent.run_on(loaded, dataset, conds))
         except comfy.model_management.OOM_EXCEPTION as error:
             raise ValueError(
