@@ -18,7 +18,10 @@ from running import load, write_lora
 from torch import Tensor, nn
 
 PROMPT = "a photo of {cat}. a red ball and a park"
-NAMES = ["SD1.5", "SDXL", "Flux", "Z-Image", *LAYOUTS]
+NAMES = ["SD1.5", "SDXL", "Flux", "Z-Image", "Qwen-Image", *LAYOUTS]
+
+# By T5 or an adapter, every word changes every row a little.
+ALL_CHANGE = ["Flux", "Chroma", "Anima"]
 
 
 def concept(name: str, model: Model, word: str = "cat", **inputs) -> list:
@@ -58,7 +61,7 @@ def rows_of_the_word(name: str, model: Model, more: bool) -> tuple[int, list[int
         for change in (("{cat}", "cat"), ("{cat}", "dog"), ("{cat}.", "cat,"))
     )
     apart = (text - other).abs().sum(dim=-1)
-    if name == "Flux":  # every word changes every row of T5's a little
+    if name in ALL_CHANGE:
         return len(text), [int(apart.argmax())]
     first, end = (int((text - changed).any(dim=-1).nonzero()[0]) for changed in (other, behind))
     return len(text), list(range(first, end))

@@ -17,8 +17,9 @@ from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .attention import Read, Recorder, read_layers
+from .attention import Read, Recorder
 from .branches import BranchAdapters, Rows
+from .layers import read_layers
 from .patches import suspects
 
 ROWS = "loraclr_rows"  # key of the row numbers among a batch's conditioning, and of the innermost wrapper

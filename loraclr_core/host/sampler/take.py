@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ...concept import Concept
 from ...sampler.separation import Branch
-from .attention import Recorder, read_layers
+from .attention import Recorder
 from .branches import BranchAdapters
 from .evaluation import KEY, Evaluation
+from .layers import read_layers
 from .live import LiveView
 from .settings import Settings
 from .tags import Tags

@@ -8,6 +8,8 @@ A token's index among the tokens need not be its index in the conditioning: an e
 cut its template off, and a model may pad the text on the left. Each encoder is therefore watched while it runs and
 yields one row per token. Those rows are looked up in the conditioning, and the conditioning's rows in the text that the
 model gets (`first_row`).
+
+Anima alone makes its text itself: one row for each token of a second tokenizer, whose numbers lie beside the conditioning.
 """
 
 import contextlib
@@ -27,6 +29,9 @@ STAND_INS = ("qzx", "wvk")
 
 # Words that every prompt must leave room for, because a stand-in may be longer than the phrase.
 FURTHER = " " + " ".join(4 * STAND_INS)
+
+# The key of Anima's own token numbers beside the conditioning, and the name of their tokenizer.
+TEXT_IDS, TEXT_TOKENIZER = "t5xxl_ids", "t5xxl"
 
 Id = int | Tensor  # a token's number in the vocabulary, or the vector of an embedding
 
@@ -59,7 +64,11 @@ def encode(clip, prompt: BranchPrompt) -> tuple[list, list[list[int]]]:
     tokens = _tokens(clip, prompt.text)
     with _watching(clip) as watched:
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
-    places = _locate_all(clip, tokens, watched, conditioning[0][0][0])
+    (text, *_), extras = conditioning[0]
+    if TEXT_IDS in extras:
+        places = {TEXT_TOKENIZER: {n: n for n in range(len(extras[TEXT_IDS]))}}
+    else:
+        places = _locate_all(clip, tokens, watched, text)
     words = {encoder: _words(tokens[encoder]) for encoder in places}
     _check_room(clip, prompt.text, words)
     positions = []
