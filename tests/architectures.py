@@ -272,34 +272,7 @@ _FLUX_2 = _FLUX | {
 _FLUX_2 |= {"mlp_ratio": 3.0, "theta": 2000, "context_in_dim": 3 * WIDTH, "vec_in_dim": None, "qkv_bias": False}
 _FLUX_2 |= {"ops_bias": False, "global_modulation": True, "mlp_silu_act": True, "txt_ids_dims": [3]}
 _FLUX_2 |= {"default_ref_method": "index", "ref_index_scale": 10.0}
-_WITHOUT_POOLED = {"vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}
-_LUMINA_2 = {
-    "image_model": "lumina2",
-    "patch_size": 2,
-    "in_channels": 16,
-    "dim": TRANSFORMER_WIDTH,
-    "cap_feat_dim": WIDTH,
-    "n_layers": 2,
-    "n_heads": HEADS,
-    "n_kv_heads": 1,
-    "qk_norm": True,
-    "axes_dims": ROTATED,
-    "axes_lens": [300, 512, 512],
-    "rope_theta": 10000.0,
-    "ffn_dim_multiplier": 4.0,
-}
-_GEMMA = QWEN | {"vocab_size": PIECES}
-
-# More of the same layers, whose text stands in other places: the sampler is tested on them, the merge is not.
-LAYOUTS = {
-    "Flux.2-dev": Architecture(
-        supported.Flux2,
-        _FLUX_2,
-        (128, 6, 8),
-        {"mistral3_24b": QWEN | {"num_hidden_layers": 31, "vocab_size": QWEN_WORDS}},
-        clip_target=ClipTarget(comfy.text_encoders.flux.Flux2Tokenizer, comfy.text_encoders.flux.flux2_te()),
-        tokenizer_data=lambda: {"mistral3_24b_tokenizer_class": comfy.text_encoders.z_image.Qwen3Tokenizer},
-    ),
+ARCHITECTURES |= {
     "Flux.2 Klein": Architecture(
         supported.Flux2,
         _FLUX_2,
@@ -307,43 +280,6 @@ LAYOUTS = {
         {"qwen3_4b": QWEN | {"num_hidden_layers": 28}},
         clip_target=ClipTarget(comfy.text_encoders.flux.KleinTokenizer, comfy.text_encoders.flux.klein_te()),
     ),
-    "LongCat-Image": Architecture(
-        supported.LongCatImage,
-        _FLUX | _WITHOUT_POOLED,
-        (16, 12, 16),
-        {"qwen25_7b": QWEN},
-        text_class={"qwen25_7b": SmallQwen25},
-    ),
-    "Ovis-Image": Architecture(
-        supported.Flux,
-        _FLUX | _WITHOUT_POOLED | {"yak_mlp": True, "txt_norm": True},
-        (16, 12, 16),
-        {"qwen3_2b": QWEN},
-        clip_target=ClipTarget(comfy.text_encoders.ovis.OvisTokenizer, comfy.text_encoders.ovis.te()),
-    ),
-    "Lumina 2": Architecture(
-        supported.Lumina2,
-        _LUMINA_2,
-        (16, 12, 16),
-        {"gemma2_2b": _GEMMA},
-        tokenizer_data=lambda: {"spiece_model": sentencepiece_model(bos_id=3)},
-    ),
-    "NewBie": Architecture(
-        supported.Lumina2,
-        _LUMINA_2 | {"clip_text_dim": WIDTH},
-        (16, 12, 16),
-        # The host gives both encoders' sizes the same, empty name.
-        {"": {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 3, "vocab_size": PIECES}},
-        clip_target=ClipTarget(comfy.text_encoders.newbie.NewBieTokenizer, comfy.text_encoders.newbie.te()),
-        # Two that cut a prompt differently.
-        tokenizer_data=lambda: {
-            "gemma_spiece_model": sentencepiece_model(bos_id=3),
-            "jina_spiece_model": sentencepiece_model(bos_id=3, kind="bpe"),
-        },
-    ),
-}
-
-LAYOUTS |= {
     "Chroma": Architecture(
         supported.Chroma,
         {
@@ -398,7 +334,7 @@ LAYOUTS |= {
     ),
 }
 if krea2 := getattr(supported, "Krea2", None):  # older hosts than the default have none
-    LAYOUTS["Krea 2"] = Architecture(
+    ARCHITECTURES["Krea 2"] = Architecture(
         krea2,
         {
             "image_model": "krea2",
@@ -417,6 +353,70 @@ if krea2 := getattr(supported, "Krea2", None):  # older hosts than the default h
         text_class={"qwen3vl_4b": SmallQwen3VL},
     )
 
+_WITHOUT_POOLED = {"vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}
+_LUMINA_2 = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": TRANSFORMER_WIDTH,
+    "cap_feat_dim": WIDTH,
+    "n_layers": 2,
+    "n_heads": HEADS,
+    "n_kv_heads": 1,
+    "qk_norm": True,
+    "axes_dims": ROTATED,
+    "axes_lens": [300, 512, 512],
+    "rope_theta": 10000.0,
+    "ffn_dim_multiplier": 4.0,
+}
+_GEMMA = QWEN | {"vocab_size": PIECES}
+
+# More of the same layers, whose text stands in other places.
+ARCHITECTURES |= {
+    "Flux.2-dev": Architecture(
+        supported.Flux2,
+        _FLUX_2,
+        (128, 6, 8),
+        {"mistral3_24b": QWEN | {"num_hidden_layers": 31, "vocab_size": QWEN_WORDS}},
+        clip_target=ClipTarget(comfy.text_encoders.flux.Flux2Tokenizer, comfy.text_encoders.flux.flux2_te()),
+        tokenizer_data=lambda: {"mistral3_24b_tokenizer_class": comfy.text_encoders.z_image.Qwen3Tokenizer},
+    ),
+    "LongCat-Image": Architecture(
+        supported.LongCatImage,
+        _FLUX | _WITHOUT_POOLED,
+        (16, 12, 16),
+        {"qwen25_7b": QWEN},
+        text_class={"qwen25_7b": SmallQwen25},
+    ),
+    "Ovis-Image": Architecture(
+        supported.Flux,
+        _FLUX | _WITHOUT_POOLED | {"yak_mlp": True, "txt_norm": True},
+        (16, 12, 16),
+        {"qwen3_2b": QWEN},
+        clip_target=ClipTarget(comfy.text_encoders.ovis.OvisTokenizer, comfy.text_encoders.ovis.te()),
+    ),
+    "Lumina 2": Architecture(
+        supported.Lumina2,
+        _LUMINA_2,
+        (16, 12, 16),
+        {"gemma2_2b": _GEMMA},
+        tokenizer_data=lambda: {"spiece_model": sentencepiece_model(bos_id=3)},
+    ),
+    "NewBie": Architecture(
+        supported.Lumina2,
+        _LUMINA_2 | {"clip_text_dim": WIDTH},
+        (16, 12, 16),
+        # The host gives both encoders' sizes the same, empty name.
+        {"": {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 3, "vocab_size": PIECES}},
+        clip_target=ClipTarget(comfy.text_encoders.newbie.NewBieTokenizer, comfy.text_encoders.newbie.te()),
+        # Two that cut a prompt differently.
+        tokenizer_data=lambda: {
+            "gemma_spiece_model": sentencepiece_model(bos_id=3),
+            "jina_spiece_model": sentencepiece_model(bos_id=3, kind="bpe"),
+        },
+    ),
+}
+
 # Not of those that LoRA formats and merges are tested on. Its VAE makes one latent cell of 16×16 pixels, where others make 8×8.
 COARSE = {
     "Wan 2.2": Architecture(
@@ -427,6 +427,22 @@ COARSE = {
         tokenizer_data=lambda: {"spiece_model": sentencepiece_model()},
     ),
 }
+
+# The sampler makes pictures, and reads no video model.
+VIDEO = ["Wan", "Wan image-to-video"]
+PICTURES = [name for name in ARCHITECTURES if name not in VIDEO]
+# What can make a picture beside others that it is given.
+EDITING = ["Flux", "Flux.2-dev", "Flux.2 Klein", "Qwen-Image"]
+
+
+def support() -> str:
+    """Which nodes the tests run on which models, as a Markdown table."""
+    lines = ["| model | Merge, Train | Sampler | Sampler, beside reference pictures |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {name} | ✓ | {'✓' if name in PICTURES else 'no: it makes videos'} | {'✓' if name in EDITING else ''} |"
+        for name in ARCHITECTURES
+    ]
+    return "\n".join(lines)
 
 
 def fill(model: nn.Module, seed: int) -> None:
@@ -460,7 +476,7 @@ class Model(NamedTuple):
 @functools.cache
 def build(name: str) -> Model:
     """The architecture's small model, the same object at each call, of seeded random weights."""
-    architecture = (ARCHITECTURES | COARSE | LAYOUTS)[name]
+    architecture = (ARCHITECTURES | COARSE)[name]
     config = architecture.config(architecture.sizes)
     config.set_inference_dtype(DTYPE, None)
     model = config.get_model(architecture.detected, "")

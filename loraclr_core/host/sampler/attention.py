@@ -128,9 +128,10 @@ class Recorder:
         """Return an `optimized_attention_override` that reads the layers."""
 
         def attend(function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-            if self.current.reads and kwargs.get("skip_reshape"):
+            if self.current.reads:
+                split = [q, k] if kwargs.get("skip_reshape") else [_split(t, heads) for t in (q, k)]
                 mask = args[0] if args else kwargs.get("mask")
-                self._read_transformer(q, k, heads, mask, kwargs.get("transformer_options", {}))
+                self._read_transformer(*split, heads, mask, kwargs.get("transformer_options", {}))
             if inner is not None:
                 return inner(function, q, k, v, heads, *args, **kwargs)
             return function(q, k, v, heads, *args, **kwargs)
@@ -167,7 +168,7 @@ class Recorder:
             )
         rows, heads = self._rows(q.device), extra_options["n_heads"]
         # -> (rows, heads, tokens, dim)
-        q, k = (t.index_select(0, rows).unflatten(-1, (heads, -1)).transpose(1, 2).float() for t in (q, k))
+        q, k = (_split(t.index_select(0, rows), heads).float() for t in (q, k))
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         size = extra_options["activations_shape"][-2:]
         self.current.sums.append((scores.softmax(dim=-1).mean(dim=1), (size[0], size[1])))
@@ -202,6 +203,11 @@ class Recorder:
             )
             parts.append(probabilities.float().mean(dim=1))
         self.current.sums.append((torch.cat(parts, dim=-1)[..., :tokens], layers.size))
+
+
+def _split(tokens: Tensor, heads: int) -> Tensor:
+    """Return (rows, heads, tokens, dim) for (rows, tokens, heads·dim)."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def _resize(probabilities: Tensor, layer_size: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -38,12 +38,12 @@ class Transformer(NamedTuple):
 # By the class within comfy.ldm; older versions of ComfyUI lack some of them. Subclasses may be built otherwise.
 TRANSFORMERS = {
     "flux.model.Flux": Transformer("Flux, Flux.2, LongCat-Image, Ovis-Image", ("double_blocks", "single_blocks")),
+    "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper": Transformer("SD3", ("joint_blocks",)),
     "chroma.model.Chroma": Transformer("Chroma", ("double_blocks", "single_blocks")),
     "lumina.model.NextDiT": Transformer("Lumina 2, NewBie, Z-Image", ("layers",)),
     "qwen_image.model.QwenImageTransformer2DModel": Transformer("Qwen-Image", ("transformer_blocks",)),
     "krea2.model.SingleStreamDiT": Transformer("Krea 2", ("blocks",), "patch"),
     "anima.model.Anima": Transformer("Anima", ("blocks",), "patch_spatial", is_cross=True),
-    "cosmos.predict2.MiniTrainDIT": Transformer("Cosmos-Predict2", ("blocks",), "patch_spatial", is_cross=True),
 }
 
 

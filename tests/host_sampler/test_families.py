@@ -1,0 +1,110 @@
+"""The sampler on every model family: with the host's own classes, small, and LoRAs on every layer."""
+
+import functools
+import math
+from pathlib import Path
+
+import architectures
+import comfy.sd
+import lora_files
+import pytest
+import torch
+from architectures import EDITING, PICTURES, Model
+from comfy_extras.nodes_edit_model import ReferenceLatent
+from host_sampler.sampling import assert_same, compose, encode, maps, sample
+from running import load, write_lora
+from torch import nn
+
+PROMPT = "a photo of {cat} in a park"
+TRIGGER, CLASS = "sks cat", "cat"
+STRENGTH = 0.1
+LAYERS = nn.Linear | nn.Conv2d
+
+
+@functools.cache
+def lora(name: str) -> dict:
+    """A LoRA on every layer of the model, and of its text encoders where they are what the host loads LoRAs into."""
+    model, state = architectures.build(name), {}
+    for path, module in model.model.model.named_modules():
+        if isinstance(module, LAYERS):
+            state |= lora_files.lora(path, tuple(module.weight.shape), scale=STRENGTH)
+    return state
+
+
+def everywhere(name: str, model: Model, **inputs) -> list:
+    """The concept, in the whole picture."""
+    file = write_lora(f"{name} everywhere.safetensors", lora(name))
+    mask = torch.ones(1, *(8 * side for side in model.latent[-2:]))
+    return load(file, TRIGGER, name=CLASS, class_word=CLASS, mask=mask, **inputs)[0]
+
+
+def empty(model: Model, pictures: int = 1) -> dict:
+    return {"samples": torch.zeros(pictures, *model.latent)}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_concept_in_the_whole_picture_is_the_stock_loader_s_picture(name):
+    model = architectures.build(name)
+    latent, settings = empty(model, pictures=2), {"steps": 4, "cfg": 3.0}
+    patched, positive, negative = compose(
+        model, everywhere(name, model), prompt=PROMPT, negative="", update_strength=0.0
+    )
+    found = sample(patched, positive, negative, latent, **settings)
+    stock, clip = comfy.sd.load_lora_for_models(model.model, model.clip, lora(name), 1.0, 1.0)
+    prompts = [encode(clip, text) for text in (PROMPT.format(cat=TRIGGER), "")]
+    assert_same(found, sample(stock, *prompts, latent, **settings), 2e-4)
+    plain = [encode(model.clip, text) for text in (PROMPT.format(cat=TRIGGER), "")]
+    with pytest.raises(AssertionError):
+        assert_same(found, sample(model.model, *plain, latent, **settings), 2e-3)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_turbo_schedule_without_guidance_reads_and_moves_every_step(name):
+    model = architectures.build(name)
+    concepts = everywhere(name, model, strength_model=0.5)
+    other = load(
+        write_lora(f"{name} other.safetensors", lora(name)), "zwx dog", concepts, name="dog", class_word="dog"
+    )[0]
+    losses = []
+    for strength in (0.0, 0.05):
+        patched, positive, negative = compose(
+            model, other, prompt="a photo of {cat} and {dog}", negative="", update_strength=strength, update_end=1.0
+        )
+        found = sample(patched, positive, negative, empty(model), steps=4, cfg=1.0)
+        masks, _, loss = maps(patched, found)
+        assert masks.shape == (2, *model.latent[-2:])
+        losses.append(loss["loss"])
+    assert len(losses[0]) == 4
+    assert sum(losses[1]) < sum(losses[0])
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_a_concept_is_drawn_beside_a_reference_picture(name):
+    """As an edit model gets it, from the host's node."""
+    model = architectures.build(name)
+    reference = {"samples": torch.randn(1, *model.latent, generator=torch.Generator().manual_seed(4))}
+    latent, settings = empty(model), {"steps": 2, "cfg": 3.0}
+
+    def beside(conditioning: list) -> list:
+        return ReferenceLatent.execute(conditioning, reference)[0]
+
+    patched, positive, negative = compose(
+        model, everywhere(name, model), prompt=PROMPT, negative="", update_strength=0.0
+    )
+    found = sample(patched, beside(positive), negative, latent, **settings)
+    stock, clip = comfy.sd.load_lora_for_models(model.model, model.clip, lora(name), 1.0, 1.0)
+    prompts = [encode(clip, text) for text in (PROMPT.format(cat=TRIGGER), "")]
+    assert_same(found, sample(stock, beside(prompts[0]), prompts[1], latent, **settings), 2e-4)
+    *_, loss = maps(patched, found)
+    assert all(math.isfinite(value) for value in loss["loss"])
+    alone = sample(patched, positive, negative, latent, **settings)
+    assert not torch.equal(alone["samples"], found["samples"])
+
+
+def test_the_page_has_the_table():
+    """After a change of the models: put `architectures.support()` between the marks of docs/formats.md."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "formats.md").read_text()
+    assert (
+        page.partition("<!-- models: begin -->")[2].partition("<!-- models: end -->")[0].strip()
+        == architectures.support()
+    )
