@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import workflows
+from families import FAMILIES
 from PIL import Image
-from thumbnails import thumbnail
+from thumbnails import family_thumbnail, thumbnail
 from workflows import ROOT
 
 SHOTS = ROOT / ".host" / "screenshots"
@@ -23,6 +24,10 @@ def main() -> None:
         for name in workflows.WORKFLOWS:
             pictures[workflows.FOLDER / f"{name}.jpg"] = thumbnail(
                 name, lambda title, name=name: _shot(f"template_{name}_{title}")
+            )
+        for family in FAMILIES:
+            pictures[workflows.FOLDER / f"two characters on {family.name}.jpg"] = family_thumbnail(
+                family.name, lambda title: _shot(f"template_{workflows.TWO}_{title}")
             )
     except FileNotFoundError as error:
         sys.exit(f"pictures: run `make pictures`; this is missing: {error.filename}")

@@ -19,6 +19,11 @@ def thumbnail(name: str, shot: Shot) -> Image.Image:
     return DRAWINGS[name](shot)
 
 
+def family_thumbnail(family: str, shot: Shot) -> Image.Image:
+    """Return the thumbnail of a model family's template. shot: of the first template, since the demo has no such model."""
+    return _captioned([[shot("Picture 1")]], family)
+
+
 def _two(shot: Shot) -> Image.Image:
     return _captioned([[shot("Picture 1")]], "2 characters, 1 picture")
 

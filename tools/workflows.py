@@ -12,10 +12,11 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from families import FAMILIES, Family, File
 from graph import Graph, Node, NodeInfos, Output, api_format, blueprint, boundary, page_format
 from layout import COLLAPSED, GAP, Columns
 
@@ -113,10 +114,10 @@ class Description:
         """Add a node below the last one. height: with its title; COLLAPSED for a node that nobody needs to see."""
         return self.graph.add(type, self.columns.place(height), inputs, title, collapsed=height == COLLAPSED)
 
-    def note(self, height: int, what: str, *changes: str, missing: str = "model and LoRAs") -> None:
+    def note(self, height: int, what: str, *changes: str, missing: str = "SD1.5 model and LoRAs") -> None:
         """Say what the workflow does, and what to change first: in headings, whose text is large enough at any zoom."""
         steps = [f"## {number}. {change}" for number, change in enumerate(changes, 1)]
-        text = "\n\n".join([f"### {what}", *steps, f"### Red means missing: choose your own SD1.5 {missing}"])
+        text = "\n\n".join([f"### {what}", *steps, f"### Red means missing: choose your own {missing}"])
         self.graph.note("What to change first", text, self.columns.place(height))
         self.columns.top += GAP
 
@@ -131,6 +132,33 @@ class Description:
             loaded.offer(models.checkpoint, models.url, "checkpoints")
         self.patched = {"model": loaded["MODEL"], "clip": loaded["CLIP"]}
         self.vae = loaded["VAE"]
+
+    def family(self, family: Family) -> None:
+        """Load a family's files, and add the empty picture that is sampled."""
+        with self.group("Model"):
+            if family.vae is None:
+                loaded = self._load("CheckpointLoaderSimple", 156, [family.model], "ckpt_name")
+                model, clip, self.vae = loaded["MODEL"], loaded["CLIP"], loaded["VAE"]
+            else:
+                names = ("clip_name",) if len(family.encoders) == 1 else ("clip_name1", "clip_name2")
+                kind = "CLIPLoader" if len(names) == 1 else "DualCLIPLoader"
+                text = {"type": family.encoder_type}
+                model = self._load("UNETLoader", 140, [family.model], "unet_name", weight_dtype="default")["MODEL"]
+                clip = self._load(kind, 165 + 25 * (len(names) - 1), family.encoders, *names, **text)["CLIP"]
+                self.vae = self._load("VAELoader", 115, [family.vae], "vae_name")["VAE"]
+            if family.shift is not None:
+                values = {"model": model, "shift": family.shift}
+                model = self.add("ModelSamplingAuraFlow", COLLAPSED, values)["MODEL"]
+            size = {"width": family.side, "height": family.side, "batch_size": 1}
+            self.latent = self.add(family.latent, COLLAPSED, size)["LATENT"]
+        self.patched = {"model": model, "clip": clip}
+
+    def _load(self, loader: str, height: int, files: Sequence[File], *names: str, **values: str) -> Node:
+        chosen = {name: file.name for name, file in zip(names, files, strict=True)}
+        loaded = self.add(loader, height, chosen | values)
+        for file in files:
+            loaded.offer(*file)
+        return loaded
 
     def concepts(self, subjects: Iterable[Subject], masks: Iterable[Output] = ()) -> Output:
         """Chain the concepts, and return the list of all."""
@@ -152,10 +180,13 @@ class Description:
         negative = self.add("CLIPTextEncode", COLLAPSED, {"text": "", "clip": clip}, "Negative prompt")
         return {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
 
-    def sampled(self, height: int, seed: int | Output, sampled_from: dict[str, Output]) -> tuple[Output, Output]:
-        """Sample and decode; return latent and picture."""
+    def sampled(
+        self, height: int, seed: int | Output, sampled_from: dict[str, Output], **settings: Any
+    ) -> tuple[Output, Output]:
+        """Sample and decode; return latent and picture. settings: of the sampler, if not those of the models."""
         values = {"steps": self.models.steps, "cfg": self.models.cfg, "sampler_name": "euler", "scheduler": "normal"}
-        sampled = self.add("KSampler", height, {"latent_image": self.latent, "seed": seed, **values, **sampled_from})
+        values |= {"latent_image": self.latent, "seed": seed, **settings}
+        sampled = self.add("KSampler", height, {**values, **sampled_from})
         decoded = self.add("VAEDecode", COLLAPSED, {"samples": sampled["LATENT"], "vae": self.vae})
         return sampled["LATENT"], decoded["IMAGE"]
 
@@ -193,10 +224,10 @@ class Description:
         for node in (encoder, scores, report):
             node.mute()
 
-    def clora(self, height: int, concepts: Output) -> dict[str, Output]:
-        """Return what a sampler node takes of CLoRA."""
+    def clora(self, height: int, concepts: Output, **words: str) -> dict[str, Output]:
+        """Return what a sampler node takes of CLoRA. words: its prompts, if not those of the models."""
         values = {**self.patched, "concepts": concepts, "prompt": self.models.prompt(self.pair, in_braces)}
-        clora = self.add("LoRACLR_CLoRASampler", height, values)
+        clora = self.add("LoRACLR_CLoRASampler", height, {**values, **words})
         return {"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]}
 
 
@@ -413,7 +444,7 @@ def train(at: Description) -> None:
         WRITE_WORDS,
         RUN_AGAIN,
         "**Scores**: choose a CLIP vision model, right-click the group, *Set Group Nodes to Always*",
-        missing="model and folder",
+        missing="SD1.5 model and folder",
     )
     at.model(SCORED)
     at.column(390)
@@ -452,7 +483,7 @@ def train_two(at: Description) -> None:
         CHOOSE_PICTURES,
         WRITE_WORDS,
         RUN_AGAIN,
-        missing="model and folders",
+        missing="SD1.5 model and folders",
     )
     at.model()
     seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
@@ -476,6 +507,44 @@ def train_two(at: Description) -> None:
         at.save(400, both, "trained_both", "Picture: both")
 
 
+def two_characters_on(family: Family) -> Callable[[Description], None]:
+    """Describe the first template for a family's files, settings and way to write prompts."""
+    rare = ("sks", "zwx")
+    pair = [
+        Subject(name, f"my_{name}_lora.safetensors", f"{word} {name}", name)
+        for word, name in zip(rare, family.characters, strict=True)
+    ]
+
+    def describe(at: Description) -> None:
+        at.column(325)
+        at.note(
+            445,
+            f"Draws two characters with {family.name}, each by its own LoRA",
+            f"Choose two LoRAs for {family.name}. No **trigger**? Write the one each was trained on",
+            NAME_IN_BRACES,
+            "Run: the node shows who is drawn where. One is missing? Try another **seed**",
+            missing="model and LoRAs",
+        )
+        at.family(family)
+        at.column(330)
+        concepts = at.concepts(pair)
+        at.column(415)
+        with at.group("Sampler"):
+            prompt = family.prompt.format(**dict(zip(("one", "two"), map(in_braces, pair), strict=True)))
+            sampled_from = at.clora(800, concepts, prompt=prompt, negative=family.negative)
+            if family.guidance is not None:
+                values = {"conditioning": sampled_from["positive"], "guidance": family.guidance}
+                sampled_from["positive"] = at.add("FluxGuidance", COLLAPSED, values)["CONDITIONING"]
+        at.column(325)
+        with at.group("Picture"):
+            settings = {"steps": family.steps, "cfg": family.cfg}
+            settings |= {"sampler_name": family.sampler, "scheduler": family.scheduler}
+            _, image = at.sampled(310, 4, sampled_from, **settings)
+            at.save(400, image, "clora")
+
+    return describe
+
+
 # What the template browser calls them, in the order that teaches.
 TWO = "1 two characters in one picture"
 AREAS = "2 characters in areas you choose"
@@ -497,6 +566,8 @@ WORKFLOWS = {
     TRAIN: train,
     TRAIN_TWO: train_two,
 }
+# For the models that people have; the demo has none of them.
+FAMILY_WORKFLOWS = {f"two characters on {family.name}": two_characters_on(family) for family in FAMILIES}
 BLUEPRINT = "Two concepts with CLoRA"
 
 
@@ -529,11 +600,12 @@ def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
 
 
 CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py", "nodes_primitive.py", "nodes_dataset.py")
+CORE_NODES += ("nodes_sd3.py", "nodes_flux.py", "nodes_model_advanced.py")
 
 
 def described(name: str, infos: NodeInfos, models: Models) -> Graph:
     at = Description(infos, models)
-    WORKFLOWS[name](at)
+    (WORKFLOWS | FAMILY_WORKFLOWS)[name](at)
     return at.graph
 
 
@@ -570,7 +642,7 @@ def _node_info(name: str, node: Any, nodes: Any, io: Any) -> dict[str, Any]:
 def files(infos: NodeInfos) -> dict[Path, str]:
     """Every shipped workflow file and its text."""
     texts = {}
-    for name in WORKFLOWS:
+    for name in (*WORKFLOWS, *FAMILY_WORKFLOWS):
         graph = described(name, infos, REAL)
         texts[FOLDER / f"{name}.json"] = _json(page_format(graph, name))
         texts[FOLDER / "api" / f"{name}.json"] = _json(api_format(graph))

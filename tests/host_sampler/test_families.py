@@ -1,6 +1,8 @@
 """The sampler on every model family: with the host's own classes, small, and LoRAs on every layer."""
 
+import asyncio
 import functools
+import json
 import math
 from pathlib import Path
 
@@ -8,14 +10,20 @@ import architectures
 import comfy.sd
 import host
 import lora_files
+import nodes
 import pytest
 import torch
-from architectures import EDITING, PICTURES, Model
+from architectures import ARCHITECTURES, EDITING, PICTURES, Model
+from comfy_api.latest import io
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from comfyui_version import __version__ as host_version
+from families import FAMILIES
 from host_sampler.sampling import assert_same, compose, encode, maps, sample
+from host_train.training import small_models
+from pack import run
 from running import load, write_lora
 from torch import nn
+from workflows import CORE_NODES, FOLDER
 
 PROMPT = "a photo of {cat} in a park"
 TRIGGER, CLASS = "sks cat", "cat"
@@ -101,6 +109,58 @@ def test_a_concept_is_drawn_beside_a_reference_picture(name):
     assert all(math.isfinite(value) for value in loss["loss"])
     alone = sample(patched, positive, negative, latent, **settings)
     assert not torch.equal(alone["samples"], found["samples"])
+
+
+# The template for each family runs on the small model of its form.
+MODELS = {"SDXL": "SDXL", "Flux.1": "Flux", "Flux.2 Klein": "Flux.2 Klein", "Z-Image Turbo": "Z-Image"}
+MODELS |= {"Krea 2 Turbo": "Krea 2", "Qwen-Image": "Qwen-Image", "Anima": "Anima"}
+
+
+def run_graph(graph: dict[str, dict], results: dict[str, tuple]) -> dict[str, tuple]:
+    """Every node's outputs, as the host's own classes give them. results: those of nodes that need not run."""
+
+    def output(wire: list) -> object:
+        node, slot = wire
+        if node not in results:
+            inputs = {name: output(v) if isinstance(v, list) else v for name, v in graph[node]["inputs"].items()}
+            results[node] = execute(graph[node]["class_type"], inputs)
+        return results[node][slot]
+
+    for node in graph:
+        output([node, 0])
+    return results
+
+
+def execute(kind: str, inputs: dict) -> tuple:
+    node = nodes.NODE_CLASS_MAPPINGS[kind]
+    if issubclass(node, io.ComfyNode):
+        return run(kind, **inputs) if kind.startswith("LoRACLR_") else node.execute(**inputs).args
+    return getattr(node(), node.FUNCTION)(**inputs)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if MODELS[family.name] in ARCHITECTURES])
+def test_the_template_of_a_family_runs_on_its_models(family):
+    """With the family's own nodes and settings, but for the number of steps and the size of the picture."""
+    name = MODELS[family.name]
+    models = small_models(name)
+    extras = Path(nodes.__file__).parent / "comfy_extras"
+    for module in CORE_NODES:
+        asyncio.run(nodes.load_custom_node(str(extras / module)))
+    path = FOLDER / "api" / f"two characters on {family.name}.json"
+    graph, loaded = json.loads(path.read_text("utf-8")), {}
+    outputs = {"CheckpointLoaderSimple": models, "UNETLoader": (models.model,), "VAELoader": (models.vae,)}
+    outputs |= {"CLIPLoader": (models.clip,), "DualCLIPLoader": (models.clip,), "SaveImage": ((),)}
+    for node, each in graph.items():
+        if each["class_type"] in outputs:
+            loaded[node] = outputs[each["class_type"]]
+        small = {"steps": 2, "width": 128, "height": 96}
+        each["inputs"] |= {name: value for name, value in small.items() if name in each["inputs"]}
+        if "lora_name" in each["inputs"]:
+            each["inputs"]["lora_name"] = write_lora(f"{name} {each['inputs']['lora_name']}", lora(name))
+    results = run_graph(graph, loaded)
+    (picture,) = (results[node][0] for node, each in graph.items() if each["class_type"] == "VAEDecode")
+    assert picture.shape[-3:] == (96, 128, 3)
+    assert picture.isfinite().all()
 
 
 @pytest.mark.skipif(host_version != host.DEFAULT_VERSION, reason="older versions of ComfyUI lack some models")
