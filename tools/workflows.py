@@ -516,7 +516,7 @@ def two_characters_on(family: Family) -> Callable[[Description], None]:
     ]
 
     def describe(at: Description) -> None:
-        at.column(325)
+        at.column(250)
         at.note(
             445,
             f"Draws two characters with {family.name}, each by its own LoRA",
@@ -525,18 +525,19 @@ def two_characters_on(family: Family) -> Callable[[Description], None]:
             "Run: the node shows who is drawn where. One is missing? Try another **seed**",
             missing="model and LoRAs",
         )
+        at.column(250)
         at.family(family)
-        at.column(330)
+        at.column(280)
         concepts = at.concepts(pair)
-        at.column(415)
+        at.column(330)
         with at.group("Sampler"):
             prompt = family.prompt.format(**dict(zip(("one", "two"), map(in_braces, pair), strict=True)))
             sampled_from = at.clora(800, concepts, prompt=prompt, negative=family.negative)
+        at.column(245)
+        with at.group("Picture"):
             if family.guidance is not None:
                 values = {"conditioning": sampled_from["positive"], "guidance": family.guidance}
                 sampled_from["positive"] = at.add("FluxGuidance", COLLAPSED, values)["CONDITIONING"]
-        at.column(325)
-        with at.group("Picture"):
             settings = {"steps": family.steps, "cfg": family.cfg}
             settings |= {"sampler_name": family.sampler, "scheduler": family.scheduler}
             _, image = at.sampled(310, 4, sampled_from, **settings)
