@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import workflows
-from families import FAMILIES
 from PIL import Image
-from thumbnails import family_thumbnail, thumbnail
+from thumbnails import further_thumbnail, thumbnail
 from workflows import ROOT
 
 SHOTS = ROOT / ".host" / "screenshots"
@@ -25,9 +24,9 @@ def main() -> None:
             pictures[workflows.FOLDER / f"{name}.jpg"] = thumbnail(
                 name, lambda title, name=name: _shot(f"template_{name}_{title}")
             )
-        for family in FAMILIES:
-            pictures[workflows.FOLDER / f"two characters on {family.name}.jpg"] = family_thumbnail(
-                family.name, lambda title: _shot(f"template_{workflows.TWO}_{title}")
+        for name in workflows.FURTHER:
+            pictures[workflows.FOLDER / f"{name}.jpg"] = further_thumbnail(
+                name, lambda title: _shot(f"template_{workflows.TWO}_{title}")
             )
     except FileNotFoundError as error:
         sys.exit(f"pictures: run `make pictures`; this is missing: {error.filename}")

@@ -19,9 +19,9 @@ def thumbnail(name: str, shot: Shot) -> Image.Image:
     return DRAWINGS[name](shot)
 
 
-def family_thumbnail(family: str, shot: Shot) -> Image.Image:
-    """Return the thumbnail of a model family's template. shot: of the first template, since the demo has no such model."""
-    return _captioned([[shot("Picture 1")]], family)
+def further_thumbnail(name: str, shot: Shot) -> Image.Image:
+    """Return the thumbnail of a template for which the demo has no models. shot: of the first one."""
+    return _captioned([[shot("Picture 1")]], name.removeprefix("two characters ").removeprefix("on "))
 
 
 def _two(shot: Shot) -> Image.Image:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from families import FAMILIES, Family, File
+from families import FAMILIES, HUB, Family, File
 from graph import Graph, Node, NodeInfos, Output, api_format, blueprint, boundary, page_format
 from layout import COLLAPSED, GAP, Columns
 
@@ -137,15 +137,15 @@ class Description:
         """Load a family's files, and add the empty picture that is sampled."""
         with self.group("Model"):
             if family.vae is None:
-                loaded = self._load("CheckpointLoaderSimple", 156, [family.model], "ckpt_name")
+                loaded = self.load("CheckpointLoaderSimple", 156, [family.model], "ckpt_name")
                 model, clip, self.vae = loaded["MODEL"], loaded["CLIP"], loaded["VAE"]
             else:
                 names = ("clip_name",) if len(family.encoders) == 1 else ("clip_name1", "clip_name2")
                 kind = "CLIPLoader" if len(names) == 1 else "DualCLIPLoader"
                 text = {"type": family.encoder_type}
-                model = self._load("UNETLoader", 140, [family.model], "unet_name", weight_dtype="default")["MODEL"]
-                clip = self._load(kind, 165 + 25 * (len(names) - 1), family.encoders, *names, **text)["CLIP"]
-                self.vae = self._load("VAELoader", 115, [family.vae], "vae_name")["VAE"]
+                model = self.load("UNETLoader", 140, [family.model], "unet_name", weight_dtype="default")["MODEL"]
+                clip = self.load(kind, 165 + 25 * (len(names) - 1), family.encoders, *names, **text)["CLIP"]
+                self.vae = self.load("VAELoader", 115, [family.vae], "vae_name")["VAE"]
             if family.shift is not None:
                 values = {"model": model, "shift": family.shift}
                 model = self.add("ModelSamplingAuraFlow", COLLAPSED, values)["MODEL"]
@@ -153,7 +153,8 @@ class Description:
             self.latent = self.add(family.latent, COLLAPSED, size)["LATENT"]
         self.patched = {"model": model, "clip": clip}
 
-    def _load(self, loader: str, height: int, files: Sequence[File], *names: str, **values: str) -> Node:
+    def load(self, loader: str, height: int, files: Sequence[File], *names: str, **values: str) -> Node:
+        """Add a loader of these files. names: of its inputs, one for each."""
         chosen = {name: file.name for name, file in zip(names, files, strict=True)}
         loaded = self.add(loader, height, chosen | values)
         for file in files:
@@ -546,6 +547,97 @@ def two_characters_on(family: Family) -> Callable[[Description], None]:
     return describe
 
 
+POSES = File(
+    "control_v11p_sd15_openpose_fp16.safetensors",
+    f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11p_sd15_openpose_fp16.safetensors",
+    "controlnet",
+)
+STYLE_LORA, POSE_PICTURE = "my_style_lora.safetensors", "my_poses.png"
+
+
+def styled(at: Description) -> None:
+    at.column(250)
+    at.note(
+        445,
+        "Draws two characters in one style, each by its own LoRA",
+        "**Style**: a LoRA for the whole picture, below the characters",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+    )
+    at.model()
+    at.column(250)
+    with at.group("Style"):
+        values = {**at.patched, "lora_name": STYLE_LORA, "strength_model": 0.8, "strength_clip": 0.8}
+        style = at.add("LoraLoader", 195, values)
+        at.patched = {"model": style["MODEL"], "clip": style["CLIP"]}
+    at.column(280)
+    concepts = at.concepts(at.pair)
+    at.column(330)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts)
+    at.column(245)
+    with at.group("Picture"):
+        _, image = at.sampled(310, 4, sampled_from)
+        at.save(400, image, "clora")
+
+
+def enlarged(at: Description) -> None:
+    at.column(250)
+    at.note(
+        445,
+        "Draws two characters, then draws them again twice as large",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+        "**denoise** of the second pass: more changes more",
+    )
+    at.model()
+    at.column(280)
+    concepts = at.concepts(at.pair)
+    at.column(330)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts)
+    at.column(245)
+    with at.group("Picture"):
+        samples, small = at.sampled(310, 4, sampled_from)
+        at.save(345, small, "clora_small", "Picture: small")
+    at.column(250)
+    with at.group("Twice as large"):
+        values = {"samples": samples, "upscale_method": "bislerp", "scale_by": 2.0}
+        larger = at.add("LatentUpscaleBy", 135, values)
+        _, image = at.sampled(310, 4, {**sampled_from, "latent_image": larger["LATENT"]}, denoise=0.5)
+        at.save(345, image, "clora_large", "Picture: large")
+
+
+def posed(at: Description) -> None:
+    at.column(250)
+    at.note(
+        445,
+        "Draws two characters in the poses of a picture",
+        "**Poses**: a picture of stick figures (OpenPose)",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+        missing="SD1.5 model, LoRAs and poses",
+    )
+    at.model()
+    at.column(280)
+    concepts = at.concepts(at.pair)
+    at.column(330)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts)
+    at.column(245)
+    with at.group("Poses"):
+        picture = at.add("LoadImage", 345, {"image": POSE_PICTURE})
+        control = at.load("ControlNetLoader", 115, [POSES], "control_net_name")
+        wires = {"positive": sampled_from["positive"], "negative": sampled_from["negative"]}
+        wires |= {"control_net": control["CONTROL_NET"], "image": picture["IMAGE"], "vae": at.vae}
+        held = at.add("ControlNetApplyAdvanced", 250, {**wires, "strength": 0.8})
+        sampled_from |= {"positive": held["positive"], "negative": held["negative"]}
+    at.column(245)
+    with at.group("Picture"):
+        _, image = at.sampled(310, 4, sampled_from)
+        at.save(400, image, "clora")
+
+
 # What the template browser calls them, in the order that teaches.
 TWO = "1 two characters in one picture"
 AREAS = "2 characters in areas you choose"
@@ -567,8 +659,10 @@ WORKFLOWS = {
     TRAIN: train,
     TRAIN_TWO: train_two,
 }
-# For the models that people have; the demo has none of them.
-FAMILY_WORKFLOWS = {f"two characters on {family.name}": two_characters_on(family) for family in FAMILIES}
+# For models that people have and the demo has not.
+STYLED, POSED, ENLARGED = "two characters in one style", "two characters in poses", "two characters twice as large"
+FURTHER = {f"two characters on {family.name}": two_characters_on(family) for family in FAMILIES}
+FURTHER |= {STYLED: styled, POSED: posed, ENLARGED: enlarged}
 BLUEPRINT = "Two concepts with CLoRA"
 
 
@@ -606,7 +700,7 @@ CORE_NODES += ("nodes_sd3.py", "nodes_flux.py", "nodes_model_advanced.py")
 
 def described(name: str, infos: NodeInfos, models: Models) -> Graph:
     at = Description(infos, models)
-    (WORKFLOWS | FAMILY_WORKFLOWS)[name](at)
+    (WORKFLOWS | FURTHER)[name](at)
     return at.graph
 
 
@@ -643,7 +737,7 @@ def _node_info(name: str, node: Any, nodes: Any, io: Any) -> dict[str, Any]:
 def files(infos: NodeInfos) -> dict[Path, str]:
     """Every shipped workflow file and its text."""
     texts = {}
-    for name in (*WORKFLOWS, *FAMILY_WORKFLOWS):
+    for name in (*WORKFLOWS, *FURTHER):
         graph = described(name, infos, REAL)
         texts[FOLDER / f"{name}.json"] = _json(page_format(graph, name))
         texts[FOLDER / "api" / f"{name}.json"] = _json(api_format(graph))

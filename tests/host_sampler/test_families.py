@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import architectures
@@ -22,8 +23,8 @@ from host_sampler.sampling import assert_same, compose, encode, maps, sample
 from host_train.training import small_models
 from pack import run
 from running import load, write_lora
-from torch import nn
-from workflows import CORE_NODES, FOLDER
+from torch import Tensor, nn
+from workflows import CORE_NODES, ENLARGED, FOLDER, POSED, STYLE_LORA, STYLED
 
 PROMPT = "a photo of {cat} in a park"
 TRIGGER, CLASS = "sks cat", "cat"
@@ -138,29 +139,45 @@ def execute(kind: str, inputs: dict) -> tuple:
     return getattr(node(), node.FUNCTION)(**inputs)
 
 
+def pictures(name: str, loaded: dict[str, tuple], file: Callable[[str], str]) -> list[Tensor]:
+    """What a template's graph draws in few steps. loaded: outputs of its loaders, by class. file: a LoRA's name here."""
+    graph, results = json.loads((FOLDER / "api" / f"{name}.json").read_text("utf-8")), {}
+    extras = Path(nodes.__file__).parent / "comfy_extras"
+    for module in CORE_NODES:
+        asyncio.run(nodes.load_custom_node(str(extras / module)))
+    for node, each in graph.items():
+        if each["class_type"] in loaded:
+            results[node] = loaded[each["class_type"]]
+        small = {"steps": 2, "width": 128, "height": 96}
+        each["inputs"] |= {name: value for name, value in small.items() if name in each["inputs"]}
+        if "lora_name" in each["inputs"]:
+            each["inputs"]["lora_name"] = file(each["inputs"]["lora_name"])
+    run_graph(graph, results)
+    return [results[node][0] for node, each in graph.items() if each["class_type"] == "VAEDecode"]
+
+
 @pytest.mark.parametrize("family", [family for family in FAMILIES if MODELS[family.name] in ARCHITECTURES])
 def test_the_template_of_a_family_runs_on_its_models(family):
     """With the family's own nodes and settings, but for the number of steps and the size of the picture."""
     name = MODELS[family.name]
     models = small_models(name)
-    extras = Path(nodes.__file__).parent / "comfy_extras"
-    for module in CORE_NODES:
-        asyncio.run(nodes.load_custom_node(str(extras / module)))
-    path = FOLDER / "api" / f"two characters on {family.name}.json"
-    graph, loaded = json.loads(path.read_text("utf-8")), {}
-    outputs = {"CheckpointLoaderSimple": models, "UNETLoader": (models.model,), "VAELoader": (models.vae,)}
-    outputs |= {"CLIPLoader": (models.clip,), "DualCLIPLoader": (models.clip,), "SaveImage": ((),)}
-    for node, each in graph.items():
-        if each["class_type"] in outputs:
-            loaded[node] = outputs[each["class_type"]]
-        small = {"steps": 2, "width": 128, "height": 96}
-        each["inputs"] |= {name: value for name, value in small.items() if name in each["inputs"]}
-        if "lora_name" in each["inputs"]:
-            each["inputs"]["lora_name"] = write_lora(f"{name} {each['inputs']['lora_name']}", lora(name))
-    results = run_graph(graph, loaded)
-    (picture,) = (results[node][0] for node, each in graph.items() if each["class_type"] == "VAEDecode")
+    loaded = {"CheckpointLoaderSimple": models, "UNETLoader": (models.model,), "VAELoader": (models.vae,)}
+    loaded |= {"CLIPLoader": (models.clip,), "DualCLIPLoader": (models.clip,), "SaveImage": ((),)}
+    title = f"two characters on {family.name}"
+    (picture,) = pictures(title, loaded, lambda file: write_lora(f"{name} {file}", lora(name)))
     assert picture.shape[-3:] == (96, 128, 3)
     assert picture.isfinite().all()
+
+
+@pytest.mark.parametrize("title", [STYLED, POSED, ENLARGED])
+def test_a_template_that_the_demo_has_no_models_for_runs(demo, control, title):
+    loaded = {"CheckpointLoaderSimple": demo, "ControlNetLoader": (control,), "SaveImage": ((),)}
+    loaded["LoadImage"] = (torch.rand(1, 96, 128, 3), torch.zeros(1, 96, 128))
+    names = {"my_cat_lora.safetensors": "cat", "my_dog_lora.safetensors": "dog", STYLE_LORA: "bird"}
+    drawn = pictures(title, loaded, lambda file: f"loraclr_random_{names[file]}.safetensors")
+    sizes = [(96, 128, 3), (192, 256, 3)] if title == ENLARGED else [(96, 128, 3)]
+    assert [picture.shape[-3:] for picture in drawn] == sizes
+    assert all(picture.isfinite().all() for picture in drawn)
 
 
 @pytest.mark.skipif(host_version != host.DEFAULT_VERSION, reason="older versions of ComfyUI lack some models")
