@@ -129,9 +129,9 @@ class Recorder:
 
         def attend(function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
             if self.current.reads:
-                split = [q, k] if kwargs.get("skip_reshape") else [_split(t, heads) for t in (q, k)]
+                queries, keys = (q, k) if kwargs.get("skip_reshape") else (_split(q, heads), _split(k, heads))
                 mask = args[0] if args else kwargs.get("mask")
-                self._read_transformer(*split, heads, mask, kwargs.get("transformer_options", {}))
+                self._read_transformer(queries, keys, heads, mask, kwargs.get("transformer_options", {}))
             if inner is not None:
                 return inner(function, q, k, v, heads, *args, **kwargs)
             return function(q, k, v, heads, *args, **kwargs)
