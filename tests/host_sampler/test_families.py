@@ -17,9 +17,11 @@ import torch
 from architectures import ARCHITECTURES, EDITING, PICTURES, Model
 from comfy_api.latest import io
 from comfy_extras.nodes_edit_model import ReferenceLatent
+from comfy_extras.nodes_flux import FluxKontextMultiReferenceLatentMethod
 from comfyui_version import __version__ as host_version
 from families import FAMILIES
 from host_sampler.sampling import assert_same, compose, encode, maps, sample
+from host_sampler.tiles import tiled
 from host_train.training import small_models
 from pack import run
 from running import load, write_lora
@@ -110,6 +112,38 @@ def test_a_concept_is_drawn_beside_a_reference_picture(name):
     assert all(math.isfinite(value) for value in loss["loss"])
     alone = sample(patched, positive, negative, latent, **settings)
     assert not torch.equal(alone["samples"], found["samples"])
+
+
+def test_the_time_of_reference_pictures_passes_each_row_s_own_lora():
+    """Qwen-Image-Edit 2511 has them at another time than the picture: the times of all of them follow those of all rows."""
+    model = architectures.build("Qwen-Image")
+    reference = {"samples": torch.randn(1, *model.latent, generator=torch.Generator().manual_seed(4))}
+    latent, settings = empty(model), {"steps": 2, "cfg": 3.0}
+
+    def beside(conditioning: list) -> list:
+        conditioning = ReferenceLatent.execute(conditioning, reference)[0]
+        return FluxKontextMultiReferenceLatentMethod.execute(conditioning, "index_timestep_zero")[0]
+
+    together = {"update_strength": 0.0, "surroundings": "composed (paper)"}  # the base and the concept in one batch
+    patched, positive, negative = compose(
+        model, everywhere("Qwen-Image", model), prompt=PROMPT, negative="", **together
+    )
+    found = sample(patched, beside(positive), beside(negative), latent, **settings)
+    stock, clip = comfy.sd.load_lora_for_models(model.model, model.clip, lora("Qwen-Image"), 1.0, 1.0)
+    positive, negative = (beside(encode(clip, text)) for text in (PROMPT.format(cat=TRIGGER), ""))
+    assert_same(found, sample(stock, positive, negative, latent, **settings), 2e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURES if len(ARCHITECTURES[name].latent) == 4])
+def test_a_picture_that_is_a_video_of_one_frame_runs_in_tiles(name):
+    model = architectures.build(name)
+    latent, how = empty(model, pictures=2), {"width": 8, "at_once": 2}
+    together = {"update_strength": 0.0, "surroundings": "composed (paper)"}
+    patched, positive, negative = compose(model, everywhere(name, model), prompt=PROMPT, negative="", **together)
+    found = sample(tiled(patched, 0, 8, **how), positive, negative, latent)
+    stock, clip = comfy.sd.load_lora_for_models(model.model, model.clip, lora(name), 1.0, 1.0)
+    positive, negative = (encode(clip, text) for text in (PROMPT.format(cat=TRIGGER), ""))
+    assert_same(found, sample(tiled(stock, 0, 8, **how), positive, negative, latent), 2e-4)
 
 
 # The template for each family runs on the small model of its form.
