@@ -212,9 +212,9 @@ def _locate(tokens: list[Token], run: Watched, text: Tensor) -> dict[int, int]:
     if not all(_equal(token.id, other) for token, other in zip(tokens, ids, strict=True)):
         return {}
     rows = rows.flatten(0, 1)[: len(tokens)].to(text)
-    starts = [first_row(part, rows) for part in (text[:, :width], text[:, -width:])]  # SDXL's lie side by side
-    start = next((start for start in starts if start is not None), None)
-    if start is None:
+    shifts = [_shift(rows, part) for part in (text[:, :width], text[:, -width:])]  # SDXL's lie side by side
+    shift = next((shift for shift in shifts if shift is not None), None)
+    if shift is None:
         return {}
     places, row = {}, 0
     for token in tokens:
@@ -222,9 +222,20 @@ def _locate(tokens: list[Token], run: Watched, text: Tensor) -> dict[int, int]:
             row = token.number
         if isinstance(token.id, Tensor) and token.id.shape[-1] != width:
             continue  # ComfyUI drops an embedding that was made for another encoder, and later tokens move up
-        places[token.number] = row - start
+        places[token.number] = row + shift
         row += 1
     return {number: place for number, place in places.items() if 0 <= place < len(text)}
+
+
+def _shift(rows: Tensor, text: Tensor) -> int | None:
+    """Return how much further down an encoder's rows stand in the conditioning, None if nowhere.
+
+    Either it lacks some of them, such as a template's, or other encoders' stand before or behind them (SD3).
+    """
+    if len(rows) <= len(text):
+        return first_row(rows, text)
+    start = first_row(text, rows)
+    return None if start is None else -start
 
 
 def _join(numbers) -> str:
