@@ -560,7 +560,7 @@ def styled(at: Description) -> None:
     at.note(
         445,
         "Draws two characters in one style, each by its own LoRA",
-        "**Style**: a LoRA for the whole picture, below the characters",
+        "**Style**: choose a LoRA for the whole picture",
         CHOOSE_LORAS,
         NAME_IN_BRACES,
     )
@@ -588,7 +588,7 @@ def enlarged(at: Description) -> None:
         "Draws two characters, then draws them again twice as large",
         CHOOSE_LORAS,
         NAME_IN_BRACES,
-        "**denoise** of the second pass: more changes more",
+        "**denoise** of the second pass: the higher, the more it changes",
     )
     at.model()
     at.column(280)
