@@ -599,13 +599,13 @@ def enlarged(at: Description) -> None:
     at.column(245)
     with at.group("Picture"):
         samples, small = at.sampled(310, 4, sampled_from)
-        at.save(345, small, "clora_small", "Picture: small")
+        at.save(270, small, "clora_small", "Picture: small")
     at.column(250)
     with at.group("Twice as large"):
         values = {"samples": samples, "upscale_method": "bislerp", "scale_by": 2.0}
         larger = at.add("LatentUpscaleBy", 135, values)
         _, image = at.sampled(310, 4, {**sampled_from, "latent_image": larger["LATENT"]}, denoise=0.5)
-        at.save(345, image, "clora_large", "Picture: large")
+        at.save(270, image, "clora_large", "Picture: large")
 
 
 def posed(at: Description) -> None:
@@ -626,11 +626,11 @@ def posed(at: Description) -> None:
         sampled_from = at.clora(800, concepts)
     at.column(245)
     with at.group("Poses"):
-        picture = at.add("LoadImage", 345, {"image": POSE_PICTURE})
+        picture = at.add("LoadImage", 400, {"image": POSE_PICTURE})
         control = at.load("ControlNetLoader", 115, [POSES], "control_net_name")
         wires = {"positive": sampled_from["positive"], "negative": sampled_from["negative"]}
         wires |= {"control_net": control["CONTROL_NET"], "image": picture["IMAGE"], "vae": at.vae}
-        held = at.add("ControlNetApplyAdvanced", 250, {**wires, "strength": 0.8})
+        held = at.add("ControlNetApplyAdvanced", 240, {**wires, "strength": 0.8})
         sampled_from |= {"positive": held["positive"], "negative": held["negative"]}
     at.column(245)
     with at.group("Picture"):
