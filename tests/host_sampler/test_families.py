@@ -24,7 +24,7 @@ from host_train.training import small_models
 from pack import run
 from running import load, write_lora
 from torch import Tensor, nn
-from workflows import CORE_NODES, ENLARGED, FOLDER, POSED, STYLE_LORA, STYLED
+from workflows import CORE_NODES, ENLARGED, FOLDER, POSED, PUBLISHED, STYLE_LORA, STYLED
 
 PROMPT = "a photo of {cat} in a park"
 TRIGGER, CLASS = "sks cat", "cat"
@@ -148,7 +148,7 @@ def pictures(name: str, loaded: dict[str, tuple], file: Callable[[str], str]) ->
     for node, each in graph.items():
         if each["class_type"] in loaded:
             results[node] = loaded[each["class_type"]]
-        small = {"steps": 2, "width": 128, "height": 96}
+        small = {"steps": 2, "width": 128, "height": 96, "refine_repeats": 2}
         each["inputs"] |= {name: value for name, value in small.items() if name in each["inputs"]}
         if "lora_name" in each["inputs"]:
             each["inputs"]["lora_name"] = file(each["inputs"]["lora_name"])
@@ -169,7 +169,7 @@ def test_the_template_of_a_family_runs_on_its_models(family):
     assert picture.isfinite().all()
 
 
-@pytest.mark.parametrize("title", [STYLED, POSED, ENLARGED])
+@pytest.mark.parametrize("title", [STYLED, POSED, ENLARGED, PUBLISHED])
 def test_a_template_that_the_demo_has_no_models_for_runs(demo, control, title):
     loaded = {"CheckpointLoaderSimple": demo, "ControlNetLoader": (control,), "SaveImage": ((),)}
     loaded["LoadImage"] = (torch.rand(1, 96, 128, 3), torch.zeros(1, 96, 128))
