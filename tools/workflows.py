@@ -225,10 +225,10 @@ class Description:
         for node in (encoder, scores, report):
             node.mute()
 
-    def clora(self, height: int, concepts: Output, **words: str) -> dict[str, Output]:
-        """Return what a sampler node takes of CLoRA. words: its prompts, if not those of the models."""
+    def clora(self, height: int, concepts: Output, **settings: Any) -> dict[str, Output]:
+        """Return what a sampler node takes of CLoRA. settings: beside the defaults and the prompt of the models."""
         values = {**self.patched, "concepts": concepts, "prompt": self.models.prompt(self.pair, in_braces)}
-        clora = self.add("LoRACLR_CLoRASampler", height, {**values, **words})
+        clora = self.add("LoRACLR_CLoRASampler", height, {**values, **settings})
         return {"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]}
 
 
@@ -555,6 +555,43 @@ POSES = File(
 STYLE_LORA, POSE_PICTURE = "my_style_lora.safetensors", "my_poses.png"
 
 
+# CLoRA as its authors run it on SD1.5 (arXiv 2403.19776 and their code).
+AS_PUBLISHED = {
+    "update_strength": 20.0,
+    "update_unit": "absolute (paper)",
+    "update_start": 0.0,
+    "update_end": 0.5,
+    "refine_steps": "0, 10, 20",
+    "refine_repeats": 20,
+    "temperature": 0.5,
+    "mask_threshold": 0.3,
+    "mask_morphology": "none",
+    "mask_overlap": "average (paper)",
+    "surroundings": "composed (paper)",
+}
+
+
+def published(at: Description) -> None:
+    at.column(325)
+    at.note(
+        445,
+        "The published method, to compare with: slower, and concepts blend more",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+        "See all its settings under *Advanced* of the sampler’s node",
+    )
+    at.model()
+    at.column(330)
+    concepts = at.concepts(at.pair)
+    at.column(415)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts, **AS_PUBLISHED)
+    at.column(325)
+    with at.group("Picture"):
+        _, image = at.sampled(310, 4, sampled_from, steps=50, cfg=7.5)
+        at.save(400, image, "clora")
+
+
 def styled(at: Description) -> None:
     at.column(250)
     at.note(
@@ -599,13 +636,13 @@ def enlarged(at: Description) -> None:
     at.column(245)
     with at.group("Picture"):
         samples, small = at.sampled(310, 4, sampled_from)
-        at.save(345, small, "clora_small", "Picture: small")
+        at.save(270, small, "clora_small", "Picture: small")
     at.column(250)
     with at.group("Twice as large"):
         values = {"samples": samples, "upscale_method": "bislerp", "scale_by": 2.0}
         larger = at.add("LatentUpscaleBy", 135, values)
         _, image = at.sampled(310, 4, {**sampled_from, "latent_image": larger["LATENT"]}, denoise=0.5)
-        at.save(345, image, "clora_large", "Picture: large")
+        at.save(270, image, "clora_large", "Picture: large")
 
 
 def posed(at: Description) -> None:
@@ -626,11 +663,11 @@ def posed(at: Description) -> None:
         sampled_from = at.clora(800, concepts)
     at.column(245)
     with at.group("Poses"):
-        picture = at.add("LoadImage", 345, {"image": POSE_PICTURE})
+        picture = at.add("LoadImage", 400, {"image": POSE_PICTURE})
         control = at.load("ControlNetLoader", 115, [POSES], "control_net_name")
         wires = {"positive": sampled_from["positive"], "negative": sampled_from["negative"]}
         wires |= {"control_net": control["CONTROL_NET"], "image": picture["IMAGE"], "vae": at.vae}
-        held = at.add("ControlNetApplyAdvanced", 250, {**wires, "strength": 0.8})
+        held = at.add("ControlNetApplyAdvanced", 240, {**wires, "strength": 0.8})
         sampled_from |= {"positive": held["positive"], "negative": held["negative"]}
     at.column(245)
     with at.group("Picture"):
@@ -662,7 +699,8 @@ WORKFLOWS = {
 # For models that people have and the demo has not.
 STYLED, POSED, ENLARGED = "two characters in one style", "two characters in poses", "two characters twice as large"
 FURTHER = {f"two characters on {family.name}": two_characters_on(family) for family in FAMILIES}
-FURTHER |= {STYLED: styled, POSED: posed, ENLARGED: enlarged}
+PUBLISHED = "two characters as published"
+FURTHER |= {STYLED: styled, POSED: posed, ENLARGED: enlarged, PUBLISHED: published}
 BLUEPRINT = "Two concepts with CLoRA"
 
 

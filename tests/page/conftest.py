@@ -83,16 +83,19 @@ class ComfyPage:
         self.wait_for_nodes(workflows.REAL, name)
 
     def take_few_steps(self) -> int:
-        """In pictures, captures and trainings, whatever they come to; nothing is painted for these. Returns how many."""
+        """In pictures, captures and trainings, whatever they come to; nothing is painted for these. Returns how many: ComfyUI would
+        answer from its cache what ran in the other renderer.
+        """
+        steps = FEW_STEPS + self.nodes2
         self.page.evaluate(
             """steps => {
                 const few = { steps, capture_steps: steps, beside: '' };
                 for (const widget of app.graph.nodes.flatMap((node) => node.widgets ?? []))
                     if (widget.name in few) widget.value = few[widget.name];
             }""",
-            FEW_STEPS,
+            steps,
         )
-        return FEW_STEPS
+        return steps
 
     def prompt(self) -> dict[str, dict]:
         """The graph as the page would send it to the server."""
