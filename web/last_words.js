@@ -11,8 +11,17 @@ const EVERY = 250; // milliseconds
 const TIMES = 12;
 
 const words = new Map(); // node -> its last words in this run
+let running = null; // the workflow that was open when the run began
+
+const open = () => (app.rootGraph ?? app.graph).id;
+
+function start() {
+  words.clear();
+  running = open();
+}
 
 function note({ detail: { nodeId, text } }) {
+  if (open() !== running) return; // another workflow may have any node of that id
   const node = nodeById(app.rootGraph ?? app.graph, nodeId);
   if (!node?.comfyClass?.startsWith("LoRACLR_")) return;
   unsay(node, KIND);
@@ -33,7 +42,7 @@ app.registerExtension({
   name: "loraclr.last_words",
   setup() {
     api.addEventListener("progress_text", note);
-    api.addEventListener("execution_start", () => words.clear());
+    api.addEventListener("execution_start", start);
     for (const end of ENDS) api.addEventListener(end, () => setTimeout(keep, EVERY));
   },
 });

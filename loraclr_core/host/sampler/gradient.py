@@ -85,7 +85,7 @@ def require_maps(evaluation: Evaluation, maps: Maps, branches: Sequence[int]) ->
     others = evaluation.wrappers()
     hint = " may have kept the model from running: remove that node. LazyCache, which skips whole steps, works."
     raise ValueError(
-        "The attention of a branch was not seen in this step. Remove timestep ranges and reference images from the positive"
-        " conditioning, and patches that skip attention to text from the model."
+        "The attention of a branch was not seen in this step. Remove timestep ranges from the positive conditioning, reference"
+        " images where the model does not take them, and patches that skip attention to text from the model."
         + (f" {suspects(others)}{hint}" if others else "")
     )
