@@ -1,6 +1,6 @@
 """What a whole picture of CLoRA costs beside a plain one, on SD1.5's full UNet with random weights.
 
-A 32×32 latent, Euler with 20 steps and CFG; rounds alternate over the pictures, and a ratio is the median over the rounds.
+A 32×32 latent, Euler with 20 steps and CFG. ROUNDS rounds alternate over the pictures; a ratio is the median over them.
 
     all        a picture with K concepts, all of them at every step / a plain picture
     in_turn    the same with one concept at every step, in turn
@@ -16,7 +16,7 @@ from sd15 import random_sd15, say
 
 CONCEPTS = (2, 4, 8)
 STEPS = 20
-ROUNDS = 2
+ROUNDS = 1
 WAYS = {"all": 0, "in_turn": 1}  # concepts per step
 
 
