@@ -34,9 +34,10 @@ from loraclr.loraclr_core.host.lora import adapters
 from loraclr.loraclr_core.host.lora.adapters import Effect
 from loraclr.loraclr_core.host.lora.load import Loaded
 from loraclr.loraclr_core.host.lora.match import key_names, match_lora
-from loraclr.loraclr_core.host.sampler.attention import Read, Recorder, read_layers
+from loraclr.loraclr_core.host.sampler.attention import Read, Recorder
 from loraclr.loraclr_core.host.sampler.branches import BranchAdapters
 from loraclr.loraclr_core.host.sampler.clora import CLoRA
+from loraclr.loraclr_core.host.sampler.layers import read_layers
 from loraclr.loraclr_core.host.sampler.live import LiveView
 from loraclr.loraclr_core.host.sampler.notes import Notes
 from loraclr.loraclr_core.host.sampler.settings import GradientMemory, Settings, UpdateSettings

@@ -1,10 +1,11 @@
 """Small models of every architecture that a merge is tested on, each through the host's own configuration class.
 
 The configuration's `get_model` and `clip_target` build them, as they do for a checkpoint; only the sizes in it are smaller
-than any checkpoint's. Text encoders are shrunk by the host's own `model_options`. Two take another way:
+than any checkpoint's. Text encoders are shrunk by the host's own `model_options`. Four take another way:
 
-- Qwen-Image's encoder carries a vision tower of one size only. The host's `qwen25_7b_class` puts its text-only Qwen 2.5
-  there, whose layers have the same names.
+- The encoders of Qwen-Image and Krea 2 carry a vision tower of one size only. The host's `qwen25_7b_class` and
+  `qwen3vl_4b_class` put its text-only Qwen there, whose layers have the same names.
+- Anima makes its text by an adapter of one size only, which is shrunk where it is built.
 - SD3 is built without T5, which the host takes too: with T5 its conditioning must be 4096 wide, half a gigabyte of
   embeddings. Flux has the same T5 here, small.
 
@@ -17,7 +18,9 @@ import functools
 import io
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
+import comfy.ldm.anima.model
 import comfy.model_management
 import comfy.sd
 import comfy.supported_models as supported
@@ -67,6 +70,34 @@ ROTATED = [8, 12, 12]  # of a head's 32 channels: by frame or text, row, column
 WAN = {"image_model": "wan2.1", "dim": TRANSFORMER_WIDTH, "ffn_dim": 2 * TRANSFORMER_WIDTH, "text_dim": WIDTH}
 WAN |= {"num_heads": HEADS, "num_layers": 2}
 WAN_TEXT = {"umt5xxl": T5 | {"vocab_size": PIECES}}
+
+
+class SmallAnima(supported.Anima):
+    """The host's Anima with a small adapter of its text."""
+
+    def get_model(self, state_dict, prefix="", device=None):
+        sizes = {"source_dim": WIDTH, "target_dim": WIDTH, "model_dim": WIDTH, "num_layers": 1, "num_heads": HEADS}
+        adapter = functools.partial(comfy.ldm.anima.model.LLMAdapter, **sizes)
+        with mock.patch.object(comfy.ldm.anima.model, "LLMAdapter", adapter):
+            return super().get_model(state_dict, prefix, device)
+
+
+class SmallQwen3VL(SDClipModel):
+    """Krea 2's text encoder without its vision tower: the same settings, the host's text-only Qwen 3."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(
+            device=device,
+            layer=comfy.text_encoders.krea2.KREA2_TAP_LAYERS,
+            dtype=dtype,
+            textmodel_json_config={},
+            special_tokens={"pad": 151643},
+            layer_norm_hidden_state=False,
+            model_class=comfy.text_encoders.llama.Qwen3_4B,
+            enable_attention_masks=True,
+            return_attention_masks=True,
+            model_options=model_options,
+        )
 
 
 class SmallQwen25(SDClipModel):
@@ -241,6 +272,87 @@ _FLUX_2 = _FLUX | {
 _FLUX_2 |= {"mlp_ratio": 3.0, "theta": 2000, "context_in_dim": 3 * WIDTH, "vec_in_dim": None, "qkv_bias": False}
 _FLUX_2 |= {"ops_bias": False, "global_modulation": True, "mlp_silu_act": True, "txt_ids_dims": [3]}
 _FLUX_2 |= {"default_ref_method": "index", "ref_index_scale": 10.0}
+ARCHITECTURES |= {
+    "Flux.2 Klein": Architecture(
+        supported.Flux2,
+        _FLUX_2,
+        (128, 6, 8),
+        {"qwen3_4b": QWEN | {"num_hidden_layers": 28}},
+        clip_target=ClipTarget(comfy.text_encoders.flux.KleinTokenizer, comfy.text_encoders.flux.klein_te()),
+    ),
+    "Chroma": Architecture(
+        supported.Chroma,
+        {
+            "image_model": "chroma",
+            "in_channels": 64,
+            "out_channels": 64,
+            "patch_size": 2,
+            "hidden_size": TRANSFORMER_WIDTH,
+            "num_heads": HEADS,
+            "axes_dim": ROTATED,
+            "theta": 10000,
+            "mlp_ratio": 4.0,
+            "depth": 2,
+            "depth_single_blocks": 2,
+            "context_in_dim": WIDTH,
+            "qkv_bias": True,
+            "in_dim": 64,
+            "out_dim": TRANSFORMER_WIDTH,
+            "hidden_dim": TRANSFORMER_WIDTH,
+            "n_layers": 1,
+            "txt_ids_dims": [],
+            "vec_in_dim": None,
+        },
+        (16, 12, 16),
+        {"t5xxl": T5},
+    ),
+    "Anima": Architecture(
+        SmallAnima,
+        {
+            "image_model": "anima",
+            "max_img_h": 240,
+            "max_img_w": 240,
+            "max_frames": 128,
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_spatial": 2,
+            "patch_temporal": 1,
+            "concat_padding_mask": True,
+            "model_channels": TRANSFORMER_WIDTH,
+            "num_blocks": 2,
+            "num_heads": HEADS,
+            "crossattn_emb_channels": WIDTH,
+            "pos_emb_cls": "rope3d",
+            "pos_emb_learnable": True,
+            "pos_emb_interpolation": "crop",
+            "use_adaln_lora": True,
+            "adaln_lora_dim": 8,
+            "extra_per_block_abs_pos_emb": False,
+        },
+        (16, 1, 12, 16),
+        {"qwen3_06b": QWEN},
+    ),
+}
+if krea2 := getattr(supported, "Krea2", None):  # older hosts than the default have none
+    ARCHITECTURES["Krea 2"] = Architecture(
+        krea2,
+        {
+            "image_model": "krea2",
+            "features": TRANSFORMER_WIDTH,
+            "tdim": TRANSFORMER_WIDTH,
+            "txtdim": WIDTH,
+            "heads": HEADS,
+            "kvheads": 1,
+            "multiplier": 4,
+            "layers": 2,
+            "txtheads": HEADS,
+            "txtkvheads": HEADS,
+        },
+        (16, 1, 12, 16),
+        {"qwen3vl_4b": QWEN | {"num_hidden_layers": 36}},
+        text_class={"qwen3vl_4b": SmallQwen3VL},
+    )
+
 _WITHOUT_POOLED = {"vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}
 _LUMINA_2 = {
     "image_model": "lumina2",
@@ -259,8 +371,8 @@ _LUMINA_2 = {
 }
 _GEMMA = QWEN | {"vocab_size": PIECES}
 
-# More of the same layers, whose text stands in other places: the sampler is tested on them, the merge is not.
-LAYOUTS = {
+# More of the same layers, whose text stands in other places.
+ARCHITECTURES |= {
     "Flux.2-dev": Architecture(
         supported.Flux2,
         _FLUX_2,
@@ -268,13 +380,6 @@ LAYOUTS = {
         {"mistral3_24b": QWEN | {"num_hidden_layers": 31, "vocab_size": QWEN_WORDS}},
         clip_target=ClipTarget(comfy.text_encoders.flux.Flux2Tokenizer, comfy.text_encoders.flux.flux2_te()),
         tokenizer_data=lambda: {"mistral3_24b_tokenizer_class": comfy.text_encoders.z_image.Qwen3Tokenizer},
-    ),
-    "Flux.2 Klein": Architecture(
-        supported.Flux2,
-        _FLUX_2,
-        (128, 6, 8),
-        {"qwen3_4b": QWEN | {"num_hidden_layers": 28}},
-        clip_target=ClipTarget(comfy.text_encoders.flux.KleinTokenizer, comfy.text_encoders.flux.klein_te()),
     ),
     "LongCat-Image": Architecture(
         supported.LongCatImage,
@@ -323,6 +428,22 @@ COARSE = {
     ),
 }
 
+# The sampler makes pictures, and reads no video model.
+VIDEO = ["Wan", "Wan image-to-video"]
+PICTURES = [name for name in ARCHITECTURES if name not in VIDEO]
+# What can make a picture beside others that it is given.
+EDITING = ["Flux", "Flux.2-dev", "Flux.2 Klein", "Qwen-Image"]
+
+
+def support() -> str:
+    """Which nodes the tests run on which models, as a Markdown table."""
+    lines = ["| model | Merge, Train | Sampler | Sampler, beside reference pictures |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {name} | ✓ | {'✓' if name in PICTURES else 'no: it makes videos'} | {'✓' if name in EDITING else ''} |"
+        for name in ARCHITECTURES
+    ]
+    return "\n".join(lines)
+
 
 def fill(model: nn.Module, seed: int) -> None:
     """Seeded weights that keep the size of what passes through: the host leaves a new model's memory as it finds it."""
@@ -355,7 +476,7 @@ class Model(NamedTuple):
 @functools.cache
 def build(name: str) -> Model:
     """The architecture's small model, the same object at each call, of seeded random weights."""
-    architecture = (ARCHITECTURES | COARSE | LAYOUTS)[name]
+    architecture = (ARCHITECTURES | COARSE)[name]
     config = architecture.config(architecture.sizes)
     config.set_inference_dtype(DTYPE, None)
     model = config.get_model(architecture.detected, "")

@@ -254,6 +254,66 @@ WAN_DIFFUSERS = of_model(
     }
 )
 
+_KREA = {
+    "attn.to_q": "attn.wq",
+    "attn.to_k": "attn.wk",
+    "attn.to_v": "attn.wv",
+    "attn.to_gate": "attn.gate",
+    "attn.to_out.0": "attn.wo",
+    "ff.gate": "mlp.gate",
+    "ff.down": "mlp.down",
+}
+KREA_DIFFUSERS = of_model(
+    {
+        f"{name}.{theirs}": f"{own}.{ours}"
+        for name, own in {
+            "transformer_blocks.0": "blocks.0",
+            "transformer_blocks.1": "blocks.1",
+            "text_fusion.layerwise_blocks.0": "txtfusion.layerwise_blocks.0",
+            "text_fusion.refiner_blocks.1": "txtfusion.refiner_blocks.1",
+        }.items()
+        for theirs, ours in _KREA.items()
+    }
+    | {"img_in": "first", "txt_in.linear_1": "txtmlp.1", "time_mod_proj": "tproj.1"}
+)
+KREA = as_the_host(layer.key.removeprefix("diffusion_model.").removesuffix(".weight") for layer in KREA_DIFFUSERS)
+# As people post them: the three projections of attention in one.
+KREA_IN_ONE = of_model({f"transformer_blocks.{n}.attn.to_qkv": f"blocks.{n}.attn.wq" for n in range(2)})
+ANIMA = as_the_host(
+    [
+        *("blocks.0.self_attn.q_proj", "blocks.0.self_attn.k_proj", "blocks.1.self_attn.v_proj"),
+        *("blocks.1.self_attn.output_proj", "blocks.0.cross_attn.q_proj", "blocks.0.cross_attn.k_proj"),
+        *("blocks.1.cross_attn.v_proj", "blocks.0.mlp.layer1", "blocks.1.mlp.layer2"),
+        *("llm_adapter.blocks.0.self_attn.q_proj", "llm_adapter.blocks.0.cross_attn.v_proj"),
+    ]
+)
+FLUX_2_FUSED = as_the_host(
+    [
+        *("double_blocks.0.img_attn.qkv", "double_blocks.1.txt_attn.qkv", "double_blocks.0.img_attn.proj"),
+        *("double_blocks.1.img_mlp.0", "double_blocks.0.txt_mlp.2", "single_blocks.0.linear1"),
+        *("single_blocks.1.linear2", "double_stream_modulation_img.lin", "single_stream_modulation.lin"),
+    ]
+)
+FLUX_2_SPLIT = [
+    *(layer for layer in FLUX_SPLIT if layer.name.startswith("transformer_blocks.0.attn.")),
+    *of_model(
+        {
+            "transformer_blocks.0.ff.linear_in": "double_blocks.0.img_mlp.0",
+            "transformer_blocks.1.ff_context.linear_out": "double_blocks.1.txt_mlp.2",
+            "single_transformer_blocks.0.attn.to_qkv_mlp_proj": "single_blocks.0.linear1",
+            "single_transformer_blocks.1.attn.to_out": "single_blocks.1.linear2",
+        }
+    ),
+]
+CHROMA_FUSED = as_the_host(
+    [
+        *("double_blocks.0.img_attn.qkv", "double_blocks.1.txt_attn.qkv", "double_blocks.0.img_attn.proj"),
+        *("double_blocks.1.img_mlp.0", "double_blocks.0.txt_mlp.2", "single_blocks.0.linear1"),
+        *("single_blocks.1.linear2", "distilled_guidance_layer.layers.0.in_layer"),
+    ]
+)
+CHROMA_SPLIT = [layer for layer in FLUX_SPLIT if not layer.name.partition(".")[2].partition(".")[2].startswith("norm")]
+
 
 # --- how the layers are called in a file -------------------------------------------------------------------------------
 
@@ -356,7 +416,19 @@ CORPUS: dict[tuple[str, str], Format] = {
     ("SimpleTuner LyCORIS LoKr", "Flux"): Format(underscored("lycoris_", FLUX_SPLIT), lokr),
     ("SimpleTuner LyCORIS LoKr", "Qwen-Image"): Format(underscored("lycoris_", QWEN), lokr),
     ("SimpleTuner LyCORIS LoKr", "Z-Image"): Format(underscored("lycoris_", Z_IMAGE_SPLIT), lokr),
+    ("kohya", "Flux.2 Klein"): Format(underscored("lora_unet_", FLUX_2_FUSED), kohya),
+    ("kohya", "Anima"): Format(underscored("lora_unet_", ANIMA), kohya),
+    ("kohya", "Chroma"): Format(underscored("lora_unet_", CHROMA_FUSED), kohya),
+    ("diffusers, PEFT", "Flux.2 Klein"): Format(dotted("transformer.", FLUX_2_SPLIT), peft),
+    ("diffusers, PEFT", "Chroma"): Format(dotted("transformer.", CHROMA_SPLIT), peft),
+    ("ai-toolkit", "Flux.2 Klein"): Format(dotted("diffusion_model.", FLUX_2_FUSED), peft),
+    ("ai-toolkit", "Anima"): Format(dotted("diffusion_model.", ANIMA), peft),
+    ("ai-toolkit", "Chroma"): Format(dotted("diffusion_model.", CHROMA_FUSED), peft),
+    ("LyCORIS LoKr", "Anima"): Format(underscored("lora_unet_", ANIMA), lokr),
     # The host's own names, which any architecture takes.
+    ("ComfyUI", "Flux.2 Klein"): Format(dotted("diffusion_model.", FLUX_2_FUSED), kohya),
+    ("ComfyUI", "Anima"): Format(dotted("diffusion_model.", ANIMA), kohya),
+    ("ComfyUI", "Chroma"): Format(dotted("diffusion_model.", CHROMA_FUSED), kohya),
     ("ComfyUI", "SD1.5"): Format(dotted("diffusion_model.", original(SD15_UNET)), kohya),
     ("ComfyUI", "SD2 v-prediction"): Format(dotted("diffusion_model.", original(SD15_UNET)), kohya),
     ("ComfyUI", "SDXL"): Format(dotted("diffusion_model.", original(SDXL_UNET)), kohya),
@@ -366,6 +438,14 @@ CORPUS: dict[tuple[str, str], Format] = {
     ("ComfyUI", "Z-Image"): Format(dotted("diffusion_model.", Z_IMAGE_FUSED + Z_IMAGE_OTHERS), kohya),
     ("ComfyUI", "Wan"): Format(dotted("diffusion_model.", WAN), kohya),
 }
+if "Krea 2" in ARCHITECTURES:
+    CORPUS |= {
+        ("kohya", "Krea 2"): Format(underscored("lora_unet_", KREA), kohya),
+        ("diffusers, PEFT", "Krea 2"): Format(dotted("transformer.", KREA_DIFFUSERS), peft),
+        ("ai-toolkit", "Krea 2"): Format(dotted("diffusion_model.", KREA), peft),
+        ("SimpleTuner LyCORIS LoKr", "Krea 2"): Format(underscored("lycoris_", KREA_IN_ONE), lokr, refused=True),
+        ("ComfyUI", "Krea 2"): Format(dotted("diffusion_model.", KREA), kohya),
+    }
 
 
 def table() -> str:

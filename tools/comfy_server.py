@@ -41,7 +41,8 @@ class RunInterruptedError(RuntimeError):
 
 
 class ComfyServer:
-    """Starts the ComfyUI in $COMFYUI_PATH on a free loopback port; on the CPU unless `cpu` is False.
+    """Starts the ComfyUI in $COMFYUI_PATH on a free loopback port; on the CPU unless `cpu` is False. With the page in
+    $COMFYUI_FRONTEND_PATH, if that is set.
 
     Pictures go to `output`, everything the server prints to `log`; temporary pictures are deleted at the end.
     """
@@ -67,6 +68,8 @@ class ComfyServer:
         ]
         if self.cpu:
             command.append("--cpu")
+        if page := os.environ.get("COMFYUI_FRONTEND_PATH"):
+            command += ["--front-end-root", page]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(command, cwd=self.comfy, stdout=log, stderr=subprocess.STDOUT)
         try:

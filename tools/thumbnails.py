@@ -19,6 +19,11 @@ def thumbnail(name: str, shot: Shot) -> Image.Image:
     return DRAWINGS[name](shot)
 
 
+def further_thumbnail(name: str, shot: Shot) -> Image.Image:
+    """Return the thumbnail of a template for which the demo has no models. shot: of the first one."""
+    return _captioned([[shot("Picture 1")]], name.removeprefix("two characters ").removeprefix("on "))
+
+
 def _two(shot: Shot) -> Image.Image:
     return _captioned([[shot("Picture 1")]], "2 characters, 1 picture")
 

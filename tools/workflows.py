@@ -12,10 +12,11 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from families import FAMILIES, HUB, Family, File
 from graph import Graph, Node, NodeInfos, Output, api_format, blueprint, boundary, page_format
 from layout import COLLAPSED, GAP, Columns
 
@@ -113,10 +114,10 @@ class Description:
         """Add a node below the last one. height: with its title; COLLAPSED for a node that nobody needs to see."""
         return self.graph.add(type, self.columns.place(height), inputs, title, collapsed=height == COLLAPSED)
 
-    def note(self, height: int, what: str, *changes: str, missing: str = "model and LoRAs") -> None:
+    def note(self, height: int, what: str, *changes: str, missing: str = "SD1.5 model and LoRAs") -> None:
         """Say what the workflow does, and what to change first: in headings, whose text is large enough at any zoom."""
         steps = [f"## {number}. {change}" for number, change in enumerate(changes, 1)]
-        text = "\n\n".join([f"### {what}", *steps, f"### Red means missing: choose your own SD1.5 {missing}"])
+        text = "\n\n".join([f"### {what}", *steps, f"### Red means missing: choose your own {missing}"])
         self.graph.note("What to change first", text, self.columns.place(height))
         self.columns.top += GAP
 
@@ -131,6 +132,34 @@ class Description:
             loaded.offer(models.checkpoint, models.url, "checkpoints")
         self.patched = {"model": loaded["MODEL"], "clip": loaded["CLIP"]}
         self.vae = loaded["VAE"]
+
+    def family(self, family: Family) -> None:
+        """Load a family's files, and add the empty picture that is sampled."""
+        with self.group("Model"):
+            if family.vae is None:
+                loaded = self.load("CheckpointLoaderSimple", 156, [family.model], "ckpt_name")
+                model, clip, self.vae = loaded["MODEL"], loaded["CLIP"], loaded["VAE"]
+            else:
+                names = ("clip_name",) if len(family.encoders) == 1 else ("clip_name1", "clip_name2")
+                kind = "CLIPLoader" if len(names) == 1 else "DualCLIPLoader"
+                text = {"type": family.encoder_type}
+                model = self.load("UNETLoader", 140, [family.model], "unet_name", weight_dtype="default")["MODEL"]
+                clip = self.load(kind, 165 + 25 * (len(names) - 1), family.encoders, *names, **text)["CLIP"]
+                self.vae = self.load("VAELoader", 115, [family.vae], "vae_name")["VAE"]
+            if family.shift is not None:
+                values = {"model": model, "shift": family.shift}
+                model = self.add("ModelSamplingAuraFlow", COLLAPSED, values)["MODEL"]
+            size = {"width": family.side, "height": family.side, "batch_size": 1}
+            self.latent = self.add(family.latent, COLLAPSED, size)["LATENT"]
+        self.patched = {"model": model, "clip": clip}
+
+    def load(self, loader: str, height: int, files: Sequence[File], *names: str, **values: str) -> Node:
+        """Add a loader of these files. names: of its inputs, one for each."""
+        chosen = {name: file.name for name, file in zip(names, files, strict=True)}
+        loaded = self.add(loader, height, chosen | values)
+        for file in files:
+            loaded.offer(*file)
+        return loaded
 
     def concepts(self, subjects: Iterable[Subject], masks: Iterable[Output] = ()) -> Output:
         """Chain the concepts, and return the list of all."""
@@ -152,10 +181,13 @@ class Description:
         negative = self.add("CLIPTextEncode", COLLAPSED, {"text": "", "clip": clip}, "Negative prompt")
         return {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
 
-    def sampled(self, height: int, seed: int | Output, sampled_from: dict[str, Output]) -> tuple[Output, Output]:
-        """Sample and decode; return latent and picture."""
+    def sampled(
+        self, height: int, seed: int | Output, sampled_from: dict[str, Output], **settings: Any
+    ) -> tuple[Output, Output]:
+        """Sample and decode; return latent and picture. settings: of the sampler, if not those of the models."""
         values = {"steps": self.models.steps, "cfg": self.models.cfg, "sampler_name": "euler", "scheduler": "normal"}
-        sampled = self.add("KSampler", height, {"latent_image": self.latent, "seed": seed, **values, **sampled_from})
+        values |= {"latent_image": self.latent, "seed": seed, **settings}
+        sampled = self.add("KSampler", height, {**values, **sampled_from})
         decoded = self.add("VAEDecode", COLLAPSED, {"samples": sampled["LATENT"], "vae": self.vae})
         return sampled["LATENT"], decoded["IMAGE"]
 
@@ -193,10 +225,10 @@ class Description:
         for node in (encoder, scores, report):
             node.mute()
 
-    def clora(self, height: int, concepts: Output) -> dict[str, Output]:
-        """Return what a sampler node takes of CLoRA."""
+    def clora(self, height: int, concepts: Output, **settings: Any) -> dict[str, Output]:
+        """Return what a sampler node takes of CLoRA. settings: beside the defaults and the prompt of the models."""
         values = {**self.patched, "concepts": concepts, "prompt": self.models.prompt(self.pair, in_braces)}
-        clora = self.add("LoRACLR_CLoRASampler", height, values)
+        clora = self.add("LoRACLR_CLoRASampler", height, {**values, **settings})
         return {"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]}
 
 
@@ -413,7 +445,7 @@ def train(at: Description) -> None:
         WRITE_WORDS,
         RUN_AGAIN,
         "**Scores**: choose a CLIP vision model, right-click the group, *Set Group Nodes to Always*",
-        missing="model and folder",
+        missing="SD1.5 model and folder",
     )
     at.model(SCORED)
     at.column(390)
@@ -452,7 +484,7 @@ def train_two(at: Description) -> None:
         CHOOSE_PICTURES,
         WRITE_WORDS,
         RUN_AGAIN,
-        missing="model and folders",
+        missing="SD1.5 model and folders",
     )
     at.model()
     seed = at.add("PrimitiveInt", 115, {"value": 4}, "Seed")["INT"]
@@ -476,6 +508,173 @@ def train_two(at: Description) -> None:
         at.save(400, both, "trained_both", "Picture: both")
 
 
+def two_characters_on(family: Family) -> Callable[[Description], None]:
+    """Describe the first template for a family's files, settings and way to write prompts."""
+    rare = ("sks", "zwx")
+    pair = [
+        Subject(name, f"my_{name}_lora.safetensors", f"{word} {name}", name)
+        for word, name in zip(rare, family.characters, strict=True)
+    ]
+
+    def describe(at: Description) -> None:
+        at.column(250)
+        at.note(
+            445,
+            f"Draws two characters with {family.name}, each by its own LoRA",
+            f"Choose two LoRAs for {family.name}. No **trigger**? Write the one each was trained on",
+            NAME_IN_BRACES,
+            "Run: the node shows who is drawn where. One is missing? Try another **seed**",
+            missing="model and LoRAs",
+        )
+        at.column(250)
+        at.family(family)
+        at.column(280)
+        concepts = at.concepts(pair)
+        at.column(330)
+        with at.group("Sampler"):
+            prompt = family.prompt.format(**dict(zip(("one", "two"), map(in_braces, pair), strict=True)))
+            sampled_from = at.clora(800, concepts, prompt=prompt, negative=family.negative)
+        at.column(245)
+        with at.group("Picture"):
+            if family.guidance is not None:
+                values = {"conditioning": sampled_from["positive"], "guidance": family.guidance}
+                sampled_from["positive"] = at.add("FluxGuidance", COLLAPSED, values)["CONDITIONING"]
+            settings = {"steps": family.steps, "cfg": family.cfg}
+            settings |= {"sampler_name": family.sampler, "scheduler": family.scheduler}
+            _, image = at.sampled(310, 4, sampled_from, **settings)
+            at.save(400, image, "clora")
+
+    return describe
+
+
+POSES = File(
+    "control_v11p_sd15_openpose_fp16.safetensors",
+    f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11p_sd15_openpose_fp16.safetensors",
+    "controlnet",
+)
+STYLE_LORA, POSE_PICTURE = "my_style_lora.safetensors", "my_poses.png"
+
+
+# CLoRA as its authors run it on SD1.5 (arXiv 2403.19776 and their code).
+AS_PUBLISHED = {
+    "update_strength": 20.0,
+    "update_unit": "absolute (paper)",
+    "update_start": 0.0,
+    "update_end": 0.5,
+    "refine_steps": "0, 10, 20",
+    "refine_repeats": 20,
+    "temperature": 0.5,
+    "mask_threshold": 0.3,
+    "mask_morphology": "none",
+    "mask_overlap": "average (paper)",
+    "surroundings": "composed (paper)",
+}
+
+
+def published(at: Description) -> None:
+    at.column(325)
+    at.note(
+        445,
+        "The published method, to compare with: slower, and concepts blend more",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+        "See all its settings under *Advanced* of the sampler’s node",
+    )
+    at.model()
+    at.column(330)
+    concepts = at.concepts(at.pair)
+    at.column(415)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts, **AS_PUBLISHED)
+    at.column(325)
+    with at.group("Picture"):
+        _, image = at.sampled(310, 4, sampled_from, steps=50, cfg=7.5)
+        at.save(400, image, "clora")
+
+
+def styled(at: Description) -> None:
+    at.column(250)
+    at.note(
+        445,
+        "Draws two characters in one style, each by its own LoRA",
+        "**Style**: choose a LoRA for the whole picture",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+    )
+    at.model()
+    at.column(250)
+    with at.group("Style"):
+        values = {**at.patched, "lora_name": STYLE_LORA, "strength_model": 0.8, "strength_clip": 0.8}
+        style = at.add("LoraLoader", 195, values)
+        at.patched = {"model": style["MODEL"], "clip": style["CLIP"]}
+    at.column(280)
+    concepts = at.concepts(at.pair)
+    at.column(330)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts)
+    at.column(245)
+    with at.group("Picture"):
+        _, image = at.sampled(310, 4, sampled_from)
+        at.save(400, image, "clora")
+
+
+def enlarged(at: Description) -> None:
+    at.column(250)
+    at.note(
+        445,
+        "Draws two characters, then draws them again twice as large",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+        "**denoise** of the second pass: the higher, the more it changes",
+    )
+    at.model()
+    at.column(280)
+    concepts = at.concepts(at.pair)
+    at.column(330)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts)
+    at.column(245)
+    with at.group("Picture"):
+        samples, small = at.sampled(310, 4, sampled_from)
+        at.save(270, small, "clora_small", "Picture: small")
+    at.column(250)
+    with at.group("Twice as large"):
+        values = {"samples": samples, "upscale_method": "bislerp", "scale_by": 2.0}
+        larger = at.add("LatentUpscaleBy", 135, values)
+        _, image = at.sampled(310, 4, {**sampled_from, "latent_image": larger["LATENT"]}, denoise=0.5)
+        at.save(270, image, "clora_large", "Picture: large")
+
+
+def posed(at: Description) -> None:
+    at.column(250)
+    at.note(
+        445,
+        "Draws two characters in the poses of a picture",
+        "**Poses**: a picture of stick figures (OpenPose)",
+        CHOOSE_LORAS,
+        NAME_IN_BRACES,
+        missing="SD1.5 model, LoRAs and poses",
+    )
+    at.model()
+    at.column(280)
+    concepts = at.concepts(at.pair)
+    at.column(330)
+    with at.group("Sampler"):
+        sampled_from = at.clora(800, concepts)
+    at.column(245)
+    with at.group("Poses"):
+        picture = at.add("LoadImage", 400, {"image": POSE_PICTURE})
+        control = at.load("ControlNetLoader", 115, [POSES], "control_net_name")
+        wires = {"positive": sampled_from["positive"], "negative": sampled_from["negative"]}
+        wires |= {"control_net": control["CONTROL_NET"], "image": picture["IMAGE"], "vae": at.vae}
+        held = at.add("ControlNetApplyAdvanced", 240, {**wires, "strength": 0.8})
+        sampled_from |= {"positive": held["positive"], "negative": held["negative"]}
+    at.column(245)
+    with at.group("Picture"):
+        _, image = at.sampled(310, 4, sampled_from)
+        at.save(400, image, "clora")
+
+
 # What the template browser calls them, in the order that teaches.
 TWO = "1 two characters in one picture"
 AREAS = "2 characters in areas you choose"
@@ -497,6 +696,11 @@ WORKFLOWS = {
     TRAIN: train,
     TRAIN_TWO: train_two,
 }
+# For models that people have and the demo has not.
+STYLED, POSED, ENLARGED = "two characters in one style", "two characters in poses", "two characters twice as large"
+FURTHER = {f"two characters on {family.name}": two_characters_on(family) for family in FAMILIES}
+PUBLISHED = "two characters as published"
+FURTHER |= {STYLED: styled, POSED: posed, ENLARGED: enlarged, PUBLISHED: published}
 BLUEPRINT = "Two concepts with CLoRA"
 
 
@@ -529,11 +733,12 @@ def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
 
 
 CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py", "nodes_primitive.py", "nodes_dataset.py")
+CORE_NODES += ("nodes_sd3.py", "nodes_flux.py", "nodes_model_advanced.py")
 
 
 def described(name: str, infos: NodeInfos, models: Models) -> Graph:
     at = Description(infos, models)
-    WORKFLOWS[name](at)
+    (WORKFLOWS | FURTHER)[name](at)
     return at.graph
 
 
@@ -570,7 +775,7 @@ def _node_info(name: str, node: Any, nodes: Any, io: Any) -> dict[str, Any]:
 def files(infos: NodeInfos) -> dict[Path, str]:
     """Every shipped workflow file and its text."""
     texts = {}
-    for name in WORKFLOWS:
+    for name in (*WORKFLOWS, *FURTHER):
         graph = described(name, infos, REAL)
         texts[FOLDER / f"{name}.json"] = _json(page_format(graph, name))
         texts[FOLDER / "api" / f"{name}.json"] = _json(api_format(graph))

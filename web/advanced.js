@@ -13,33 +13,42 @@ const isAlwaysOpen = () => Boolean(app.extensionManager.setting.get(ALWAYS_OPEN)
 /** `node.showAdvanced` is Nodes 2.0's own switch, which the page saves with the workflow. */
 function addFold(node, settings) {
   const defaults = new Map(settings.map((widget) => [widget, widget.value]));
-  const isFolded = (widget) => !node.showAdvanced && !isAlwaysOpen() && !isLinked(node, widget.name);
+  const names = new Set(settings.map((widget) => widget.name));
+  const isFolded = ({ name }) =>
+    names.has(name) && !node.showAdvanced && !isAlwaysOpen() && !isLinked(node, name);
   const changed = () => settings.filter((widget) => isFolded(widget) && widget.value !== defaults.get(widget)).length;
-  const button = node.addWidget("button", "advanced_settings", null, () => toggle(node, settings), {
+  const button = node.addWidget("button", "advanced_settings", null, () => toggle(node, takeAway), {
     serialize: false,
     canvasOnly: true, // Nodes 2.0 has its own
   });
   button.serialize = false;
   const label = () => (node.showAdvanced ? "▾ Advanced" : `▸ Advanced${changed() ? ` · ${changed()} changed` : ""}`);
   Object.defineProperty(button, "label", { get: label, set() {} });
-  Object.defineProperty(button, "hidden", { get: isAlwaysOpen, set() {} });
-  for (const widget of settings) {
-    Object.defineProperty(widget, "hidden", { get: () => isFolded(widget), set() {} });
-  }
+  hideOnCanvas(node, (widget) => (widget.name === button.name ? isAlwaysOpen() : isFolded(widget)));
   place(node, button, node.widgets.indexOf(settings[0]));
-  takeAway(settings);
+  takeAway();
   fitHeight(node);
+
+  /** A folded widget's socket stays where it was, and would take links there. */
+  function takeAway() {
+    for (const widget of settings) if (isFolded(widget)) widget.y = OUT_OF_REACH;
+  }
 }
 
-/** A hidden widget's socket stays where it was, and would take links there. */
-function takeAway(settings) {
-  for (const widget of settings) if (widget.hidden) widget.y = OUT_OF_REACH;
+/** Hides widgets on the classic canvas alone: Nodes 2.0 asks the widgets, not the node. */
+function hideOnCanvas(node, isHidden) {
+  for (const name of ["isWidgetVisible", "isWidgetRowVisible"]) {
+    const isVisible = node[name];
+    if (isVisible) node[name] = (widget) => !isHidden(widget) && isVisible.call(node, widget);
+  }
+  const { getLayoutWidgets } = node;
+  node.getLayoutWidgets = () => getLayoutWidgets.call(node).filter((widget) => !isHidden(widget));
 }
 
-function toggle(node, settings) {
+function toggle(node, takeAway) {
   const before = node.computeSize()[1];
   node.showAdvanced = !node.showAdvanced;
-  takeAway(settings);
+  takeAway();
   node.setSize([node.size[0], node.size[1] + node.computeSize()[1] - before]);
   node.setDirtyCanvas(true, true);
 }

@@ -18,7 +18,8 @@ from pathlib import Path
 import demo_assets
 import torch
 import torch.nn.functional as F
-from loraclr.loraclr_core.host.sampler.attention import Read, Recorder, read_layers
+from loraclr.loraclr_core.host.sampler.attention import Read, Recorder
+from loraclr.loraclr_core.host.sampler.layers import read_layers
 from torch import Tensor
 
 from . import model

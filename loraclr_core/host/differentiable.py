@@ -1,14 +1,19 @@
 """Gradients through a model that ComfyUI has loaded for inference."""
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 
 import comfy.model_management
+import comfy.quant_ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from . import weights
+
+# The one fused kernel that ComfyUI 0.30 uses in training too, in Anima; older versions have none.
+FUSED, TORCHS_OWN = "rms_rope_split_half", "comfy_kitchen.backends.eager.rope"
 
 
 @contextlib.contextmanager
@@ -49,13 +54,26 @@ def _as_in_training() -> Iterator[None]:
     Fused kernels are replaced by torch's operations. Weights that are kept in RAM get memory of their own whenever they are
     used, not one of the few buffers of asynchronous offloading, which are overwritten before the backward pass.
     """
-    management = comfy.model_management
-    before = management.in_training, management.NUM_STREAMS
-    management.in_training, management.NUM_STREAMS = True, 0
+    with contextlib.ExitStack() as changes:
+        changes.enter_context(_changed(comfy.model_management, in_training=True, NUM_STREAMS=0))
+        kernels = getattr(comfy.quant_ops, "ck", None)
+        if hasattr(kernels, FUSED):
+            unfused = getattr(importlib.import_module(TORCHS_OWN), FUSED)
+            changes.enter_context(_changed(kernels, **{FUSED: unfused}))
+        yield
+
+
+@contextlib.contextmanager
+def _changed(module: object, **values) -> Iterator[None]:
+    """Set variables of a module within the context."""
+    before = {name: getattr(module, name) for name in values}
     try:
+        for name, value in values.items():
+            setattr(module, name, value)
         yield
     finally:
-        management.in_training, management.NUM_STREAMS = before
+        for name, value in before.items():
+            setattr(module, name, value)
 
 
 def make_normal(model: nn.Module) -> None:

@@ -106,9 +106,18 @@ def resize(mask: Tensor, size: tuple[int, int], mode: Literal["nearest", "area"]
 
 
 def fuse(predictions: Tensor, masks: Tensor) -> Tensor:
-    """Return Σ M_k ε_k / Σ M_k. predictions: (branches, batch, channels, h, w); masks: (batch, branches, h, w)."""
-    weights = (masks / masks.sum(dim=1, keepdim=True)).movedim(1, 0)[:, :, None]
-    return (predictions * weights).sum(dim=0)
+    """Return Σ M_k ε_k / Σ M_k. predictions: (branches, batch, channels, …, h, w); masks: (batch, branches, h, w)."""
+    return (predictions * over_channels(masks / masks.sum(dim=1, keepdim=True), predictions[0])).sum(dim=0)
+
+
+def over_channels(masks: Tensor, latents: Tensor) -> Tensor:
+    """Return masks, (batch, branches, h, w), by branch, (branches, batch, 1, …, h, w).
+
+    latents: what each is to be multiplied with, (batch, channels, h, w), or (batch, channels, 1, h, w) where a model has
+    its pictures as videos of one frame.
+    """
+    by_branch = masks.movedim(1, 0)
+    return by_branch.reshape(*by_branch.shape[:2], *(1,) * (latents.ndim - 3), *by_branch.shape[2:])
 
 
 def _dilate(mask: Tensor) -> Tensor:

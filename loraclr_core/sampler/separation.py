@@ -62,7 +62,7 @@ def step(gradient: Tensor, scale: Tensor, strength: float, unit: UpdateUnit) -> 
     """
     if unit == "absolute (paper)":
         return gradient * scale.square() * -strength
-    size = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    size = gradient.square().mean(dim=tuple(range(1, gradient.ndim)), keepdim=True).sqrt()
     # A single concept has nothing to be told apart from: no gradient, no move.
     direction = torch.where(size > 0, gradient / size, torch.zeros_like(gradient))
     return direction * scale * -strength

@@ -5,12 +5,14 @@ from pathlib import Path
 import architectures
 import comfy.lora
 import comfy.sd
+import host
 import lora_files
 import lora_formats
 import nodes
 import pytest
 import torch
 from architectures import Model
+from comfyui_version import __version__ as host_version
 from lora_files import StateDict
 from lora_formats import CORPUS, Format
 from loraclr.loraclr_core.host.lora import adapters
@@ -167,6 +169,7 @@ def test_the_table_says_what_these_tests_do():
     assert {entry for entry, cell in cells.items() if cell == "refused"} == set(REFUSED)
 
 
+@pytest.mark.skipif(host_version != host.DEFAULT_VERSION, reason="older versions of ComfyUI lack some models")
 def test_the_page_has_the_table():
     """After a change of the corpus: put `lora_formats.table()` between the marks of docs/formats.md."""
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text("utf-8")

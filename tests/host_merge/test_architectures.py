@@ -12,7 +12,7 @@ import lora_files
 import nodes
 import pytest
 import torch
-from architectures import ARCHITECTURES, Model
+from architectures import ARCHITECTURES, PICTURES, VIDEO, Model
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from host_sampler.sampling import assert_same, clora, maps, sample
@@ -29,8 +29,6 @@ PROMPT, STEPS, SEED, RIDGE = "photo of a {trigger}", 2, 0, 0.1
 STRENGTH = 0.2
 CPU = torch.device("cpu")
 JOINT = ["Flux", "Z-Image"]
-READABLE = ["SD2 v-prediction", "SDXL", *JOINT]
-UNREADABLE = ["SD3", "Qwen-Image", "Wan"]
 
 every = pytest.mark.parametrize("name", ARCHITECTURES)
 
@@ -166,7 +164,7 @@ def test_the_small_models_are_what_they_stand_for():
     assert sd2.model.model.model_type is ModelType.V_PREDICTION
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", PICTURES)
 def test_clora_runs_and_its_updates_lower_the_loss(name):
     case = merged(name)
     latent = {"samples": torch.zeros(1, *case.model.latent)}
@@ -226,7 +224,7 @@ def test_joint_attention_is_read_of_tiles(name):
     torch.testing.assert_close(record(model, two).heat, record(model, one).heat, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.parametrize("name", VIDEO)
 def test_clora_names_the_model_that_it_cannot_read(name):
     case = merged(name)
     kind = type(case.model.model.model.diffusion_model).__name__

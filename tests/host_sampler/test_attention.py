@@ -5,7 +5,7 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from host_sampler.sampling import clora, sample
-from loraclr.loraclr_core.host.sampler.attention import CrossLayers, read_layers
+from loraclr.loraclr_core.host.sampler.layers import UNetLayers, read_layers
 from sd15 import UNET_CONFIG as SD15
 
 SDXL = SD15 | {
@@ -31,13 +31,13 @@ def unet(config: dict):
 def test_sd15_is_read_at_a_quarter_of_the_side(size):
     """16×16 maps at 512×512, as published: the third level."""
     expected = [("input", 7, 0), ("input", 8, 0), ("output", 3, 0), ("output", 4, 0), ("output", 5, 0)]
-    assert read_layers(unet(SD15), *size) == CrossLayers(expected)
+    assert read_layers(unet(SD15), *size) == UNetLayers(expected)
 
 
 def test_sdxl_is_read_at_a_quarter_of_the_side():
     """32×32 maps at 1024×1024: sixty layers."""
     blocks = [("input", 7), ("input", 8), ("middle", 0), ("output", 0), ("output", 1), ("output", 2)]
-    assert read_layers(unet(SDXL), 128, 128) == CrossLayers([(*block, i) for block in blocks for i in range(10)])
+    assert read_layers(unet(SDXL), 128, 128) == UNetLayers([(*block, i) for block in blocks for i in range(10)])
 
 
 def test_a_model_without_cross_attention_is_refused():

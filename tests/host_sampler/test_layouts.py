@@ -11,14 +11,17 @@ import lora_files
 import nodes
 import pytest
 import torch
-from architectures import LAYOUTS, Model
+from architectures import PICTURES, Model
+from comfy_extras.nodes_edit_model import ReferenceLatent
 from host_sampler.sampling import compose, encode, sample
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 from running import load, write_lora
 from torch import Tensor, nn
 
 PROMPT = "a photo of {cat}. a red ball and a park"
-NAMES = ["SD1.5", "SDXL", "Flux", "Z-Image", *LAYOUTS]
+
+# By T5 or an adapter, every word changes every row a little.
+ALL_CHANGE = ["Flux", "Chroma", "Anima"]
 
 
 def concept(name: str, model: Model, word: str = "cat", **inputs) -> list:
@@ -33,48 +36,55 @@ def empty(model: Model) -> dict:
     return {"samples": torch.zeros(1, *model.latent)}
 
 
-def joined(model: Model, conditioning: list) -> list:
-    """More text behind it, by the host's node."""
-    return nodes.ConditioningConcat().concat(conditioning, encode(model.clip, "blue water"))[0]
+def joined(model: Model, conditioning: list, more: str) -> list:
+    """With more text behind it, or a picture beside it, by the host's nodes."""
+    if more == "text":
+        return nodes.ConditioningConcat().concat(conditioning, encode(model.clip, "blue water"))[0]
+    if more == "picture":
+        return ReferenceLatent.execute(conditioning, {"samples": torch.ones(1, *model.latent)})[0]
+    return conditioning
 
 
-def seen(model: Model, text: str, more: bool) -> Tensor:
+def seen(model: Model, text: str, more: str) -> Tensor:
     """The text as the model gets it in a plain picture, (tokens, width)."""
     found = []
     handle = model.model.model.diffusion_model.register_forward_pre_hook(
         lambda module, args, kwargs: found.append(kwargs["context"][0]), with_kwargs=True
     )
-    cond = encode(model.clip, text)
-    cond = joined(model, cond) if more else cond
+    cond = joined(model, encode(model.clip, text), more)
     sample(model.model, cond, cond, empty(model), steps=1, cfg=1.0)
     handle.remove()
     return found[0]
 
 
-def rows_of_the_word(name: str, model: Model, more: bool) -> tuple[int, list[int]]:
+def rows_of_the_word(name: str, model: Model, more: str) -> tuple[int, list[int]]:
     """How many rows the text has in the model, and which of them are the word's."""
     text, other, behind = (
         seen(model, PROMPT.replace(*change), more)
         for change in (("{cat}", "cat"), ("{cat}", "dog"), ("{cat}.", "cat,"))
     )
     apart = (text - other).abs().sum(dim=-1)
-    if name == "Flux":  # every word changes every row of T5's a little
+    if name in ALL_CHANGE:
         return len(text), [int(apart.argmax())]
     first, end = (int((text - changed).any(dim=-1).nonzero()[0]) for changed in (other, behind))
     return len(text), list(range(first, end))
 
 
-@pytest.mark.parametrize(("name", "more"), [*((name, False) for name in NAMES), ("SD1.5", True), ("Flux.2-dev", True)])
+MORE = [("SD1.5", "text"), ("Flux.2-dev", "text"), ("Flux", "picture"), ("Qwen-Image", "picture")]
+
+
+@pytest.mark.parametrize(("name", "more"), [*((name, "") for name in PICTURES), *MORE])
 def test_attention_is_read_at_the_rows_that_change_with_the_word(name, more):
     model = architectures.build(name)
     text, truth = rows_of_the_word(name, model, more)
     patched, positive, negative = compose(model, concept(name, model), prompt=PROMPT, negative="", update_strength=0.0)
-    positive = joined(model, positive) if more else positive
+    positive = joined(model, positive, more)
     network, (height, width) = model.model.model.diffusion_model, model.latent[-2:]
     patch = getattr(network, "patch_size", 2)  # or the level of the small U-Nets that is read
     size = height // patch, width // patch
     multiple = getattr(network, "pad_tokens_multiple", None) or 1
     image, joint = math.prod(size), sum(math.ceil(n / multiple) * multiple for n in (text, math.prod(size)))
+    joint += image * (more == "picture")
     whole = []
 
     def watching(function, q, k, v, heads, *args, **kwargs):

@@ -4,10 +4,12 @@ import contextlib
 from collections.abc import Iterator
 
 import architectures
+import comfy.text_encoders.sd3_clip
 import pytest
 import safetensors.torch
 import torch
 from comfy.sd import CLIP
+from comfy.supported_models_base import ClipTarget
 from loraclr.loraclr_core.host.sampler import tokens
 from loraclr.loraclr_core.sampler.prompt import BranchPrompt, PromptError
 
@@ -144,6 +146,17 @@ def test_what_the_host_cuts_off_counts_no_more(sdxl, tmp_path):
     vectors = {"clip_l": torch.randn(2, WIDTH), "clip_g": torch.randn(80, WIDTH)}
     with embeddings(sdxl, tmp_path, style=vectors):
         assert positions(sdxl, "a embedding:style [cat] there") == [4]
+
+
+def test_encoders_whose_texts_stand_one_behind_the_other():
+    """SD3's T5 behind its two CLIPs; of few words, because its width is fixed."""
+    clip = {"clip_l_model_config": architectures.CLIP, "clip_g_model_config": architectures.CLIP}
+    t5 = architectures.T5 | {"d_model": architectures.SD3_TEXT_WIDTH, "vocab_size": 4096}
+    target = ClipTarget(comfy.text_encoders.sd3_clip.SD3Tokenizer, comfy.text_encoders.sd3_clip.sd3_clip())
+    sd3 = CLIP(target, model_options={"dtype": architectures.DTYPE, "t5xxl_model_config": t5, **clip})
+    architectures.fill(sd3.cond_stage_model, 1)
+    assert positions(sd3, "a photo of [cat] in the park") == [4, CHUNK + 4]
+    assert positions(sd3, "a photo of ([cat]:1.3) in the park") == [4, CHUNK + 4]
 
 
 def test_a_prompt_that_the_encoder_cuts_off_is_an_error_that_shows_it():

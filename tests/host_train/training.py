@@ -68,7 +68,7 @@ def small_vae(channels: int, video: bool) -> VAE:
     kind = comfy.taesd.taehv.TAEHV if video else comfy.taesd.taesd.TAESD
     module = kind(latent_channels=channels)
     architectures.fill(module, 2)
-    return VAE(sd=module.state_dict())
+    return VAE(sd=module.state_dict(), metadata={"tae_latent_channels": channels})
 
 
 def evaluate(model: ModelPatcher, prompt_cond: list, latent: Tensor, work: Callable, wrapped: bool = False):

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,7 +46,6 @@ class ComfyPage:
         page.set_default_timeout(MINUTES)
         self.nodes2 = nodes2
         self.whole = nodes2 and pictures  # the pictures that are shown come from Nodes 2.0
-        self.failures = 0
         self.open()
 
     def _note(self, message) -> None:
@@ -84,16 +83,19 @@ class ComfyPage:
         self.wait_for_nodes(workflows.REAL, name)
 
     def take_few_steps(self) -> int:
-        """In pictures, captures and trainings, whatever they come to; nothing is painted for these. Returns how many."""
+        """In pictures, captures and trainings, whatever they come to; nothing is painted for these. Returns how many: ComfyUI would
+        answer from its cache what ran in the other renderer.
+        """
+        steps = FEW_STEPS + self.nodes2
         self.page.evaluate(
             """steps => {
                 const few = { steps, capture_steps: steps, beside: '' };
                 for (const widget of app.graph.nodes.flatMap((node) => node.widgets ?? []))
                     if (widget.name in few) widget.value = few[widget.name];
             }""",
-            FEW_STEPS,
+            steps,
         )
-        return FEW_STEPS
+        return steps
 
     def prompt(self) -> dict[str, dict]:
         """The graph as the page would send it to the server."""
@@ -132,18 +134,21 @@ class ComfyPage:
         """Presses Run and waits for the end; the outputs by node id. Fails where a node did."""
         self.page.evaluate(
             """() => {
-                window.ended = new Promise((resolve) => {
-                    for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
-                        app.api.addEventListener(kind, ({ detail }) => resolve({ kind, ...detail }), { once: true });
-                });
+                window.ended = null;
+                for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
+                    app.api.addEventListener(kind, ({ detail }) => { window.ended ??= { kind, ...detail }; }, { once: true });
             }"""
         )
         # Front ends before the default host's never take away the mask of a file that opened before it had faded in.
         self.page.evaluate("() => document.querySelectorAll('.p-overlay-mask-leave').forEach((mask) => mask.remove())")
         self.page.get_by_test_id("queue-button").click()
-        ended = self.page.evaluate("() => window.ended")
+        ended = self.wait_for_end()
         assert ended["kind"] == "execution_success", ended
         return self.server.history(ended["prompt_id"])["outputs"]
+
+    def wait_for_end(self):
+        """Until a script of a test has set `window.ended`; its value."""
+        return self.page.wait_for_function("window.ended", timeout=5 * MINUTES).json_value()
 
     def node(self, comfy_class: str, script: str, argument=None):
         """Evaluates `(node, argument) => …` on the first node of a class."""
@@ -210,23 +215,37 @@ def open_page(browser, server, infos, renderer, pytestconfig) -> Callable[[], Ab
     return opened
 
 
+class SharedPage:
+    """One page for all tests that ask for it. One that has seen a test fail is closed: anything may be left in it."""
+
+    def __init__(self, open_page: Callable[[], AbstractContextManager[ComfyPage]], session: pytest.Session):
+        self.open_page, self.session = open_page, session
+        self.opened = ExitStack()
+        self.page: ComfyPage | None = None
+        self.failures = 0
+
+    def get(self) -> ComfyPage:
+        if self.page is None or self.session.testsfailed > self.failures:
+            self.page, self.failures = None, self.session.testsfailed
+            self.opened.close()
+            self.page = self.opened.enter_context(self.open_page())
+        return self.page
+
+
 @pytest.fixture(scope="module")
-def shared_page(open_page) -> Iterator[ComfyPage]:
-    with open_page() as page:
-        yield page
+def shared_page(open_page, request) -> Iterator[SharedPage]:
+    shared = SharedPage(open_page, request.session)
+    with shared.opened:
+        yield shared
 
 
 @pytest.fixture
 def page(request, open_page) -> Iterator[ComfyPage]:
     """One for all tests, which begin by loading a graph: opening it takes longer than most of them. Those that change more
-    than the graph are marked `own_page`, with what their page is opened with. A test that failed may have left anything.
+    than the graph are marked `own_page`, with what their page is opened with.
     """
     if own := request.node.get_closest_marker("own_page"):
         with open_page(**own.kwargs) as page:
             yield page
     else:
-        page = request.getfixturevalue("shared_page")
-        if request.session.testsfailed > page.failures:
-            page.failures = request.session.testsfailed
-            page.open()
-        yield page
+        yield request.getfixturevalue("shared_page").get()

@@ -146,5 +146,6 @@ def test_an_error_inside_a_subgraph_is_said_outside_too(page):
     page.node(CLORA, SET, ["prompt", "a photo"])
     page.node(CLORA, "(node) => { app.graph.convertToSubgraph(new Set([node])); }")
     run_to_the_error(page)
-    expect(page.page.locator(".p-toast-detail").filter(has_text="{ball}")).to_be_visible()
+    said = page.page.get_by_text(re.compile(r"never names \{ball\}")).locator("visible=true")
+    expect(said.first).to_be_visible()
     page.shot("error_in_a_subgraph")

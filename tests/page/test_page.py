@@ -23,7 +23,7 @@ WORDS = "(node) => node.widgets.slice(1, 3).map((widget) => widget.value)"
 def add_concept(page) -> None:
     """A Load Concept LoRA alone."""
     page.load(EMPTY)
-    page.page.evaluate("type => app.graph.add(LiteGraph.createNode(type))", CONCEPT)
+    page.page.evaluate("type => { app.graph.add(LiteGraph.createNode(type)); }", CONCEPT)
 
 
 def canvas_pixels(page) -> np.ndarray:

@@ -325,11 +325,12 @@ def test_a_cancelled_merge_says_so(page):
             set('capture_steps', 1000);
             set('capture_seed', 7);
             app.api.addEventListener('progress_text', () => app.api.interrupt(null), { once: true });
-            window.ended = new Promise((resolve) => app.api.addEventListener('execution_interrupted', resolve, { once: true }));
+            window.ended = false;
+            app.api.addEventListener('execution_interrupted', () => { window.ended = true; }, { once: true });
         }"""
     )
     page.page.get_by_test_id("queue-button").click()
-    page.page.evaluate("() => window.ended.then(() => null)")
+    page.wait_for_end()
     page.center(MERGE)
     expect(page.page.get_by_text("Cancelled: nothing was merged.").first).to_be_visible()
     page.shot("merge_cancelled", of=MERGE)

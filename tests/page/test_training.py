@@ -30,10 +30,10 @@ RUN = """([steps, ifThere, stop]) => {
     window.steps = [];
     const note = ({ detail }) => { window.steps.push(detail.step); if (detail.step >= stop) app.api.interrupt(null); };
     app.api.addEventListener('loraclr.train', note);
-    window.ended = new Promise((resolve) => {
-        for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
-            app.api.addEventListener(kind, () => resolve(kind), { once: true });
-    }).finally(() => app.api.removeEventListener('loraclr.train', note));
+    window.ended = null;
+    const end = (kind) => { window.ended ??= kind; app.api.removeEventListener('loraclr.train', note); };
+    for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
+        app.api.addEventListener(kind, () => end(kind), { once: true });
 }"""
 
 
@@ -59,7 +59,7 @@ def run(page, steps: int, if_there: str, stop: int = 10**6) -> tuple[str, list[i
     """How a training ended, and the steps that frames came after."""
     page.page.evaluate(RUN, [steps, if_there, stop])
     page.page.get_by_test_id("queue-button").click()
-    return page.page.evaluate("async () => [await window.ended, window.steps]")
+    return page.wait_for_end(), page.page.evaluate("() => window.steps")
 
 
 def test_a_frame_shows_curves_previews_and_the_time_left(page):

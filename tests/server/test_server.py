@@ -81,14 +81,14 @@ def test_workflow_files_are_written_by_their_description(server, infos):
         assert path.read_text("utf-8") == text
 
 
-@pytest.mark.parametrize("name", workflows.WORKFLOWS)
+@pytest.mark.parametrize("name", [*workflows.WORKFLOWS, *workflows.FURTHER])
 def test_the_page_s_format_and_the_api_s_are_the_same_graph(server, infos, name):
     page = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
     api = json.loads((ROOT / "example_workflows" / "api" / f"{name}.json").read_text("utf-8"))
     assert graph.to_api(page, infos) == api
 
 
-@pytest.mark.parametrize("name", workflows.WORKFLOWS)
+@pytest.mark.parametrize("name", [*workflows.WORKFLOWS, *workflows.FURTHER])
 def test_wires_join_equal_types(infos, name):
     """Those of muted nodes among them, which no run would find wrong."""
     for node in workflows.described(name, infos, workflows.REAL).nodes:

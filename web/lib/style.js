@@ -45,6 +45,7 @@ style.replaceSync(`
     white-space: pre-line; overflow-wrap: anywhere; user-select: text; color: var(--input-text, #ddd);
     background: var(--comfy-input-bg, #222); border-left: 4px solid var(--error-text, #ff6b6b); }
   .loraclr-wire { border-left-color: #e69f00; }
+  .loraclr-last { border-left-color: var(--border-color, #666); }
   .loraclr-popup { position: fixed; z-index: 10000; padding: 3px; border-radius: 6px; font: 13px sans-serif;
     background: var(--comfy-menu-bg, #222); color: var(--input-text, #ddd); border: 1px solid var(--border-color, #555); }
   .loraclr-option { padding: 2px 8px; cursor: pointer; border-radius: 4px; }

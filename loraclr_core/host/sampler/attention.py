@@ -1,13 +1,7 @@
 """Attention of image positions to text tokens, read while the model runs.
 
-In a U-Net (SD1.x, SD2.x, SDXL), the maps are the probabilities of its cross attention. The published method reads 16×16
-maps at 512×512 pixels: a quarter of the latent's side. The level whose number of queries comes nearest to that is read,
-averaged over all of its cross-attention layers.
-
-In a transformer that attends to text and image together (Flux, Z-Image and related models), they are the text's part of
-the joint softmax, in the four blocks that end a third of the way down. In Flux these are the last blocks with two
-streams, where attention best covers the thing that a word names (ConceptAttention, arXiv 2502.04320). A gradient
-through them costs a third of a pass. Each map has one place per image token.
+In a U-Net, the maps are the probabilities of its cross attention. In a transformer, they are those of its cross
+attention, or the text's part of its joint softmax.
 """
 
 import math
@@ -18,17 +12,10 @@ from typing import NamedTuple
 import comfy.ldm.modules.attention as host_attention
 import torch
 import torch.nn.functional as F
-from comfy.ldm.flux.model import Flux
-from comfy.ldm.lumina.model import NextDiT
-from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
-from torch import Tensor, nn
+from torch import Tensor
 
+from .layers import Layers, TransformerLayers
 from .patches import suspects
-
-Block = tuple[str, int, int]  # "input" | "middle" | "output", number, transformer block within
-
-JOINT_BLOCKS = 4  # number of a transformer's blocks that are read
 
 
 class Enough(BaseException):
@@ -46,84 +33,6 @@ class Read(NamedTuple):
     first: int = 0
 
 
-class CrossLayers(NamedTuple):
-    """Cross-attention layers of a U-Net."""
-
-    blocks: list[Block]
-
-    @property
-    def number(self) -> int:
-        return len(self.blocks)
-
-
-class JointLayers(NamedTuple):
-    """Joint attention of a transformer: text tokens, then the image's, each padded to a multiple of `padding`."""
-
-    # The joint attentions that are read, counted in the order in which they run.
-    numbers: range
-    # Rows and columns of the image in tokens.
-    size: tuple[int, int]
-    padding: int
-
-    @property
-    def number(self) -> int:
-        return len(self.numbers)
-
-    def padded(self, tokens: int) -> int:
-        return math.ceil(tokens / self.padding) * self.padding
-
-
-Layers = CrossLayers | JointLayers
-
-
-def read_layers(model: nn.Module, height: int, width: int) -> Layers:
-    """Return the layers to read for a latent of height × width. Raises ValueError for a model without any."""
-    if type(model) in (Flux, NextDiT):
-        blocks = (
-            len(model.layers) if isinstance(model, NextDiT) else len(model.double_blocks) + len(model.single_blocks)
-        )
-        last = max(math.ceil(blocks / 3), min(blocks, JOINT_BLOCKS))
-        size = math.ceil(height / model.patch_size), math.ceil(width / model.patch_size)
-        padding = getattr(model, "pad_tokens_multiple", None) or 1
-        return JointLayers(range(max(0, last - JOINT_BLOCKS), last), size, padding)
-    if not isinstance(model, UNetModel):
-        raise ValueError(
-            "CLoRA reads the attention of SD1.x, SD2.x, SDXL, Flux, Flux.2, LongCat-Image, Ovis-Image, Lumina 2, NewBie and"
-            f" Z-Image; {type(model).__name__} is none of them. Use LoRACLR Merge with this model."
-        )
-    levels: dict[int, list[Block]] = {}
-    level = 0
-    for name, number, module in _blocks(model):
-        for child in module:
-            level += isinstance(child, Downsample) or (isinstance(child, ResBlock) and _resamples(child, Downsample))
-            if isinstance(child, SpatialTransformer) and not isinstance(child, SpatialVideoTransformer):
-                for index, block in enumerate(child.transformer_blocks):
-                    if block.attn2 is not None:
-                        levels.setdefault(level, []).append((name, number, index))
-            level -= isinstance(child, Upsample) or (isinstance(child, ResBlock) and _resamples(child, Upsample))
-    if not levels:
-        raise ValueError("CLoRA reads cross attention, and this model has none. Use LoRACLR Merge with it.")
-    cells = math.ceil(height / 4) * math.ceil(width / 4)
-    return CrossLayers(levels[min(levels, key=lambda n: abs(_halve(height, n) * _halve(width, n) - cells))])
-
-
-def _blocks(model: UNetModel):
-    yield from (("input", i, module) for i, module in enumerate(model.input_blocks))
-    if model.middle_block is not None:
-        yield "middle", 0, model.middle_block
-    yield from (("output", i, module) for i, module in enumerate(model.output_blocks))
-
-
-def _resamples(block: ResBlock, kind: type) -> bool:
-    return block.updown and isinstance(block.h_upd, kind)
-
-
-def _halve(side: int, times: int) -> int:
-    for _ in range(times):
-        side = math.ceil(side / 2)
-    return side
-
-
 class _Pass(threading.local):
     """The state of the forward pass that a thread runs; ComfyUI runs those of several devices in threads."""
 
@@ -132,7 +41,7 @@ class _Pass(threading.local):
 
     def begin(self, reads: list[Read], tokens: int, batch: int, layers: Layers | None) -> None:
         self.reads, self.tokens, self.batch, self.layers = reads, tokens, batch, layers
-        self.joint = 0  # joint attentions so far
+        self.attentions = 0  # of the image in a transformer's blocks, so far
         self.sums: list[tuple[Tensor, tuple[int, int]]] = []
 
 
@@ -186,9 +95,9 @@ class Recorder:
 
     def options(self, existing: dict) -> dict:
         """Return `existing` transformer options that also read the layers; patches already in them still apply."""
-        if isinstance(self.layers, JointLayers):
+        if isinstance(self.layers, TransformerLayers):
             name = "optimized_attention_override"
-            return {**existing, name: self._reading_joint(existing.get(name))}
+            return {**existing, name: self._reading_transformer(existing.get(name))}
         replace = dict(existing.get("patches_replace", {}))
         inner = replace.get("attn2", {})
         replace["attn2"] = dict(inner)
@@ -215,24 +124,33 @@ class Recorder:
 
         return attend
 
-    def _reading_joint(self, inner: Callable | None):
+    def _reading_transformer(self, inner: Callable | None):
         """Return an `optimized_attention_override` that reads the layers."""
 
         def attend(function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-            layers = self.current.layers or self.layers
-            assert isinstance(layers, JointLayers)
-            text, image = layers.padded(self.current.tokens), math.prod(layers.size)
-            # Z-Image first refines text and image separately; with reference images the sequences are longer.
-            if self.current.reads and kwargs.get("skip_reshape") and q.shape[-2] == text + layers.padded(image):
-                if self.current.joint in layers.numbers:
-                    self._record_joint(q, k, slice(text, text + image), heads, kwargs.get("mask"))
-                    self._stop_if_enough()
-                self.current.joint += 1
+            if self.current.reads:
+                queries, keys = (q, k) if kwargs.get("skip_reshape") else (_split(q, heads), _split(k, heads))
+                mask = args[0] if args else kwargs.get("mask")
+                self._read_transformer(queries, keys, heads, mask, kwargs.get("transformer_options", {}))
             if inner is not None:
                 return inner(function, q, k, v, heads, *args, **kwargs)
             return function(q, k, v, heads, *args, **kwargs)
 
         return attend
+
+    def _read_transformer(self, q: Tensor, k: Tensor, heads: int, mask: Tensor | None, options: dict) -> None:
+        """Record one attention, if it is one that is read. q, k: (rows, heads, tokens, dim)."""
+        layers = self.current.layers
+        assert isinstance(layers, TransformerLayers)
+        references = sum(options.get("reference_image_num_tokens", []))
+        queries, keys = layers.lengths(self.current.tokens, references)
+        if q.shape[-2] != queries:
+            return  # some models first refine text and image separately
+        block, is_text = divmod(self.current.attentions, 2) if layers.is_cross else (self.current.attentions, True)
+        self.current.attentions += 1
+        if is_text and k.shape[-2] == keys and block in layers.numbers:
+            self._record_transformer(q, k, layers, heads, mask)
+            self._stop_if_enough()
 
     def _stop_if_enough(self) -> None:
         if self.stop and len(self.current.sums) == self.layers.number:
@@ -250,19 +168,21 @@ class Recorder:
             )
         rows, heads = self._rows(q.device), extra_options["n_heads"]
         # -> (rows, heads, tokens, dim)
-        q, k = (t.index_select(0, rows).unflatten(-1, (heads, -1)).transpose(1, 2).float() for t in (q, k))
+        q, k = (_split(t.index_select(0, rows), heads).float() for t in (q, k))
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         size = extra_options["activations_shape"][-2:]
         self.current.sums.append((scores.softmax(dim=-1).mean(dim=1), (size[0], size[1])))
 
-    def _record_joint(self, q: Tensor, k: Tensor, image: slice, heads: int, mask: Tensor | None) -> None:
-        """Record one joint attention. q, k: (rows, heads, tokens, dim).
+    def _record_transformer(
+        self, q: Tensor, k: Tensor, layers: TransformerLayers, heads: int, mask: Tensor | None
+    ) -> None:
+        """Record one attention whose first keys are the text. q, k: (rows, heads, tokens, dim).
 
         The probabilities are recovered by attending to one-hot values, dim tokens at a time, so the kernel never holds
         an image × image matrix.
         """
-        assert isinstance(self.current.layers, JointLayers)
         rows, tokens = self._rows(q.device), self.current.tokens
+        image = layers.image(tokens)
         q, k = q.index_select(0, rows)[:, :, image], k.index_select(0, rows)
         if mask is not None and mask.shape[-2] > 1:
             mask = mask[..., image, :]
@@ -282,7 +202,12 @@ class Recorder:
                 skip_output_reshape=True,
             )
             parts.append(probabilities.float().mean(dim=1))
-        self.current.sums.append((torch.cat(parts, dim=-1)[..., :tokens], self.current.layers.size))
+        self.current.sums.append((torch.cat(parts, dim=-1)[..., :tokens], layers.size))
+
+
+def _split(tokens: Tensor, heads: int) -> Tensor:
+    """Return (rows, heads, tokens, dim) for (rows, tokens, heads·dim)."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def _resize(probabilities: Tensor, layer_size: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -95,9 +95,7 @@ class BranchAdapters:
                     f"{changes.path} runs on {inputs.shape[0]} rows of a batch of {len(batch)}; which row belongs to"
                     " which branch cannot be known. Remove the patch that regroups them."
                 )
-            # Windows or frames of one row stand next to each other.
-            rows = batch if times == 1 else tuple(branch for branch in batch for _ in range(times))
-            return changes.add(module, inputs, output, rows)
+            return changes.add(module, inputs, output, _repeated(batch, times, inputs))
 
         return add
 
@@ -186,6 +184,15 @@ def _affine(module: nn.Module, inputs: Tensor, weight: Tensor | None = None, bia
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _repeated(batch: Rows, times: int, inputs: Tensor) -> Rows:
+    """Return the branch of each row of inputs that hold every row of a batch so many times."""
+    # A vector per row is its time. An edit model appends the times of all reference pictures to those of the pictures.
+    if inputs.ndim == 2:
+        return batch * times
+    # Windows or frames of one row stand next to each other.
+    return tuple(branch for branch in batch for _ in range(times))
 
 
 def _where(rows: Rows, branches: set[int], device: torch.device) -> slice | Tensor:

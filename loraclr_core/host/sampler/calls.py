@@ -17,8 +17,9 @@ from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .attention import Read, Recorder, read_layers
+from .attention import Read, Recorder
 from .branches import BranchAdapters, Rows
+from .layers import read_layers
 from .patches import suspects
 
 ROWS = "loraclr_rows"  # key of the row numbers among a batch's conditioning, and of the innermost wrapper
@@ -140,7 +141,10 @@ def _is_alike(x: Tensor, expected: Tensor) -> bool:
 
 def _locate(x: Tensor, latents: Tensor, rows: Tensor) -> Part | None:
     """Return where the rows of a call lie in these rows of the latents; None where the content differs."""
-    latents = latents[rows]
+    x, latents = (
+        x.flatten(1, -3),
+        latents[rows].flatten(1, -3),
+    )  # of one frame, where a model has its pictures as videos
     places = torch.stack([_locate_tile(tile, picture) for tile, picture in zip(x, latents, strict=True)])
     where = places.flatten(1)[:, None].expand(-1, latents.shape[1], -1)
     content = latents.flatten(2).gather(2, where).view_as(x)

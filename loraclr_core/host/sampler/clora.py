@@ -87,8 +87,11 @@ class CLoRA:
         if guider.model_options.get("context_handler") is not None:
             raise ValueError("CLoRA cannot sample in context windows; remove that patch from the model.")
         self.composition.tags.check(guider.conds)
-        if noise.ndim != 4:
-            raise ValueError(f"CLoRA samples pictures; this latent has the shape {tuple(noise.shape)}.")
+        if noise.ndim not in (4, 5) or noise.shape[2:-2].numel() != 1:
+            raise ValueError(
+                f"CLoRA samples pictures, and this latent, of the shape {tuple(noise.shape)}, is not one: connect a latent with"
+                " one frame."
+            )
         node, before = get_executing_context(), self.sampled_by
         self.sampled_by = node
         given = given_masks.by_name(self.composition.concepts, self.composition.areas)

@@ -13,10 +13,10 @@ from ..lora import adapters
 from ..lora.load import load
 from ..lora.match import key_names
 from . import given_masks, tokens
-from .attention import read_layers
 from .branches import BranchAdapters
 from .clora import CLoRA
 from .evaluation import Role
+from .layers import read_layers
 from .live import LiveView
 from .notes import Notes
 from .settings import Settings

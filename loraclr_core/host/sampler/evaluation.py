@@ -11,6 +11,7 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor
 
+from ...sampler.masks import over_channels
 from .. import differentiable
 from . import tokens
 from .attention import Enough, Read, Recorder
@@ -62,7 +63,7 @@ class Evaluation:
 
     def surround(self, latent: Tensor, masks: Tensor) -> None:
         """Show each branch this latent outside its own mask from now on. masks: (batch, branches, h, w), 0…1."""
-        self.surroundings = latent, masks.movedim(1, 0)[:, :, None]
+        self.surroundings = latent, over_channels(masks, latent)
 
     def predict(self, z: Tensor, recorder: Recorder | None, branches: Sequence[int]) -> list[list[Tensor]]:
         """Return, for each call, the denoised predictions of `branches`, each (batch, channels, h, w).
@@ -165,7 +166,7 @@ class Evaluation:
             if call == self.main:
                 entry = next(entry for entry in self.calls[call].branches[branch] or [] if entry["uuid"] == uuid)
                 text = entry["model_conds"]["c_crossattn"].cond[0]
-                first = self._find_first(entry["cross_attn"][0], text)
+                first = 0 if tokens.TEXT_IDS in entry else self._find_first(entry["cross_attn"][0], text)
                 reads.append(Read(range(i * per_chunk, (i + 1) * per_chunk), branch, len(text), first))
         return reads
 

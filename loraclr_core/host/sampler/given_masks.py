@@ -72,7 +72,7 @@ def doubts(
     given: each concept's, (pictures, height, width). node: the node whose run samples it. before: the node whose run
     sampled last with the same model.
     """
-    pictures, _, height, width = shape
+    pictures, *_, height, width = shape
     warnings = [
         f"The mask of “{name}” ({mask.shape[-1]}×{mask.shape[-2]}) has another shape than the picture and is stretched to it."
         for name, mask in given.items()

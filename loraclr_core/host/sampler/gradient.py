@@ -13,8 +13,9 @@ from torch import Tensor
 from ...sampler import separation
 from ...sampler.separation import Branch, Maps
 from .. import differentiable
-from .attention import JointLayers, Recorder, read_layers
+from .attention import Recorder
 from .evaluation import Evaluation
+from .layers import TransformerLayers, read_layers
 from .patches import suspects
 from .settings import UpdateSettings
 
@@ -33,7 +34,7 @@ def gradient(
     """
     layers = read_layers(evaluation.model.diffusion_model, *z.shape[-2:])
     missing = [number for number in range(len(branches)) if number not in prepared_maps]
-    with differentiable.gradients(isinstance(layers, JointLayers), "update_strength"):
+    with differentiable.gradients(isinstance(layers, TransformerLayers), "update_strength"):
         z = z.detach().clone().requires_grad_()
         # Autograd refuses inference tensors.
         constant = {number: maps.clone() for number, maps in prepared_maps.items()}
@@ -84,7 +85,7 @@ def require_maps(evaluation: Evaluation, maps: Maps, branches: Sequence[int]) ->
     others = evaluation.wrappers()
     hint = " may have kept the model from running: remove that node. LazyCache, which skips whole steps, works."
     raise ValueError(
-        "The attention of a branch was not seen in this step. Remove timestep ranges and reference images from the positive"
-        " conditioning, and patches that skip attention to text from the model."
+        "The attention of a branch was not seen in this step. Remove timestep ranges from the positive conditioning, reference"
+        " images where the model does not take them, and patches that skip attention to text from the model."
         + (f" {suspects(others)}{hint}" if others else "")
     )

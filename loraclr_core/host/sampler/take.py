@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ...concept import Concept
 from ...sampler.separation import Branch
-from .attention import Recorder, read_layers
+from . import own_text
+from .attention import Recorder
 from .branches import BranchAdapters
 from .evaluation import KEY, Evaluation
+from .layers import read_layers
 from .live import LiveView
 from .settings import Settings
 from .tags import Tags
@@ -96,6 +98,7 @@ class Take(ABC):
         copies = guider.model_options.get("multigpu_clones", {}).values()
         models = {guider.inner_model, *(patcher.model for patcher in copies)}
         with self.composition.adapters.attached(models):
+            guider.conds = own_text.encoded(guider, self.composition.adapters)
             samples = executor(
                 guider,
                 self.start.sigmas,

@@ -8,6 +8,8 @@ A token's index among the tokens need not be its index in the conditioning: an e
 cut its template off, and a model may pad the text on the left. Each encoder is therefore watched while it runs and
 yields one row per token. Those rows are looked up in the conditioning, and the conditioning's rows in the text that the
 model gets (`first_row`).
+
+Anima alone makes its text itself: one row for each token of a second tokenizer, whose numbers lie beside the conditioning.
 """
 
 import contextlib
@@ -27,6 +29,9 @@ STAND_INS = ("qzx", "wvk")
 
 # Words that every prompt must leave room for, because a stand-in may be longer than the phrase.
 FURTHER = " " + " ".join(4 * STAND_INS)
+
+# The key of Anima's own token numbers beside the conditioning, and the name of their tokenizer.
+TEXT_IDS, TEXT_TOKENIZER = "t5xxl_ids", "t5xxl"
 
 Id = int | Tensor  # a token's number in the vocabulary, or the vector of an embedding
 
@@ -59,7 +64,11 @@ def encode(clip, prompt: BranchPrompt) -> tuple[list, list[list[int]]]:
     tokens = _tokens(clip, prompt.text)
     with _watching(clip) as watched:
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
-    places = _locate_all(clip, tokens, watched, conditioning[0][0][0])
+    (text, *_), extras = conditioning[0]
+    if TEXT_IDS in extras:
+        places = {TEXT_TOKENIZER: {n: n for n in range(len(extras[TEXT_IDS]))}}
+    else:
+        places = _locate_all(clip, tokens, watched, text)
     words = {encoder: _words(tokens[encoder]) for encoder in places}
     _check_room(clip, prompt.text, words)
     positions = []
@@ -203,9 +212,9 @@ def _locate(tokens: list[Token], run: Watched, text: Tensor) -> dict[int, int]:
     if not all(_equal(token.id, other) for token, other in zip(tokens, ids, strict=True)):
         return {}
     rows = rows.flatten(0, 1)[: len(tokens)].to(text)
-    starts = [first_row(part, rows) for part in (text[:, :width], text[:, -width:])]  # SDXL's lie side by side
-    start = next((start for start in starts if start is not None), None)
-    if start is None:
+    shifts = [_shift(rows, part) for part in (text[:, :width], text[:, -width:])]  # SDXL's lie side by side
+    shift = next((shift for shift in shifts if shift is not None), None)
+    if shift is None:
         return {}
     places, row = {}, 0
     for token in tokens:
@@ -213,9 +222,20 @@ def _locate(tokens: list[Token], run: Watched, text: Tensor) -> dict[int, int]:
             row = token.number
         if isinstance(token.id, Tensor) and token.id.shape[-1] != width:
             continue  # ComfyUI drops an embedding that was made for another encoder, and later tokens move up
-        places[token.number] = row - start
+        places[token.number] = row + shift
         row += 1
     return {number: place for number, place in places.items() if 0 <= place < len(text)}
+
+
+def _shift(rows: Tensor, text: Tensor) -> int | None:
+    """Return how much further down an encoder's rows stand in the conditioning, None if nowhere.
+
+    Either it lacks some of them, such as a template's, or other encoders' stand before or behind them (SD3).
+    """
+    if len(rows) <= len(text):
+        return first_row(rows, text)
+    start = first_row(text, rows)
+    return None if start is None else -start
 
 
 def _join(numbers) -> str:
