@@ -3,6 +3,7 @@
 from server import PromptServer
 
 from .area import ConceptArea
+from .capture_concept import CaptureConcept
 from .captures import ClearCaptures
 from .clora import CLoRAMaps, CLoRASampler
 from .load_concept import LoadConceptLoRA
@@ -22,6 +23,7 @@ NODES = [
     CLoRASampler,
     CLoRAMaps,
     ClearCaptures,
+    CaptureConcept,
     TrainConceptLoRA,
     PreservationScores,
 ]

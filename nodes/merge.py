@@ -8,6 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
+from ..loraclr_core.braces import select_named
 from ..loraclr_core.concept import Concept
 from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.merge import export, report
@@ -19,6 +20,56 @@ from . import page
 from .types import CATEGORY, Concepts, MergeInfo
 
 MARGIN_MODES: dict[str, MarginMode] = {"absolute (paper)": "absolute", "relative": "relative"}
+
+
+def capture_inputs() -> list[io.Input]:
+    """Return the inputs that say how concepts are captured."""
+    return [
+        io.String.Input(
+            "capture_prompts",
+            display_name="capture prompts",
+            default="photo of a {trigger}",
+            multiline=True,
+            dynamic_prompts=False,
+            advanced=True,
+            tooltip="Before it merges, the node samples each concept with its own LoRA and keeps what every layer"
+            " sees: a capture. One prompt per line; {trigger} stands for the concept's trigger. Each line adds one"
+            " sampling run per concept.",
+        ),
+        io.Int.Input(
+            "capture_steps",
+            display_name="capture steps",
+            default=20,
+            min=1,
+            max=1000,
+            advanced=True,
+            tooltip="Sampling steps per capture prompt. Fewer steps are faster but capture less of each concept.",
+        ),
+        io.Int.Input(
+            "capture_seed",
+            display_name="capture seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFF,
+            control_after_generate=False,
+            advanced=True,
+            tooltip="Seed for the noise and the choice of tokens in the captures. All concepts share it.",
+        ),
+        io.Boolean.Input(
+            "merge_text_encoder",
+            display_name="merge text encoder",
+            default=True,
+            advanced=True,
+            tooltip="Merges the text-encoder parts of the LoRAs, too. Turn off to leave the text encoder"
+            " unchanged and drop those parts.",
+        ),
+        io.Latent.Input(
+            "latent",
+            optional=True,
+            tooltip="The picture size to sample the concepts at before merging; its content is ignored. Connect an"
+            " Empty Latent Image of the size you work in, 1024×1024 for SDXL. 512×512 if not connected.",
+        ),
+    ]
 
 
 def _inputs() -> list[io.Input]:
@@ -76,50 +127,7 @@ def _inputs() -> list[io.Input]:
             tooltip="How strongly to preserve the plain model's output on the class words. 1 counts as much"
             " as one concept. Above 0, takes one more capture per class word. Used by exact only.",
         ),
-        io.String.Input(
-            "capture_prompts",
-            display_name="capture prompts",
-            default="photo of a {trigger}",
-            multiline=True,
-            dynamic_prompts=False,
-            advanced=True,
-            tooltip="Before it merges, the node samples each concept with its own LoRA and keeps what every layer"
-            " sees: a capture. One prompt per line; {trigger} stands for the concept's trigger. Each line adds one"
-            " sampling run per concept.",
-        ),
-        io.Int.Input(
-            "capture_steps",
-            display_name="capture steps",
-            default=20,
-            min=1,
-            max=1000,
-            advanced=True,
-            tooltip="Sampling steps per capture prompt. Fewer steps are faster but capture less of each concept.",
-        ),
-        io.Int.Input(
-            "capture_seed",
-            display_name="capture seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFF,
-            control_after_generate=False,
-            advanced=True,
-            tooltip="Seed for the noise and the choice of tokens in the captures. All concepts share it.",
-        ),
-        io.Boolean.Input(
-            "merge_text_encoder",
-            display_name="merge text encoder",
-            default=True,
-            advanced=True,
-            tooltip="Merges the text-encoder parts of the LoRAs, too. Turn off to leave the text encoder"
-            " unchanged and drop those parts.",
-        ),
-        io.Latent.Input(
-            "latent",
-            optional=True,
-            tooltip="The picture size to sample the concepts at before merging; its content is ignored. Connect an"
-            " Empty Latent Image of the size you work in, 1024×1024 for SDXL. 512×512 if not connected.",
-        ),
+        *capture_inputs(),
         io.Combo.Input(
             "captures",
             display_name="keep captures",
@@ -128,8 +136,8 @@ def _inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="Where to keep captures (what each LoRA did while it was sampled). With them, a new ridge takes"
-            " only seconds, and a concept added at the end one capture. in memory: while the model stays loaded. on disk: after a"
-            " restart, too, up to 16 GiB in loraclr_captures in ComfyUI's user folder; the least recently"
+            " only seconds, and a concept added at the end one capture. in memory: while the model stays loaded. on disk: one"
+            " file per concept, for any merge of any of them, after a restart, too, up to 16 GiB in loraclr_captures in ComfyUI's user folder; the least recently"
             " used are deleted first. Clear Captures deletes all of them.",
         ),
         io.Int.Input(
@@ -142,6 +150,16 @@ def _inputs() -> list[io.Input]:
             tooltip="Fine-tunes the merged LoRA for this many steps to match each concept's own LoRA. Try 200"
             " for many or similar concepts. Takes minutes, and memory for the gradients of one picture of the"
             " latent's size. 0: no fine-tuning.",
+        ),
+        io.String.Input(
+            "prompt",
+            default="",
+            multiline=True,
+            dynamic_prompts=False,
+            optional=True,
+            advanced=True,
+            tooltip="Merges only the concepts that this prompt names in braces, such as {cat} and {dog}; the rest of the"
+            " chain is ignored. Empty: all concepts.",
         ),
     ]
 
@@ -200,9 +218,10 @@ class LoRACLRMerge(io.ComfyNode):
         latent: dict | None = None,
         captures: Keeping = "in memory",
         distillation_steps: int = 0,
+        prompt: str = "",
     ) -> io.NodeOutput:
         capture = CaptureSettings(
-            prompts=_prompts(capture_prompts, concepts),
+            prompts=capture_templates(capture_prompts, concepts),
             steps=capture_steps,
             seed=capture_seed,
             latent_shape=latent_shape(model, latent),
@@ -217,9 +236,10 @@ class LoRACLRMerge(io.ComfyNode):
             captures=captures,
             distillation_steps=distillation_steps,
         )
+        named = select_named(prompt, concepts)
         progress = page.progress(cls.hidden.unique_id)
         with _saying_when_cancelled(cls.hidden.unique_id):
-            result = merge(model, clip, concepts, settings, progress)
+            result = merge(model, clip, named, settings, progress)
         progress(f"merged in {sum(result.seconds.values()):.0f} s", 1.0)
         return io.NodeOutput(
             result.model,
@@ -231,7 +251,8 @@ class LoRACLRMerge(io.ComfyNode):
         )
 
 
-def _prompts(text: str, concepts: list[Concept]) -> tuple[str, ...]:
+def capture_templates(text: str, concepts: list[Concept]) -> tuple[str, ...]:
+    """Return the lines of a text as capture prompts. Raises PromptError or ValueError where they are none."""
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     for prompt in prompts:
         check_template(prompt, concepts)

@@ -19,7 +19,7 @@ WIDGETS = {
     "LoRACLR_ConceptsFromStack": ["words"],
     "LoRACLR_Merge": [
         *("solver", "margin", "margin_mode", "ridge", "anchor_weight", "capture_prompts", "capture_steps"),
-        *("capture_seed", "merge_text_encoder", "captures", "distillation_steps"),
+        *("capture_seed", "merge_text_encoder", "captures", "distillation_steps", "prompt"),
     ],
     "LoRACLR_SaveMergedLoRA": ["filename", "folder", "if_exists", "precision", "max_rank"],
     "LoRACLR_CLoRASampler": [
@@ -29,6 +29,7 @@ WIDGETS = {
     ],
     "LoRACLR_CLoRAMaps": ["batch_index"],
     "LoRACLR_ClearCaptures": [],
+    "LoRACLR_CaptureConcept": ["capture_prompts", "capture_steps", "capture_seed", "merge_text_encoder"],
     "LoRACLR_TrainConcept": [
         *(
             "trigger",
@@ -55,6 +56,7 @@ OUTPUTS = {
     "LoRACLR_CLoRASampler": ["MODEL", "CONDITIONING", "CONDITIONING"],
     "LoRACLR_CLoRAMaps": ["MASK", "IMAGE", "LOSS_MAP"],
     "LoRACLR_ClearCaptures": ["STRING"],
+    "LoRACLR_CaptureConcept": ["LORACLR_CONCEPTS", "STRING"],
     "LoRACLR_TrainConcept": ["LORA_MODEL", "LOSS_MAP", "STRING", "LORACLR_CONCEPTS", "STRING"],
     "LoRACLR_PreservationScores": ["FLOAT", "FLOAT", "FLOAT", "FLOAT", "STRING"],
 }

@@ -46,24 +46,27 @@ def capture_all(
     store: CaptureStore | None,
     device: torch.device,
     progress: Progress,
-) -> tuple[Captures, int]:
-    """Return the captures of all concepts, and how many model evaluations they took.
+) -> tuple[Captures, int, str]:
+    """Return the captures of all concepts, how many model evaluations they took, and why a file could not be written.
 
-    Captures in memory or in the store are not made again: a concept added at the end costs one capture.
-    with_base: whether to capture the plain model too, on the concepts' class words.
+    Captures in memory or in the store are not made again. with_base: whether to capture the plain model too, on the
+    concepts' class words.
     """
-    keys = [_key(concept) for concept in loaded]
+    keys = [key_of(concept) for concept in loaded]
     # Stored again only on success: a cancelled capture leaves the sums half-updated.
     captures = _select_usable(target, settings, keys, _cache.pop(target.model, None))
-    if store and not captures.keys:
-        captures = store.load(keys, loaded) or captures
+    if store and not all(store.holds(key) for key in [*captures.keys, *map(_base_key, captures.base_words)]):
+        captures = Captures()  # the sum in memory cannot be taken apart into files
     base_words = sorted({concept.concept.class_word for concept in loaded}) if with_base else captures.base_words
     new_words = base_words if base_words != captures.base_words else []
+    remaining = list(zip(keys, loaded, strict=True))[len(captures.keys) :]
 
-    run = _Runs(target, settings, device, progress, len(loaded) - len(captures.keys) + len(new_words))
-    for key, concept in list(zip(keys, loaded, strict=True))[len(captures.keys) :]:
+    new_keys = [*(key for key, _ in remaining), *map(_base_key, new_words)]
+    missing = [key for key in new_keys if not (store and store.holds(key))]
+    source = Source(target, settings, store, device, progress, len(missing))
+    for key, concept in remaining:
         name, trigger = concept.concept.name, concept.concept.trigger
-        result = run(name, trigger, concept.model, concept.clip, captures.grams)
+        result = source.add(captures.grams, key, name, trigger, concept.model, concept.clip)
         captures = replace(
             captures,
             keys=[*captures.keys, key],
@@ -73,13 +76,18 @@ def capture_all(
     if new_words:
         grams: Grams = {}
         for word in new_words:
-            grams = run(f"the base model on “{word}”", word, Effect(), Effect(), grams).grams
+            what = f"the base model on “{word}”"
+            grams = source.add(grams, _base_key(word), what, word, Effect(), Effect()).grams
         captures = replace(captures, base_words=new_words, base_grams=grams)
     _cache[target.model] = Entry(weakref.ref(target.clip.patcher), settings, list(target.layers()), captures)
-    return captures, run.evaluations
+    return captures, source.evaluations, source.fault
 
 
-def _key(loaded: Loaded) -> CaptureKey:
+def _base_key(word: str) -> CaptureKey:
+    return CaptureKey("", word, 0.0, 0.0)
+
+
+def key_of(loaded: Loaded) -> CaptureKey:
     """Return the key of a concept. Where the text encoder is left unchanged, the strength on it does not count."""
     concept = loaded.concept
     strength_clip = concept.strength_clip if loaded.clip.merge or loaded.clip.add else 0.0
@@ -95,15 +103,53 @@ def _select_usable(target: Target, settings: CaptureSettings, keys: list[Capture
     return Captures(base_words=entry.captures.base_words, base_grams=entry.captures.base_grams)
 
 
-class _Runs:
-    """Captures one concept after another and counts their evaluations."""
+class Source:
+    """Takes captures from the store, or makes them and keeps them there, and counts the evaluations."""
 
-    def __init__(self, target: Target, settings: CaptureSettings, device: torch.device, progress: Progress, runs: int):
-        self.target, self.settings, self.device, self.progress = target, settings, device, progress
+    def __init__(
+        self,
+        target: Target,
+        settings: CaptureSettings,
+        store: CaptureStore | None,
+        device: torch.device,
+        progress: Progress,
+        runs: int,
+    ):
+        self.target, self.settings, self.store, self.device, self.progress = target, settings, store, device, progress
         self.total = runs * settings.evaluations()
         self.evaluations = 0
+        # Why the last file could not be written; "" where all could.
+        self.fault = ""
 
-    def __call__(self, what: str, phrase: str, model: Effect, clip: Effect, grams: Grams) -> Capture:
+    def add(self, grams: Grams, key: CaptureKey, what: str, phrase: str, model: Effect, clip: Effect) -> Capture:
+        """Return a concept's statistics and the sums with its second moments added. `grams` may be modified.
+
+        With a store, second moments are summed concept by concept, so that a merge is the same whether its captures
+        come from files or not; without one, in place, which takes less memory.
+        """
+        if self.store is None:
+            return self._capture(self.target, what, phrase, model, clip, grams)
+        result = self.take(self.store, key, what, phrase, model, clip)
+        return result._replace(grams=_sum(grams, result.grams))
+
+    def take(
+        self, store: CaptureStore, key: CaptureKey, what: str, phrase: str, model: Effect, clip: Effect
+    ) -> Capture:
+        """Return a concept's own capture, from its file or, made anew, kept there."""
+        if (stored := store.load(key, model.merge | clip.merge)) is not None:
+            return stored
+        # Layers that an earlier chain needed stay in the file.
+        result = self._capture(self.target.with_layers(store.layers(key)), what, phrase, model, clip, {})
+        try:
+            store.save(key, result)
+        except OSError as error:
+            self.fault = str(error)
+        layers = self.target.layers()
+        return Capture({key: result.statistics[key] for key in layers}, {key: result.grams[key] for key in layers})
+
+    def _capture(self, target: Target, what: str, phrase: str, model: Effect, clip: Effect, grams: Grams) -> Capture:
+        # A damaged file is one more capture than expected.
+        self.total = max(self.total, self.evaluations + self.settings.evaluations())
         self.progress(f"capturing {what}", self.evaluations / self.total)
 
         def evaluated() -> None:
@@ -111,4 +157,11 @@ class _Runs:
             done = f"evaluation {self.evaluations} of {self.total}"
             self.progress(f"capturing {what}, {done}", self.evaluations / self.total)
 
-        return capture(self.target, model, clip, phrase, self.settings, grams, self.device, evaluated)
+        return capture(target, model, clip, phrase, self.settings, grams, self.device, evaluated)
+
+
+def _sum(grams: Grams, others: Grams) -> Grams:
+    """Return the sums of second moments, layer by layer."""
+    if not grams:
+        return others
+    return {key: gram.plus(others[key], 1.0) for key, gram in grams.items()}

@@ -25,7 +25,7 @@ from ..lora.layers import Layers, dense
 from ..lora.load import Loaded, load
 from ..lora.match import key_names
 from . import store
-from .cache import capture_all
+from .cache import Source, capture_all, key_of
 from .distillation import Agreement, Distilled, distil
 from .store import Captures, CaptureStore
 from .target import CaptureSettings, Target
@@ -155,6 +155,34 @@ def merge(
     )
 
 
+def capture_only(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    concepts: list[Concept],
+    settings: MergeSettings,
+    report: Callable[[str, float], None],
+) -> str:
+    """Capture the concepts that have no file yet, and return what was done. Raises NotStorableError, OSError."""
+    _check(concepts, settings)
+    run = _Run(settings, comfy.model_management.get_torch_device(), Progress(report), seconds={})
+    loaded, _ = _load_all(model, clip, concepts, run)
+    target = _target(model, clip, loaded)
+    disk = CaptureStore(target, settings.capture, [concept.concept.trigger for concept in loaded])
+    missing = [concept for concept in loaded if not disk.holds(key_of(concept))] if target.layers() else []
+    source = Source(target, settings.capture, disk, run.device, run.progress, len(missing))
+    for concept in loaded if target.layers() else []:
+        name, trigger = concept.concept.name, concept.concept.trigger
+        source.take(disk, key_of(concept), name, trigger, concept.model, concept.clip)
+        if source.fault:
+            raise OSError(f"The capture of {name} could not be kept on disk: {source.fault}. Free some space there.")
+    count = source.evaluations // settings.capture.evaluations()
+    files = ", ".join(disk.path(key_of(concept)).name for concept in loaded)
+    return (
+        f"{count} of {len(concepts)} concepts captured, {source.evaluations} model evaluations; the others were there or"
+        f" change nothing. {_describe_disk('')} Files: {files}."
+    )
+
+
 class _Run(NamedTuple):
     """The state that all phases of a merge share."""
 
@@ -239,20 +267,18 @@ def _capture(target: Target, loaded: list[Loaded], run: _Run, progress: Progress
             except NotStorableError as error:
                 note = f"The captures of this model are not kept on disk: {error}."
         with_base = settings.anchor_weight != 0
-        captures, evaluations = capture_all(target, loaded, capture_settings, with_base, disk, run.device, progress)
+        captures, evaluations, fault = capture_all(
+            target, loaded, capture_settings, with_base, disk, run.device, progress
+        )
         if disk:
-            progress("keeping the captures on disk", 1.0)
-            note = _keep(disk, captures, evaluations > 0)
+            note = _describe_disk(fault)
     return Captured(captures, evaluations, note)
 
 
-def _keep(disk: CaptureStore, captures: Captures, is_new: bool) -> str:
-    """Write captures to disk and return a message about them. The merge goes on where that fails."""
-    try:
-        if is_new or not disk.path(captures.keys).exists():
-            disk.save(captures)
-    except OSError as error:
-        return f"The captures could not be kept on disk: {error}."
+def _describe_disk(fault: str) -> str:
+    """Return a message about the captures on disk. The merge goes on where one could not be written."""
+    if fault:
+        return f"The captures could not be kept on disk: {fault}."
     size, limit = (value / 2**30 for value in (store.size(), store.LIMIT))
     return f"Captures on disk: {size:.1f} of at most {limit:.0f} GiB, in {store.folder()}."
 

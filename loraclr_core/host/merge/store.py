@@ -1,9 +1,9 @@
-"""Captures on disk: after a restart, another ridge costs only the solve, and a concept added at the end one capture.
+"""Captures on disk, one file per concept: any subset of captured concepts merges, in any order, without a new capture.
 
-There is one file per model, settings and list of concepts. It is named by digests of everything that a capture depends
-on: every weight and patch of the model and its text encoder, the LoRA files, triggers and strengths, prompts, steps,
-seed and size. A file is written whole or not at all, and carries a digest of its own content; a damaged one is deleted,
-never used.
+A file is named by digests of everything that a capture depends on: every weight and patch of the model and its text
+encoder, prompts, steps, seed and size; and the concept's LoRA file, trigger and strengths. It is written whole or not at
+all, lists the layers that were captured, and carries a digest of its own content; a damaged one is deleted, never used.
+docs/method.md describes the format.
 """
 
 import hashlib
@@ -16,23 +16,23 @@ from typing import NamedTuple
 
 import folder_paths
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ... import lowrank
+from ...lowrank import LowRank
 from ...merge.gram import Gram
 from ...merge.moments import ConceptStatistics
 from .. import content
 from ..content import NotStorableError
 from ..lora.layers import output_width
-from ..lora.load import Loaded
 from ..weights import input_width
-from .capture import Grams
+from .capture import Capture, Grams
 from .target import CaptureSettings, Target
 
 log = logging.getLogger("loraclr")
 
-FORMAT = "1"  # raise it whenever a change of code changes captures
+FORMAT = "2"  # raise it whenever a change of code changes captures
 LIMIT = 16 * 2**30  # bytes in total; the least recently used files are deleted first
 PARTS = ("response", "inputs", "outputs", "held_out")
 
@@ -89,68 +89,78 @@ class CaptureStore:
             raise NotStorableError("a prompt or trigger has an embedding, whose file may change")
         self.target, clip = target, target.clip
         settings_of_clip = (clip.layer_idx, sorted(clip.tokenizer_options.items()))
-        digest = hashlib.sha256(repr((FORMAT, settings, list(target.layers()), settings_of_clip)).encode())
+        digest = hashlib.sha256(repr((FORMAT, settings, settings_of_clip)).encode())
         for patcher in (target.model, target.clip.patcher):
             content.add_model(digest, patcher)
         self.model = digest.hexdigest()[:24]
 
-    def path(self, keys: list[CaptureKey]) -> Path:
-        """Return the file of these concepts' captures, whether or not it exists."""
-        concepts = hashlib.sha256(repr([tuple(key) for key in keys]).encode())
-        return folder() / f"{self.model}_{concepts.hexdigest()[:24]}.safetensors"
+    def path(self, key: CaptureKey) -> Path:
+        """Return the file of a concept's capture, whether or not it exists."""
+        concept = hashlib.sha256(repr(tuple(key)).encode())
+        return folder() / f"{self.model}_{concept.hexdigest()[:24]}.safetensors"
 
-    def load(self, keys: list[CaptureKey], loaded: list[Loaded]) -> Captures | None:
-        """Return the stored captures of as many leading concepts as possible, or None. Deletes damaged files."""
-        for count in range(len(keys), 0, -1):
-            path = self.path(keys[:count])
-            if not path.exists():
-                continue
-            try:
-                captures = self._read(path, keys[:count], loaded[:count])
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                log.warning(
-                    "captures: %s is damaged (%s); it is deleted, and its concepts are captured anew", path, error
-                )
-                path.unlink()
-                continue
+    def layers(self, key: CaptureKey) -> list[str]:
+        """Return the weight keys that a concept's file holds; none where there is no readable file."""
+        try:
+            with safe_open(self.path(key), framework="pt") as opened:
+                return json.loads(opened.metadata()["layers"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            return []
+
+    def holds(self, key: CaptureKey) -> bool:
+        """Return whether a concept's file has all layers of the target."""
+        return self.target.layers().keys() <= set(self.layers(key))
+
+    def load(self, key: CaptureKey, effect: dict[str, LowRank]) -> Capture | None:
+        """Return a stored capture of the target's layers, or None. Deletes a damaged file.
+
+        effect: the concept's mergeable differences.
+        """
+        path = self.path(key)
+        if not path.exists():
+            return None
+        try:
+            capture = self._read(path, effect)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            log.warning("captures: %s is damaged (%s); it is deleted, and its concept is captured anew", path, error)
+            path.unlink()
+            return None
+        if capture:
             path.touch()
-            return captures
-        return None
+        return capture
 
-    def save(self, captures: Captures) -> None:
-        """Write captures, then delete the least recently used files until the total is within LIMIT. Raises OSError."""
+    def save(self, key: CaptureKey, capture: Capture) -> None:
+        """Write a capture, then delete the least recently used files until the total is within LIMIT. Raises OSError."""
         tensors: dict[str, Tensor] = {}
-        counts = []
-        for place, key in enumerate(self.target.layers()):
-            tensors |= _gram_tensors(f"gram.{place}", captures.grams[key])
-            if captures.base_words:
-                tensors |= _gram_tensors(f"base.{place}", captures.base_grams[key])
-            per_concept = [statistics[key] for statistics in captures.statistics]
-            for number, statistics in enumerate(per_concept):
-                tensors |= {f"concept.{number}.{place}.{part}": getattr(statistics, part) for part in PARTS}
-            counts.append([(statistics.tokens, statistics.seen) for statistics in per_concept])
-        header = {"base_words": json.dumps(captures.base_words), "counts": json.dumps(counts)}
-        path = self.path(captures.keys)
+        for place, (layer, statistics) in enumerate(capture.statistics.items()):
+            tensors |= _gram_tensors(f"gram.{place}", capture.grams[layer])
+            tensors |= {f"{part}.{place}": getattr(statistics, part) for part in PARTS}
+        counts = [(statistics.tokens, statistics.seen) for statistics in capture.statistics.values()]
+        header = {"layers": json.dumps(list(capture.statistics)), "counts": json.dumps(counts), "format": FORMAT}
+        path = self.path(key)
         content.write(path, {name: _separate_storage(tensor) for name, tensor in tensors.items()}, header)
         content.prune(folder(), LIMIT, path)
 
-    def _read(self, path: Path, keys: list[CaptureKey], loaded: list[Loaded]) -> Captures:
+    def _read(self, path: Path, effect: dict[str, LowRank]) -> Capture | None:
+        """Return the capture in a file; None where it lacks a layer of the target."""
         tensors, header = content.read(path)
-        counts, base_words = json.loads(header["counts"]), json.loads(header["base_words"])
-        statistics: list[dict[str, ConceptStatistics]] = [{} for _ in keys]
+        counts = json.loads(header["counts"])
+        places = {layer: place for place, layer in enumerate(json.loads(header["layers"]))}
+        statistics: dict[str, ConceptStatistics] = {}
         grams: Grams = {}
-        base_grams: Grams = {}
-        for place, (key, module) in enumerate(self.target.layers().items()):
-            width = input_width(module)
-            grams[key] = _gram(width, f"gram.{place}", tensors)
-            if base_words:
-                base_grams[key] = _gram(width, f"base.{place}", tensors)
-            for number, concept in enumerate(loaded):
-                parts = {part: tensors[f"concept.{number}.{place}.{part}"] for part in PARTS}
-                tokens, seen = counts[place][number]
-                delta = concept.merged().get(key) or lowrank.zero(output_width(module), width)
-                statistics[number][key] = ConceptStatistics(delta=delta, tokens=tokens, seen=seen, **parts)
-        return Captures(keys, statistics, grams, base_words, base_grams)
+        for layer, module in self.target.layers().items():
+            if layer not in places:
+                return None
+            place, width = places[layer], input_width(module)
+            grams[layer] = _gram(width, f"gram.{place}", tensors)
+            tokens, seen = counts[place]
+            statistics[layer] = ConceptStatistics(
+                delta=effect.get(layer) or lowrank.zero(output_width(module), width),
+                tokens=tokens,
+                seen=seen,
+                **{part: tensors[f"{part}.{place}"] for part in PARTS},
+            )
+        return Capture(statistics, grams)
 
 
 def _gram_tensors(name: str, gram: Gram) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..loaded import encode
+from ..lora import adapters
 from ..lora.active import active, clip_with_summed
 from ..lora.adapters import Effect
 from ..lora.layers import Layers
@@ -46,6 +47,18 @@ class Target(NamedTuple):
 
     def layers(self) -> Layers:
         return self.model_layers | self.clip_layers
+
+    def with_layers(self, keys: list[str]) -> "Target":
+        """Return the target with further layers, by weight key, of the model or its text encoder."""
+
+        def widened(patcher: ModelPatcher, layers: Layers) -> Layers:
+            weights = patcher.model_state_dict() if keys else {}
+            return layers | {key: adapters.layer(patcher, key) for key in keys if key in weights and key not in layers}
+
+        return self._replace(
+            model_layers=widened(self.model, self.model_layers),
+            clip_layers=widened(self.clip.patcher, self.clip_layers),
+        )
 
 
 def latent_shape(model: ModelPatcher, latent: dict | None) -> tuple[int, ...]:
