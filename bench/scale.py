@@ -129,7 +129,7 @@ def added(world: World) -> dict:
 
     seconds(KNOWN, "on disk")
     grown = seconds(KNOWN + 1, "on disk")
-    disk = capture_store.files()[-1].stat().st_size / 2**20
+    disk = capture_store.size() / 2**20
     capture_store.clear()
     whole = seconds(KNOWN + 1, "in memory")
     print(f"\none concept more, latents {ADDED_SIDE}×{ADDED_SIDE}, {ADDED_STEPS} steps")
