@@ -142,7 +142,7 @@ class Description:
             else:
                 names = ("clip_name",) if len(family.encoders) == 1 else ("clip_name1", "clip_name2")
                 kind = "CLIPLoader" if len(names) == 1 else "DualCLIPLoader"
-                text = {"type": family.encoder_type}
+                text = {"type": family.encoder_type, "title": "Text encoder"}
                 model = self.load("UNETLoader", 140, [family.model], "unet_name", weight_dtype="default")["MODEL"]
                 clip = self.load(kind, 165 + 25 * (len(names) - 1), family.encoders, *names, **text)["CLIP"]
                 self.vae = self.load("VAELoader", 115, [family.vae], "vae_name")["VAE"]
@@ -153,10 +153,12 @@ class Description:
             self.latent = self.add(family.latent, COLLAPSED, size)["LATENT"]
         self.patched = {"model": model, "clip": clip}
 
-    def load(self, loader: str, height: int, files: Sequence[File], *names: str, **values: str) -> Node:
+    def load(
+        self, loader: str, height: int, files: Sequence[File], *names: str, title: str | None = None, **values: str
+    ) -> Node:
         """Add a loader of these files. names: of its inputs, one for each."""
         chosen = {name: file.name for name, file in zip(names, files, strict=True)}
-        loaded = self.add(loader, height, chosen | values)
+        loaded = self.add(loader, height, chosen | values, title)
         for file in files:
             loaded.offer(*file)
         return loaded
