@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from . import weights
 
-# The one fused kernel that ComfyUI 0.30 uses in training too, in Anima; older versions have none.
-FUSED, TORCHS_OWN = "rms_rope_split_half", "comfy_kitchen.backends.eager.rope"
+# Fused kernels that ComfyUI uses in training too, in Anima: one in 0.30, the other in older versions.
+FUSED, UNFUSED = ("rms_rope_split_half", "apply_rope_split_half"), "comfy_kitchen.backends.eager.rope"
 
 
 @contextlib.contextmanager
@@ -57,9 +57,9 @@ def _as_in_training() -> Iterator[None]:
     with contextlib.ExitStack() as changes:
         changes.enter_context(_changed(comfy.model_management, in_training=True, NUM_STREAMS=0))
         kernels = getattr(comfy.quant_ops, "ck", None)
-        if hasattr(kernels, FUSED):
-            unfused = getattr(importlib.import_module(TORCHS_OWN), FUSED)
-            changes.enter_context(_changed(kernels, **{FUSED: unfused}))
+        if names := [name for name in FUSED if hasattr(kernels, name)]:
+            unfused = importlib.import_module(UNFUSED)
+            changes.enter_context(_changed(kernels, **{name: getattr(unfused, name) for name in names}))
         yield
 
 
