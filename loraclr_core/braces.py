@@ -7,6 +7,8 @@ from .concept import Concept
 MARK = re.compile(r"(?<!\\)\{([^{}]*)(?<!\\)\}")
 BRACE = re.compile(r"(?<!\\)[{}]")
 
+_LITERALLY = "Braces that are meant literally are written \\{ and \\}."
+
 
 class PromptError(ValueError):
     """A prompt that does not fit the concepts; the message quotes the prompt and explains how to correct it."""
@@ -28,22 +30,48 @@ def unescaped(text: str) -> str:
     return text.replace("\\{", "{").replace("\\}", "}")
 
 
+def split_at_names(prompt: str, concepts: list[Concept]) -> tuple[list[str], list[int]]:
+    """Return the texts around the concepts' names in braces, and the number of the concept at each name.
+
+    Raises PromptError for a `{name}` that no concept has, or a stray brace.
+    """
+    index = {concept.name: i for i, concept in enumerate(concepts)}
+    plain, named = [], []
+    end = 0
+    for mark in MARK.finditer(prompt):
+        name = mark[1].strip()
+        if name not in index:
+            raise PromptError(
+                f"The prompt “{prompt}” names {mark[0]}, and no concept is called that. The concepts are:"
+                f" {join_marks(concepts)}. {_LITERALLY}"
+            )
+        plain.append(prompt[end : mark.start()])
+        named.append(index[name])
+        end = mark.end()
+    plain.append(prompt[end:])
+    if any(BRACE.search(part) for part in plain):
+        raise PromptError(
+            f"The prompt “{prompt}” has a brace without its partner: write each concept as {join_marks(concepts)}. {_LITERALLY}"
+        )
+    return plain, named
+
+
 def select_named(prompt: str, concepts: list[Concept]) -> list[Concept]:
     """Return the concepts that a prompt names in braces, in the order of the chain; all for an empty prompt.
 
-    Raises PromptError for a `{name}` that no concept has, a stray brace, or a prompt that names none.
+    Raises PromptError for a prompt that names none, and where `split_at_names` does.
     """
     if not prompt.strip():
         return concepts
-    marks = ", ".join(f"{{{concept.name}}}" for concept in concepts)
-    named = {mark[1].strip(): mark[0] for mark in MARK.finditer(prompt)}
-    for name, mark in named.items():
-        if name not in [concept.name for concept in concepts]:
-            raise PromptError(
-                f"The prompt “{prompt}” names {mark}, and no concept is called that. The concepts are: {marks}."
-            )
-    if not named or BRACE.search(MARK.sub("", prompt)):
+    _, named = split_at_names(prompt, concepts)
+    if not named:
         raise PromptError(
-            f"The prompt “{prompt}” must name concepts in pairs of braces: {marks}. Leave it empty to merge all of them."
+            f"The prompt “{prompt}” names no concept: write those to merge as {join_marks(concepts)}, or leave it empty to"
+            " merge all of them."
         )
-    return [concept for concept in concepts if concept.name in named]
+    return [concept for i, concept in enumerate(concepts) if i in named]
+
+
+def join_marks(concepts: list[Concept]) -> str:
+    """Return the concepts' names in braces."""
+    return ", ".join(f"{{{concept.name}}}" for concept in concepts)

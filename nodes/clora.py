@@ -210,8 +210,7 @@ def _inputs() -> list[io.Input]:
             max=64,
             advanced=True,
             tooltip="How many concepts each step computes, in turn; the others keep the result of their last turn. 1: a"
-            " picture takes about as long as two plain ones, whatever the number of concepts. 0: all at every step; best for"
-            " three or more concepts.",
+            " picture takes about as long as two plain ones, whatever the number of concepts. 0: all at every step.",
         ),
         io.Combo.Input(
             "if_unclear",

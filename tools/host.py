@@ -108,10 +108,10 @@ def ensure_page(version: str) -> Path:
     if not folder.exists():
         say(f"downloading ComfyUI's page {version}")
         with tempfile.TemporaryDirectory(dir=HOST) as scratch:
-            options = ["--quiet", "--no-deps", "--target", scratch]
+            installed = Path(scratch) / "page"
+            options = ["--quiet", "--no-deps", "--target", str(installed)]
             in_venv("pip", "install", *options, f"comfyui-frontend-package=={version}")
-            Path(scratch).rename(folder)
-            Path(scratch).mkdir()  # the context takes it away
+            installed.rename(folder)
     return folder / "comfyui_frontend_package" / "static"
 
 

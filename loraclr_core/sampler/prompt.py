@@ -6,12 +6,10 @@ others' by their class words. Literal braces are written `\{` and `\}`.
 
 from typing import NamedTuple
 
-from ..braces import BRACE, MARK, PromptError, named_in, unescaped
+from ..braces import PromptError, join_marks, named_in, split_at_names, unescaped
 from ..concept import Concept, require_class_words
 
 Span = tuple[int, int]
-
-_LITERALLY = "Braces that are meant literally are written \\{ and \\}."
 
 
 class BranchPrompt(NamedTuple):
@@ -35,28 +33,11 @@ def branch_prompts(prompt: str, concepts: list[Concept]) -> list[BranchPrompt]:
                 f"No prompt can name concept “{concept.name}” ({concept.lora_name}), since its name has braces: write"
                 " another into name of its Load Concept LoRA."
             )
-    index = {concept.name: i for i, concept in enumerate(concepts)}
-    plain, named = [], []
-    end = 0
-    for mark in MARK.finditer(prompt):
-        name = mark[1].strip()
-        if name not in index:
-            raise PromptError(
-                f"The prompt “{prompt}” names {mark[0]}, and no concept is called that. The concepts are:"
-                f" {_marks(concepts)}. {_LITERALLY}"
-            )
-        plain.append(prompt[end : mark.start()])
-        named.append(index[name])
-        end = mark.end()
-    plain.append(prompt[end:])
-    if any(BRACE.search(part) for part in plain):
-        raise PromptError(
-            f"The prompt “{prompt}” has a brace without its partner: write each concept as {_marks(concepts)}. {_LITERALLY}"
-        )
+    plain, named = split_at_names(prompt, concepts)
     missing = [concept for i, concept in enumerate(concepts) if i not in named]
     if missing:
         raise PromptError(
-            f"The prompt “{prompt}” never names {_marks(missing)}: write it where the concept belongs, or take the concept"
+            f"The prompt “{prompt}” never names {join_marks(missing)}: write it where the concept belongs, or take the concept"
             " out of the chain."
         )
     plain = [unescaped(part) for part in plain]
@@ -84,7 +65,3 @@ def _branch(plain: list[str], named: list[int], concepts: list[Concept], branch:
         spans[i].append((len(text), len(text) + len(phrase)))
         text += phrase + following
     return BranchPrompt(text, spans)
-
-
-def _marks(concepts: list[Concept]) -> str:
-    return ", ".join(f"{{{concept.name}}}" for concept in concepts)

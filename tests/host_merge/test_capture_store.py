@@ -208,7 +208,7 @@ def test_the_prompt_selects_the_concepts_to_merge(demo, concepts):
     assert all(torch.equal(named[key], alone[key]) for key in alone)
     with pytest.raises(ValueError, match=r"\{horse\}, and no concept is called that"):
         on_disk(demo, concepts, prompt="a {horse}")
-    with pytest.raises(ValueError, match="must name concepts in pairs of braces"):
+    with pytest.raises(ValueError, match=r"names no concept: write those to merge as \{cat\}"):
         on_disk(demo, concepts, prompt="a horse")
 
 

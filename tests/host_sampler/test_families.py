@@ -20,13 +20,14 @@ from comfy_extras.nodes_edit_model import ReferenceLatent
 from comfy_extras.nodes_flux import FluxKontextMultiReferenceLatentMethod
 from comfyui_version import __version__ as host_version
 from families import FAMILIES
+from further import ENLARGED, POSED, PUBLISHED, STYLE_LORA, STYLED
 from host_sampler.sampling import assert_same, compose, encode, maps, sample
 from host_sampler.tiles import tiled
 from host_train.training import small_models
 from pack import run
 from running import load, write_lora
 from torch import Tensor, nn
-from workflows import CORE_NODES, ENLARGED, FOLDER, POSED, PUBLISHED, STYLE_LORA, STYLED
+from workflows import CORE_NODES, FOLDER
 
 PROMPT = "a photo of {cat} in a park"
 TRIGGER, CLASS = "sks cat", "cat"

@@ -170,7 +170,7 @@ def capture_only(
     disk = CaptureStore(target, settings.capture, [concept.concept.trigger for concept in loaded])
     missing = [concept for concept in loaded if not disk.holds(key_of(concept))] if target.layers() else []
     source = Source(target, settings.capture, disk, run.device, run.progress, len(missing))
-    for concept in loaded if target.layers() else []:
+    for concept in missing:
         name, trigger = concept.concept.name, concept.concept.trigger
         source.take(disk, key_of(concept), name, trigger, concept.model, concept.clip)
         if source.fault:

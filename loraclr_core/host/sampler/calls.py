@@ -141,10 +141,8 @@ def _is_alike(x: Tensor, expected: Tensor) -> bool:
 
 def _locate(x: Tensor, latents: Tensor, rows: Tensor) -> Part | None:
     """Return where the rows of a call lie in these rows of the latents; None where the content differs."""
-    x, latents = (
-        x.flatten(1, -3),
-        latents[rows].flatten(1, -3),
-    )  # of one frame, where a model has its pictures as videos
+    # Models that have pictures as videos of one frame: (rows, channels, 1, h, w) -> (rows, channels, h, w).
+    x, latents = x.flatten(1, -3), latents[rows].flatten(1, -3)
     places = torch.stack([_locate_tile(tile, picture) for tile, picture in zip(x, latents, strict=True)])
     where = places.flatten(1)[:, None].expand(-1, latents.shape[1], -1)
     content = latents.flatten(2).gather(2, where).view_as(x)
