@@ -45,7 +45,7 @@ from . import ways
 from .ways import TRAINED, ensure_lora
 
 PICTURES = 16  # of each kind
-PAIRS = (TRAINED,)
+PAIRS = (TRAINED[:2], TRAINED[2:])
 Prepare = Callable[[Ask], Conditioned]
 
 

@@ -49,7 +49,7 @@ WAYS = {
     "preservation 10": Way({"preservation": 10.0}),
 }
 FIRST = ("plain", "paper", "default")  # what is measured without a name; the others only when named
-TRAINED = CONCEPTS[:2]
+TRAINED = CONCEPTS[:4]
 
 
 def scenes(concept: ShapeConcept) -> list[Scene]:
