@@ -46,7 +46,7 @@ def solve(gram: Gram, concepts: list[ConceptStatistics], ridge: float, margin: M
         system = _factorise(gram.lower().to(device, dtype), mu)
         down = torch.cholesky_solve(response.T, system).T
     else:
-        down = _solve_among(few.to(device, dtype), response, mu)
+        down = _solve_among(few.to(device, dtype), response, gram.diagonal.to(device, dtype), mu)
     merged = lowrank.squeeze(LowRank(up, down.to("cpu", torch.float32)))
 
     distance = margin.resolve(concepts)
@@ -63,12 +63,17 @@ def _factorise(gram: Tensor, mu: float) -> Tensor:
     return torch.linalg.cholesky(gram)
 
 
-def _solve_among(rows: Tensor, response: Tensor, mu: float) -> Tensor:
-    """Return response S⁻¹ through the (n, n) matrix X Xᵀ (Woodbury): S⁻¹ = (I − Xᵀ (X Xᵀ + μ I)⁻¹ X) / μ."""
-    kernel = rows @ rows.T
+def _solve_among(rows: Tensor, response: Tensor, diagonal: Tensor, mu: float) -> Tensor:
+    """Return response S⁻¹, S = XᵀX + D + μ I, through a matrix as large as the rows are many (Woodbury).
+
+    S⁻¹ = (I − R⁻¹ Xᵀ (X R⁻¹ Xᵀ + μ I)⁻¹ X) R⁻¹ / μ with R = I + D / μ.
+    """
+    relative = 1 + diagonal / mu
+    scaled = rows / relative
+    kernel = scaled @ rows.T
     kernel.diagonal().add_(mu)
-    weights = torch.cholesky_solve(rows @ response.T, torch.linalg.cholesky(kernel))
-    return (response - weights.T @ rows) / mu
+    weights = torch.cholesky_solve(scaled @ response.T, torch.linalg.cholesky(kernel))
+    return (response - weights.T @ rows) / (mu * relative)
 
 
 class _Pair(NamedTuple):

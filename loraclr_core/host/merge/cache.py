@@ -10,6 +10,7 @@ from ...progress import Progress
 from ..lora.adapters import Effect
 from ..lora.load import Loaded
 from .capture import Capture, Grams, capture
+from .packing import pack
 from .store import CaptureKey, Captures, CaptureStore
 from .target import CaptureSettings, Target
 
@@ -21,12 +22,15 @@ class Entry:
     clip: weakref.ref
     settings: CaptureSettings
     layers: list[str]
+    # Whether they are what files hold, which is not quite what was captured.
+    packed: bool
     captures: Captures
 
-    def serves(self, target: Target, settings: CaptureSettings) -> bool:
+    def serves(self, target: Target, settings: CaptureSettings, packed: bool) -> bool:
         """Return whether a capture of `target` with these settings would give the same result."""
         same_layers = self.layers == list(target.layers())
-        return self.clip() is target.clip.patcher and same_layers and self.settings == settings
+        same_settings = self.settings == settings and self.packed == packed
+        return self.clip() is target.clip.patcher and same_layers and same_settings
 
 
 # One set per model, for as long as ComfyUI keeps the model.
@@ -54,7 +58,11 @@ def capture_all(
     """
     keys = [key_of(concept) for concept in loaded]
     # Stored again only on success: a cancelled capture leaves the sums half-updated.
-    captures = _select_usable(target, settings, keys, _cache.pop(target.model, None))
+    entry = _cache.pop(target.model, None)
+    if entry and entry.serves(target, settings, packed=store is not None):
+        captures = _select_usable(keys, entry.captures)
+    else:
+        captures = Captures()
     if store and not all(store.holds(key) for key in [*captures.keys, *map(_base_key, captures.base_words)]):
         captures = Captures()  # the sum in memory cannot be taken apart into files
     base_words = sorted({concept.concept.class_word for concept in loaded}) if with_base else captures.base_words
@@ -79,7 +87,8 @@ def capture_all(
             what = f"the base model on “{word}”"
             grams = source.add(grams, _base_key(word), what, word, Effect(), Effect()).grams
         captures = replace(captures, base_words=new_words, base_grams=grams)
-    _cache[target.model] = Entry(weakref.ref(target.clip.patcher), settings, list(target.layers()), captures)
+    clip, layers = weakref.ref(target.clip.patcher), list(target.layers())
+    _cache[target.model] = Entry(clip, settings, layers, packed=store is not None, captures=captures)
     return captures, source.evaluations, source.fault
 
 
@@ -94,13 +103,11 @@ def key_of(loaded: Loaded) -> CaptureKey:
     return CaptureKey(concept.sha256, concept.trigger, concept.strength_model, strength_clip)
 
 
-def _select_usable(target: Target, settings: CaptureSettings, keys: list[CaptureKey], entry: Entry | None) -> Captures:
-    """Return the usable part of `entry`: all of it, the base alone where the concepts differ, or nothing."""
-    if entry is None or not entry.serves(target, settings):
-        return Captures()
-    if entry.captures.keys == keys[: len(entry.captures.keys)]:
-        return entry.captures
-    return Captures(base_words=entry.captures.base_words, base_grams=entry.captures.base_grams)
+def _select_usable(keys: list[CaptureKey], captures: Captures) -> Captures:
+    """Return all captures, or the base alone where the concepts differ."""
+    if captures.keys == keys[: len(captures.keys)]:
+        return captures
+    return Captures(base_words=captures.base_words, base_grams=captures.base_grams)
 
 
 class Source:
@@ -124,8 +131,8 @@ class Source:
     def add(self, grams: Grams, key: CaptureKey, what: str, phrase: str, model: Effect, clip: Effect) -> Capture:
         """Return a concept's statistics and the sums with its second moments added. `grams` may be modified.
 
-        With a store, second moments are summed concept by concept, so that a merge is the same whether its captures
-        come from files or not; without one, in place, which takes less memory.
+        With a store, a capture is what its file holds, and second moments are summed concept by concept, so that a merge
+        is the same whether its captures come from files or not; without one, in place, which takes less memory.
         """
         if self.store is None:
             return self._capture(self.target, what, phrase, model, clip, grams)
@@ -135,17 +142,18 @@ class Source:
     def take(
         self, store: CaptureStore, key: CaptureKey, what: str, phrase: str, model: Effect, clip: Effect
     ) -> Capture:
-        """Return a concept's own capture, from its file or, made anew, kept there."""
-        if (stored := store.load(key, model.merge | clip.merge)) is not None:
+        """Return a concept's own capture as its file holds it; one made anew is kept there."""
+        effect = model.merge | clip.merge
+        if (stored := store.load(key, effect)) is not None:
             return stored
         # Layers that an earlier chain needed stay in the file.
-        result = self._capture(self.target.with_layers(store.layers(key)), what, phrase, model, clip, {})
+        target = self.target.with_layers(store.layers(key))
+        packed = pack(self._capture(target, what, phrase, model, clip, {}), self.device)
         try:
-            store.save(key, result)
+            store.save(key, packed)
         except OSError as error:
             self.fault = str(error)
-        layers = self.target.layers()
-        return Capture({key: result.statistics[key] for key in layers}, {key: result.grams[key] for key in layers})
+        return store.unpack(packed, effect)
 
     def _capture(self, target: Target, what: str, phrase: str, model: Effect, clip: Effect, grams: Grams) -> Capture:
         # A damaged file is one more capture than expected.
@@ -161,7 +169,9 @@ class Source:
 
 
 def _sum(grams: Grams, others: Grams) -> Grams:
-    """Return the sums of second moments, layer by layer."""
+    """Return the sums of second moments, layer by layer; layers that share theirs in both share their sum."""
     if not grams:
         return others
-    return {key: gram.plus(others[key], 1.0) for key, gram in grams.items()}
+    pairs = {key: (gram, others[key]) for key, gram in grams.items()}
+    sums = {(id(a), id(b)): a.plus(b, 1.0) for a, b in {(id(a), id(b)): (a, b) for a, b in pairs.values()}.values()}
+    return {key: sums[id(a), id(b)] for key, (a, b) in pairs.items()}

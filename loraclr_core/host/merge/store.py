@@ -15,26 +15,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import folder_paths
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ... import lowrank
 from ...lowrank import LowRank
-from ...merge.gram import Gram
 from ...merge.moments import ConceptStatistics
 from .. import content
 from ..content import NotStorableError
 from ..lora.layers import output_width
 from ..weights import input_width
 from .capture import Capture, Grams
+from .packing import Packed
 from .target import CaptureSettings, Target
 
 log = logging.getLogger("loraclr")
 
-FORMAT = "2"  # raise it whenever a change of code changes captures
+FORMAT = "3"  # raise it whenever a change of code changes captures
 LIMIT = 16 * 2**30  # bytes in total; the least recently used files are deleted first
-PARTS = ("response", "inputs", "outputs", "held_out")
 
 
 class CaptureKey(NamedTuple):
@@ -103,7 +100,7 @@ class CaptureStore:
         """Return the weight keys that a concept's file holds; none where there is no readable file."""
         try:
             with safe_open(self.path(key), framework="pt") as opened:
-                return json.loads(opened.metadata()["layers"])
+                return list(json.loads(opened.metadata()["layers"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return []
 
@@ -120,7 +117,9 @@ class CaptureStore:
         if not path.exists():
             return None
         try:
-            capture = self._read(path, effect)
+            tensors, header = content.read(path)
+            packed = Packed(tensors, json.loads(header["layers"]))
+            capture = self.unpack(packed, effect) if self.target.layers().keys() <= packed.layers.keys() else None
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             log.warning("captures: %s is damaged (%s); it is deleted, and its concept is captured anew", path, error)
             path.unlink()
@@ -129,55 +128,17 @@ class CaptureStore:
             path.touch()
         return capture
 
-    def save(self, key: CaptureKey, capture: Capture) -> None:
+    def unpack(self, packed: Packed, effect: dict[str, LowRank]) -> Capture:
+        """Return the capture of the target's layers, all of which `packed` has. effect: as in `load`."""
+        return packed.unpack(
+            {
+                layer: effect.get(layer) or lowrank.zero(output_width(module), input_width(module))
+                for layer, module in self.target.layers().items()
+            }
+        )
+
+    def save(self, key: CaptureKey, packed: Packed) -> None:
         """Write a capture, then delete the least recently used files until the total is within LIMIT. Raises OSError."""
-        tensors: dict[str, Tensor] = {}
-        for place, (layer, statistics) in enumerate(capture.statistics.items()):
-            tensors |= _gram_tensors(f"gram.{place}", capture.grams[layer])
-            tensors |= {f"{part}.{place}": getattr(statistics, part) for part in PARTS}
-        counts = [(statistics.tokens, statistics.seen) for statistics in capture.statistics.values()]
-        header = {"layers": json.dumps(list(capture.statistics)), "counts": json.dumps(counts), "format": FORMAT}
         path = self.path(key)
-        content.write(path, {name: _separate_storage(tensor) for name, tensor in tensors.items()}, header)
+        content.write(path, packed.tensors, {"layers": json.dumps(packed.layers), "format": FORMAT})
         content.prune(folder(), LIMIT, path)
-
-    def _read(self, path: Path, effect: dict[str, LowRank]) -> Capture | None:
-        """Return the capture in a file; None where it lacks a layer of the target."""
-        tensors, header = content.read(path)
-        counts = json.loads(header["counts"])
-        places = {layer: place for place, layer in enumerate(json.loads(header["layers"]))}
-        statistics: dict[str, ConceptStatistics] = {}
-        grams: Grams = {}
-        for layer, module in self.target.layers().items():
-            if layer not in places:
-                return None
-            place, width = places[layer], input_width(module)
-            grams[layer] = _gram(width, f"gram.{place}", tensors)
-            tokens, seen = counts[place]
-            statistics[layer] = ConceptStatistics(
-                delta=effect.get(layer) or lowrank.zero(output_width(module), width),
-                tokens=tokens,
-                seen=seen,
-                **{part: tensors[f"{part}.{place}"] for part in PARTS},
-            )
-        return Capture(statistics, grams)
-
-
-def _gram_tensors(name: str, gram: Gram) -> dict[str, Tensor]:
-    return {
-        **{f"{name}.rows.{number}": rows for number, rows in enumerate(gram.rows)},
-        **{f"{name}.panels.{number}": panel for number, panel in enumerate(gram.panels)},
-    }
-
-
-def _gram(width: int, name: str, tensors: dict[str, Tensor]) -> Gram:
-    gram = Gram(width, torch.device("cpu"))
-    for kind, parts in (("rows", gram.rows), ("panels", gram.panels)):
-        while f"{name}.{kind}.{len(parts)}" in tensors:
-            parts.append(tensors[f"{name}.{kind}.{len(parts)}"])
-    return gram
-
-
-def _separate_storage(tensor: Tensor) -> Tensor:
-    """Return a tensor with storage of its own, as a file requires, where it is a part of a larger one."""
-    return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
