@@ -1,6 +1,6 @@
 """Measures the pack and ends with one line `RESULT {json}`.
 
-    python3 tools/host.py bench [section …]            # measure; without names all but “scale” and “sdxl”
+    python3 tools/host.py bench [section …]            # measure; without names all but “scale”, “files” and “sdxl”
     python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
     python3 tools/host.py bench quality [row …]        # score the methods on it (quality/)
     python3 tools/host.py bench quality training       # train concepts and score what their LoRAs leave alone (quality/training/)
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 SECTIONS = ["solve", "capture", "distillation", "sampling", "samplers", "training"]
-LONG = ["scale", "sdxl"]  # only when named
+LONG = ["scale", "files", "sdxl"]  # only when named
 
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).resolve().parent.parent / "tools")]
 

@@ -111,6 +111,18 @@ def test_few_tokens_and_many_are_solved_alike(in_width, tokens):
     assert (case.gram.few_rows() is None) == (3 * tokens > in_width // 2)
 
 
+def test_what_is_left_on_the_diagonal_counts_among_few_rows_as_in_panels():
+    case = problem(concepts=2, in_width=40, tokens=5)
+    few = case.gram
+    few.diagonal = torch.rand(40)
+    assert few.few_rows() is not None
+    whole = Gram(40, CPU)
+    whole.add(torch.cat([*few.rows, few.diagonal.sqrt().diag()]))
+    assert whole.few_rows() is None
+    solved = [exact.solve(gram, case.concepts, 0.1, IDLE, CPU).dense() for gram in (few, whole)]
+    torch.testing.assert_close(solved[0], solved[1], rtol=1e-4, atol=1e-5)
+
+
 def test_rank_deficient_inputs_are_solved():
     """Inputs of real layers lie close to a subspace; the merge must stay finite and right on it."""
     case = problem(concepts=2, tokens=8, in_width=40, input_rank=3, rank=1)

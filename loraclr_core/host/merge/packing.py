@@ -16,7 +16,7 @@ from ...merge.moments import ConceptStatistics
 from .. import content
 from .capture import Capture
 
-RANK = 104  # rows of G: SDXL's captures come to less than 250 MB
+RANK = 100  # rows of G: a concept of SDXL comes to less than 250 MB
 STRONG = 8  # rows that need 16 bits: their rounding would weigh as much as others' content
 PARTS = ("inputs", "outputs", "held_out")
 
