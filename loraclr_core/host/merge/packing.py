@@ -48,7 +48,8 @@ class Packed(NamedTuple):
 
 
 def pack(capture: Capture, device: torch.device) -> Packed:
-    """Return what a file keeps of a capture; it is computed on `device`."""
+    """Return what a file keeps of a capture; it is computed on `device`, but for MPS, which lacks decompositions."""
+    device = torch.device("cpu") if device.type == "mps" else device
     tensors: dict[str, Tensor] = {}
     layers: dict[str, dict] = {}
     for layer, statistics in capture.statistics.items():
