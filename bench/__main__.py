@@ -3,6 +3,7 @@
     python3 tools/host.py bench [section …]            # measure; without names all but “scale”, “files” and “sdxl”
     python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
     python3 tools/host.py bench quality [row …]        # score the methods on it (quality/)
+    python3 tools/host.py bench quality masks          # score the sampler's masks by themselves (quality/masks.py)
     python3 tools/host.py bench quality training       # train concepts and score what their LoRAs leave alone (quality/training/)
     python3 tools/host.py bench faults [runs]          # hundreds of runs in one server, some cancelled (faults.py)
     python3 tools/host.py bench digests FILE           # whether a change of the code changed what it makes (digests.py)
@@ -20,6 +21,15 @@ from pathlib import Path
 
 SECTIONS = ["solve", "capture", "distillation", "sampling", "samplers", "training"]
 LONG = ["scale", "files", "sdxl"]  # only when named
+# The first words of a command -> the module whose `main` takes the others.
+COMMANDS = {
+    ("shapes",): "shapes.train",
+    ("quality", "masks"): "quality.masks",
+    ("quality", "training"): "quality.training",
+    ("quality",): "quality",
+    ("digests",): "digests",
+    ("faults",): "faults",
+}
 
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).resolve().parent.parent / "tools")]
 
@@ -38,21 +48,11 @@ pack.load()
 
 
 def main(names: list[str]) -> None:
-    if names[:1] == ["shapes"]:
-        importlib.import_module("shapes.train").main(names[1:])
-        return
-    if names[:2] == ["quality", "training"]:
-        importlib.import_module("quality.training").main(names[2:])
-        return
-    if names[:1] == ["quality"]:
-        importlib.import_module("quality").main(names[1:])
-        return
-    if names[:1] == ["digests"]:
-        importlib.import_module("digests").main(names[1:])
-        return
-    if names[:1] == ["faults"]:
-        print("RESULT", json.dumps(importlib.import_module("faults").run(*map(int, names[1:]))))
-        return
+    """Run the command that `names` begins with, or else measure the named sections."""
+    for words, module in COMMANDS.items():
+        if tuple(names[: len(words)]) == words:
+            importlib.import_module(module).main(names[len(words) :])
+            return
     unknown = sorted(set(names) - {*SECTIONS, *LONG})
     if unknown:
         sys.exit(f"bench: there is no section {', '.join(unknown)}; choose from {', '.join([*SECTIONS, *LONG])}")

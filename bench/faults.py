@@ -18,6 +18,7 @@ its messages is drawn by chance, from a fixed seed.
 
 import gc
 import hashlib
+import json
 import os
 import statistics
 import sys
@@ -65,6 +66,11 @@ class Run(NamedTuple):
     cancelled: bool
     digests: dict[str, str]
     memory: int
+
+
+def main(names: list[str]) -> None:
+    """Do the runs and print RESULT. names: their number, or nothing for RUNS."""
+    print("RESULT", json.dumps(run(*map(int, names))))
 
 
 def run(runs: int = RUNS) -> dict:
