@@ -83,8 +83,7 @@ def _unpack_gram(tensors: dict[str, Tensor], name: str) -> Gram:
     diagonal = _unpack_rows(tensors, f"{name}.diagonal")[0]
     gram = Gram(len(diagonal), diagonal.device)
     gram.diagonal = diagonal
-    for which in ("strong", "weak"):
-        gram.add(_unpack_rows(tensors, f"{name}.{which}"))
+    gram.add(torch.cat([_unpack_rows(tensors, f"{name}.{which}") for which in ("strong", "weak")]))
     return gram
 
 
