@@ -2,7 +2,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { FilePanel } from "./lib/file_panel.js";
-import { chainedConcepts, CLORA, CONCEPT, conceptClassWord, conceptName, isLinked, siblings, widgetOf } from "./lib/graph.js";
+import { chainedConcepts, CLORA, CONCEPT, conceptClassWord, conceptName, isLinked, MERGE, siblings, widgetOf } from "./lib/graph.js";
 import { renamed } from "./lib/prompt.js";
 import { showWhenEmpty, watch } from "./lib/widgets.js";
 import { classWord, unlike } from "./lib/words.js";
@@ -116,7 +116,7 @@ class ConceptWords {
 
   rename(before, after) {
     for (const node of this.node.graph?.nodes ?? []) {
-      if (node.comfyClass !== CLORA || isLinked(node, "prompt") || !chainedConcepts(node).includes(this.node)) continue;
+      if (![CLORA, MERGE].includes(node.comfyClass) || isLinked(node, "prompt") || !chainedConcepts(node).includes(this.node)) continue;
       const prompt = widgetOf(node, "prompt");
       prompt.value = renamed(prompt.value, before, after);
     }

@@ -1,7 +1,7 @@
-/** Help while typing CLoRA's prompts: `{` offers the connected concepts, and what does not fit them is said at once. */
+/** Help while typing prompts: `{` offers the connected concepts, and what does not fit them is said at once. */
 import { app } from "../../scripts/app.js";
-import { CLORA, conceptNames, isFollowed, widgetOf } from "./lib/graph.js";
-import { completed, negativeProblems, offers, problems, typing } from "./lib/prompt.js";
+import { CLORA, MERGE, conceptNames, isFollowed, widgetOf } from "./lib/graph.js";
+import { choiceProblems, completed, negativeProblems, offers, problems, typing } from "./lib/prompt.js";
 import "./lib/style.js";
 
 /** One for the page, below the field that has the focus. */
@@ -89,9 +89,10 @@ class Popup {
   }
 }
 
-const PROBLEMS = { prompt: problems, negative: negativeProblems };
+// By class of node and name of widget.
+const PROBLEMS = { [CLORA]: { prompt: problems, negative: negativeProblems }, [MERGE]: { prompt: choiceProblems } };
 
-/** The CLoRA node and the widget that are typed into in this field, in either renderer; or nothing. */
+/** The node and its widget that are typed into in this field, in either renderer; or nothing. */
 function typedInto(field) {
   if (!(field instanceof HTMLTextAreaElement)) return {};
   const { graph } = app.canvas;
@@ -100,8 +101,8 @@ function typedInto(field) {
   const isField = (widget) =>
     widget && (id === undefined ? widget.element === field : [widget.name, widget.label].includes(label));
   for (const node of id === undefined ? graph.nodes : [graph.getNodeById(id)]) {
-    if (node?.comfyClass !== CLORA) continue;
-    const widget = Object.keys(PROBLEMS).map((name) => widgetOf(node, name)).find(isField);
+    const names = Object.keys(PROBLEMS[node?.comfyClass] ?? {});
+    const widget = names.map((name) => widgetOf(node, name)).find(isField);
     if (widget) return { node, widget };
   }
   return {};
@@ -112,7 +113,7 @@ function help(popup, field) {
   if (!node) return;
   const names = conceptNames(node);
   const at = widget.name === "prompt" && typing(field.value, field.selectionStart);
-  const found = isFollowed(node) ? PROBLEMS[widget.name](field.value, names) : [];
+  const found = isFollowed(node) ? PROBLEMS[node.comfyClass][widget.name](field.value, names) : [];
   field.classList.toggle("loraclr-wrong", found.length > 0);
   field.title = found.join("\n");
   if (at) popup.show(field, offers(at.typed, names), []);

@@ -24,6 +24,8 @@ SAVED_VALUES = {
         *("on disk", 6),
     ],
 }
+# Gives the concept a name, as the user does.
+RENAME = "(node, to) => { const w = node.widgets.find(({ name }) => name === 'name'); w.value = to; w.callback(to); }"
 FRAME = {
     "names": ["ball", "box"],
     "step": 3,
@@ -55,7 +57,8 @@ def zoom(page, comfy_class: str, scale: float) -> None:
 
 def toggle_advanced(page, comfy_class: str) -> None:
     if page.nodes2:
-        page.page.get_by_text(NODES2_FOLD).click()
+        number = page.node(comfy_class, "(node) => node.id")
+        page.page.locator(f"[data-node-id='{number}']").get_by_text(NODES2_FOLD).click()
     else:
         page.page.mouse.click(*place_of(page, comfy_class, "advanced_settings"))
 
@@ -174,6 +177,26 @@ def test_the_live_view_is_drawn_at_any_zoom(page):
     if not page.nodes2:  # the canvas hides what else is made of elements
         expect(page.page.locator("textarea.comfy-multiline-input").first).to_be_hidden()
     page.shot("zoom_40")
+
+
+def test_the_merge_s_prompt_offers_names_and_follows_a_new_one(page):
+    page.load_demo(workflows.MERGE)
+    page.center(MERGE)
+    toggle_advanced(page, MERGE)
+    label = "//label[normalize-space()='prompt']/..//textarea" if page.nodes2 else "textarea[placeholder=prompt]"
+    field = page.page.locator(label).first
+    field.click()
+    field.press_sequentially("{b")
+    popup = page.page.locator(".loraclr-popup")
+    expect(popup.get_by_role("option")).to_have_text(["ball", "box"])
+    field.press("Tab")
+    expect(field).to_have_value("{ball}")
+    field.fill("ball")
+    expect(popup).to_contain_text("Names no concept.")
+    field.fill("only {ball}")
+    expect(popup).to_be_hidden()
+    page.node(CONCEPT, RENAME, "sphere")
+    expect(field).to_have_value("only {sphere}")
 
 
 @pytest.mark.parametrize("comfy_class", [CLORA, MERGE])

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { completed, negativeProblems, offers, problems, renamed, typing } from "../../web/lib/prompt.js";
+import { choiceProblems, completed, negativeProblems, offers, problems, renamed, typing } from "../../web/lib/prompt.js";
 
 test("a prompt that names every concept has no problems", () => {
   assert.deepEqual(problems("a photo of {cat} and { dog }", ["cat", "dog"]), []);
@@ -10,6 +10,14 @@ test("unknown names, stray braces and missing concepts are told", () => {
   assert.match(problems("{dgo} and {cat}", ["cat", "dog"]).join(" "), /\{dgo\}.*\{cat\}, \{dog\}.*Not in the prompt yet: \{dog\}/);
   assert.match(problems("{cat", ["cat"])[0], /partner/);
   assert.match(problems("{cat}", [])[0], /none yet/);
+});
+
+test("a prompt that chooses concepts may leave some out, or be empty, but must name one", () => {
+  const names = ["cat", "dog"];
+  assert.deepEqual(choiceProblems(" ", names), []);
+  assert.deepEqual(choiceProblems("a {dog}", names), []);
+  assert.match(choiceProblems("a dog", names)[0], /Names no concept.*\{cat\}, \{dog\}/);
+  assert.match(choiceProblems("{dgo}", names).join(" "), /^No concept is called \{dgo\}\. There are: \{cat\}, \{dog\}\.$/);
 });
 
 test("typing starts at an open brace and ends at a closed one", () => {

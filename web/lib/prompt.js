@@ -1,20 +1,36 @@
-/** Prompts with concepts by name in braces, as `loraclr_core/sampler/prompt.py` reads them. */
+/** Prompts with concepts by name in braces, as `loraclr_core/braces.py` and `loraclr_core/sampler/prompt.py` read them. */
 
 const MARK = /(?<!\\)\{([^{}]*)(?<!\\)\}/g;
 
 const list = (names) => names.map((name) => `{${name}}`).join(", ");
 
-/** What is wrong with a prompt for these concepts, in words; empty where nothing is. */
-export function problems(text, names) {
+const marked = (text) => [...text.matchAll(MARK)].map((mark) => mark[1].trim());
+
+/** Names in braces that no concept has, and braces without a partner, in words. */
+function markProblems(text, names) {
   const found = [];
-  const marks = [...text.matchAll(MARK)].map((mark) => mark[1].trim());
-  for (const name of new Set(marks)) {
+  for (const name of new Set(marked(text))) {
     if (!names.includes(name)) found.push(`No concept is called {${name}}. There are: ${list(names) || "none yet"}.`);
   }
   if (/(?<!\\)[{}]/.test(text.replace(MARK, "")))
     found.push("A brace has no partner. Write literal braces as \\{ and \\}.");
-  const missing = names.filter((name) => !marks.includes(name));
+  return found;
+}
+
+/** What is wrong with a prompt that is to show all of these concepts, in words; empty where nothing is. */
+export function problems(text, names) {
+  const found = markProblems(text, names);
+  const missing = names.filter((name) => !marked(text).includes(name));
   if (missing.length) found.push(`Not in the prompt yet: ${list(missing)}.`);
+  return found;
+}
+
+/** What is wrong with a prompt that says which of these concepts to merge; an empty one means all. */
+export function choiceProblems(text, names) {
+  if (!text.trim()) return [];
+  const found = markProblems(text, names);
+  if (!found.length && !marked(text).length)
+    found.push(`Names no concept. Name those to merge (${list(names)}), or leave it empty to merge all.`);
   return found;
 }
 
