@@ -59,6 +59,8 @@ class ComfyPage:
         self.page.goto(f"http://{self.server.address}/", wait_until="domcontentloaded")
         self.page.wait_for_function("window.app?.extensionManager && window.app.graph && app.canvas?.graph")
         self.page.wait_for_function("!document.querySelector('.p-progressspinner, .loading-spinner')")
+        # The page loads a workflow of its own at its start, which would go over a test's.
+        self.page.wait_for_function("app.extensionManager.workflow.activeWorkflow")
 
     def load(self, workflow: dict) -> None:
         self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)

@@ -78,13 +78,15 @@ def format_mean(way: str, score: Score) -> str:
 
 
 def format_table() -> str:
-    """Return every way's means, and their differences from plain training, in Markdown."""
+    """Return the means of every way that is measured, and their differences from plain training, in Markdown."""
     heads = ["way", "KPS", *(score.title for score in SCORES.values())]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for way in WAYS:
         preservation = measure_preservation(way)
+        if preservation is None:
+            continue
         means = [format_mean(way, score) for score in SCORES.values()]
-        lines.append(f"| {way} | {'–' if preservation is None else f'{preservation:.3f}'} | {' | '.join(means)} |")
+        lines.append(f"| {way} | {preservation:.3f} | {' | '.join(means)} |")
     heads = ["way − plain, ± 95 %", *(score.title for score in SCORES.values())]
     lines += ["", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for way in WAYS:
