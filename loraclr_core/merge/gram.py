@@ -73,11 +73,9 @@ class Gram:
         probes = torch.randn(self.width, min(rank + OVERSAMPLING, self.width), generator=generator).to(self.device)
         for _ in range(ITERATIONS):
             probes, _ = torch.linalg.qr(full @ probes)
-        values, vectors = torch.linalg.eigh(probes.T @ full @ probes)
-        strongest = [place for place in range(len(values) - 1, -1, -1) if values[place] > NEGLIGIBLE * values[-1]][
-            :rank
-        ]
-        return values[strongest].sqrt()[:, None] * (probes @ vectors[:, strongest]).T
+        values, vectors = (part.flip(-1)[..., :rank] for part in torch.linalg.eigh(probes.T @ full @ probes))
+        kept = values > NEGLIGIBLE * values[0]
+        return values[kept].sqrt()[:, None] * (probes @ vectors[:, kept]).T
 
     def mean_diagonal(self) -> float:
         """Return trace G / width."""

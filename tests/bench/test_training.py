@@ -147,7 +147,7 @@ class TestTables:
         assert report.compare("default", "plain", identity) == pytest.approx((0.0, 1.96 * 0.1), abs=1e-6)
         table = report.format_table()
         assert "| default | 0.333 | 0.80 |" in table
-        assert "| default | +0.000 ± 0.196 |" in table
+        assert "| default − plain | +0.000 ± 0.196 |" in table
         assert "*" not in table
 
     def test_right_beside_another_thing_means_both(self):
