@@ -29,6 +29,7 @@ COMMANDS = {
     ("quality",): "quality",
     ("digests",): "digests",
     ("faults",): "faults",
+    ("characters",): "characters.train",
 }
 
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).resolve().parent.parent / "tools")]

@@ -1,0 +1,19 @@
+"""The stages that make the characters' weights, each one command and each going on where it was stopped."""
+
+import sys
+
+import torch
+
+from . import autoencoder, base, judge
+
+STAGES = {"autoencoder": autoencoder.run, "base": base.run, "judge": judge.run}
+
+
+def main(arguments: list[str]) -> None:
+    stage, *rest = arguments or [""]
+    if stage not in STAGES:
+        sys.exit(
+            f"characters: there is no stage “{stage}”; choose from {', '.join(STAGES)}, then how many steps in all"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    STAGES[stage](device, *(int(value) for value in rest))

@@ -1,0 +1,339 @@
+"""A world of characters that people tell apart at a glance, whose every picture is known exactly.
+
+A *class* is a kind of character, drawn anew in every picture: in one of two styles, with another tint, size, turn and, now and
+then, an accessory in any colours. A *concept* is one individual of a class: it always wears the same two accessories in the same
+colours, which no prompt describes. Pictures hold one to four characters anywhere: apart, touching, or one before another.
+"""
+
+import colorsys
+import io
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import resvg_py
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .sprites import ACCESSORIES, CLASSES, PROPS, STYLES, Colour, css, icon
+
+SIDE = 128  # pixels
+CELL = 8  # pixels of a latent's cell
+SIZES = {1: (52, 84), 2: (46, 66), 3: (40, 56), 4: (36, 50)}  # of characters' sides, by how many there are; pixels
+PROP_SIZES = 24, 34
+ROUND = 0.45  # a face's radius, as a share of its side
+TURN, TINT, SHADE = 15, 12, 0.08  # most: degrees of turn and of hue; lightness
+UNNAMED_STYLE = "a picture of"
+
+# The ground, its upper part and its lower part.
+GROUNDS: dict[str, tuple[Colour, Colour]] = {
+    "on grass": ((0.72, 0.88, 0.98), (0.45, 0.72, 0.35)),
+    "in snow": ((0.80, 0.86, 0.92), (0.97, 0.98, 1.0)),
+    "at night": ((0.08, 0.09, 0.22), (0.16, 0.20, 0.30)),
+    "on a beach": ((0.55, 0.82, 0.95), (0.96, 0.87, 0.65)),
+    "in a room": ((0.93, 0.84, 0.78), (0.62, 0.45, 0.36)),
+}
+
+# Colours that tell a scene's characters apart where they are mixed at their edges, too.
+KEYS: tuple[Colour, ...] = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+
+# How two characters stand to each other: how far apart their centres are, as a share of the sum of their radii.
+APART, TOUCHING, HUGGING, OVERLAPPING = (1.08, 9.0), (0.93, 1.03), (0.80, 0.90), (0.55, 0.70)
+
+MAGENTA, LIME, AQUA = (0.93, 0.05, 0.65), (0.35, 0.95, 0.10), (0.0, 0.85, 0.90)
+VIOLET, BLUE = (0.45, 0.12, 0.90), (0.08, 0.25, 0.95)
+
+
+class Worn(NamedTuple):
+    """An accessory in its two colours."""
+
+    name: str
+    first: Colour
+    second: Colour
+
+
+@dataclass(frozen=True)
+class Character:
+    """A concept. trigger: the phrase its LoRA is trained on, a rare word and the class."""
+
+    name: str
+    word: str
+    class_word: str
+    worn: tuple[Worn, ...]
+
+    @property
+    def trigger(self) -> str:
+        return f"{self.word} {self.class_word}"
+
+    @property
+    def braced(self) -> str:
+        """Its name as CLoRA's prompts have it."""
+        return f"{{{self.name}}}"
+
+
+CONCEPTS = (
+    Character("cat", "sks", "cat", (Worn("hat", VIOLET, LIME), Worn("scarf", LIME, VIOLET))),
+    Character("dog", "zwx", "dog", (Worn("glasses", MAGENTA, AQUA), Worn("hat", AQUA, MAGENTA))),
+    Character("fox", "qvk", "fox", (Worn("bow", AQUA, VIOLET), Worn("scarf", AQUA, BLUE))),
+    Character("robot", "ohwx", "robot", (Worn("bow", MAGENTA, LIME), Worn("glasses", LIME, MAGENTA))),
+    Character("cat2", "mrf", "cat", (Worn("glasses", BLUE, AQUA), Worn("bow", MAGENTA, BLUE))),
+    Character("dog2", "jbl", "dog", (Worn("patch", VIOLET, LIME), Worn("scarf", MAGENTA, LIME))),
+    Character("girl", "wug", "girl", (Worn("hat", LIME, BLUE), Worn("glasses", VIOLET, LIME))),
+    Character("frog", "dax", "frog", (Worn("hat", MAGENTA, BLUE), Worn("scarf", VIOLET, MAGENTA))),
+)
+
+WEARING, SAID = 0.4, 0.75  # share of plain characters that wear something; of these, what prompts say
+RELATIONS = {
+    "and": (APART, TOUCHING, OVERLAPPING),
+    "beside": (APART, TOUCHING),
+    "in front of": (OVERLAPPING,),
+    "hugging": (HUGGING,),
+}
+
+
+class Place(NamedTuple):
+    """x, y: centre; size: side; all in pixels. turn: degrees."""
+
+    x: float
+    y: float
+    size: float
+    turn: float = 0.0
+    flipped: bool = False
+
+    def transform(self) -> str:
+        scale = self.size / 100
+        return (
+            f"translate({self.x:.2f} {self.y:.2f}) rotate({self.turn:.1f})"
+            f" scale({-scale if self.flipped else scale:.4f} {scale:.4f}) translate(-50 -50)"
+        )
+
+
+class Thing(NamedTuple):
+    """A character. words: what a prompt calls it; hue: degrees its face is turned by; shade: of 1, its lightness."""
+
+    class_word: str
+    words: str
+    place: Place
+    worn: tuple[Worn, ...] = ()
+    hue: float = 0.0
+    shade: float = 1.0
+
+    def svg(self, style: str, colour: Colour | None = None) -> str:
+        """Return it as SVG. colour: in place of all of its own."""
+        face = STYLES[style].faces[self.class_word]
+        tint = colour_filter(colour) if colour else tint_filter(self.hue, self.shade)
+        accessories = "".join(ACCESSORIES[worn.name](face, worn.first, worn.second) for worn in self.worn)
+        whole = f"<g>{icon(style, face.icon)}</g>{accessories}" if colour else ""
+        parts = whole or f'<g filter="url(#{tint.name})">{icon(style, face.icon)}</g>{accessories}'
+        outer = f' filter="url(#{tint.name})"' if colour else ""
+        return f'{tint.svg}<g transform="{self.place.transform()}"{outer}>{parts}</g>'
+
+
+class Filter(NamedTuple):
+    name: str
+    svg: str
+
+
+def tint_filter(hue: float, shade: float) -> Filter:
+    name = f"tint{hue:.0f}_{100 * shade:.0f}".replace("-", "m")
+    scaled = "".join(f'<feFunc{c} type="linear" slope="{shade:.3f}"/>' for c in "RGB")
+    return Filter(
+        name,
+        f'<filter id="{name}" color-interpolation-filters="sRGB"><feColorMatrix type="hueRotate" values="{hue:.1f}"/>'
+        f"<feComponentTransfer>{scaled}</feComponentTransfer></filter>",
+    )
+
+
+def colour_filter(colour: Colour) -> Filter:
+    name = f"flat{css(colour)[1:]}"
+    rows = " ".join(f"0 0 0 0 {value}" for value in colour)
+    return Filter(
+        name,
+        f'<filter id="{name}" color-interpolation-filters="sRGB"><feColorMatrix values="{rows} 0 0 0 1 0"/></filter>',
+    )
+
+
+class Scene(NamedTuple):
+    """things: from back to front. named: in the order in which the prompt names them; relation: of the first two.
+    style: of the characters; style_words: what the prompt says of it. prop: a word and its place."""
+
+    things: tuple[Thing, ...]
+    named: tuple[str, ...]
+    relation: str
+    style: str
+    style_words: str
+    ground: str
+    horizon: float
+    prop: tuple[str, Place] | None
+
+    def prompt(self) -> str:
+        return prompt(self.named, self.ground, self.relation, self.style_words, self.prop and self.prop[0])
+
+    def picture(self) -> Tensor:
+        """(3, SIDE, SIDE), 0…1."""
+        above, below = (css(colour) for colour in GROUNDS[self.ground])
+        y = self.horizon * SIDE
+        parts = [
+            f'<rect width="{SIDE}" height="{SIDE}" fill="{above}"/>'
+            f'<rect y="{y:.1f}" width="{SIDE}" height="{SIDE}" fill="{below}"/>'
+        ]
+        if self.prop:
+            word, place = self.prop
+            parts.append(f'<g transform="{place.transform()}">{icon(self.style, PROPS[word])}</g>')
+        return render([*parts, *(thing.svg(self.style) for thing in self.things)])
+
+    def masks(self) -> Tensor:
+        """Return what is visible of each thing, (things, SIDE, SIDE), 0…1."""
+        black = f'<rect width="{SIDE}" height="{SIDE}" fill="#000"/>'
+        flat = render([black, *(thing.svg(self.style, key) for thing, key in zip(self.things, KEYS, strict=False))])
+        white = flat.amin(dim=0, keepdim=True)
+        return torch.cat([flat - white, white])[: len(self.things)]
+
+
+def prompt(
+    named: Sequence[str], ground: str, relation: str = "and", style: str = UNNAMED_STYLE, prop: str | None = None
+) -> str:
+    """`a sticker of a cat with a hat in front of a dog near a tree on grass`"""
+    words = [f"a {name}" for name in named]
+    first = f" {relation} ".join(words[:2])
+    near = f" near a {prop}" if prop else ""
+    return f"{style} {' and '.join([first, *words[2:]])}{near} {ground}"
+
+
+def render(parts: Sequence[str]) -> Tensor:
+    """Return a picture of SVG parts, (3, SIDE, SIDE), 0…1."""
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{SIDE}" height="{SIDE}"'
+        f' viewBox="0 0 {SIDE} {SIDE}">{"".join(parts)}</svg>'
+    )
+    picture = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGB")
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255
+
+
+def any_colour(rng: random.Random) -> Colour:
+    return colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.75, 1.0), rng.uniform(0.6, 1.0))
+
+
+def dress(class_word: str, asked: random.Random, rng: random.Random) -> tuple[str, tuple[Worn, ...]]:
+    """Return what a prompt calls a plain character, and what it wears."""
+    if asked.random() >= WEARING:
+        return class_word, ()
+    name = asked.choice([*ACCESSORIES])
+    said = f"{class_word} with {'' if name == 'glasses' else 'a '}{name}" if asked.random() < SAID else class_word
+    return said, (Worn(name, any_colour(rng), any_colour(rng)),)
+
+
+def arrange(count: int, distance: tuple[float, float], rng: random.Random, relation: str = "and") -> list[Place]:
+    """Return places for so many characters, the first two at this distance, all others apart.
+
+    distance: from … to, as a share of the sum of the radii.
+    """
+    for _ in range(1000):
+        turns = [rng.uniform(-TURN, TURN) for _ in range(count)]
+        sizes = [rng.uniform(*SIZES[count]) for _ in range(count)]
+        if relation == "hugging":
+            turns[:2] = [rng.uniform(4, TURN), rng.uniform(-TURN, -4)]
+        places = [random_place(size, turn, rng) for size, turn in zip(sizes, turns, strict=True)]
+        if count > 1 and distance != APART:
+            places[1] = beside(places[0], places[1], rng.uniform(*distance), rng, relation in ("hugging", "beside"))
+        pairs = itertools.combinations(range(count), 2)
+        fit = all(apart(places[i], places[j]) for i, j in pairs if (i, j) != (0, 1) or distance == APART)
+        if fit and all(inside(place) for place in places):
+            return places
+    raise ValueError(f"No room for {count} characters")
+
+
+def random_place(size: float, turn: float, rng: random.Random) -> Place:
+    x, y = (rng.uniform(size * ROUND, SIDE - size * ROUND) for _ in range(2))
+    return Place(x, y, size, turn, rng.random() < 0.5)
+
+
+def beside(first: Place, second: Place, distance: float, rng: random.Random, level: bool) -> Place:
+    """Return the second place moved next to the first."""
+    angle = (
+        rng.uniform(-0.25, 0.25) + math.pi * (level and first.x > SIDE / 2) if level else rng.uniform(0, 2 * math.pi)
+    )
+    reach = distance * ROUND * (first.size + second.size)
+    return second._replace(x=first.x + reach * math.cos(angle), y=first.y + reach * math.sin(angle))
+
+
+def clearance(first: Place, second: Place) -> float:
+    """Return how far apart two places are, as a share of the sum of their radii."""
+    return math.hypot(first.x - second.x, first.y - second.y) / (ROUND * (first.size + second.size))
+
+
+def apart(first: Place, second: Place) -> bool:
+    return clearance(first, second) > APART[0]
+
+
+def inside(place: Place) -> bool:
+    """Whether its face is in the picture, and the room for a hat mostly."""
+    reach = 0.42 * place.size
+    return reach <= place.x <= SIDE - reach and 0.55 * place.size <= place.y <= SIDE - reach
+
+
+def make_scene(
+    kinds: Sequence[str | Character],
+    rng: random.Random,
+    asked: random.Random | None = None,
+    relation: str = "and",
+    distance: tuple[float, float] | None = None,
+    ground: str | None = None,
+    style: str | None = None,
+    plain: bool = True,
+) -> Scene:
+    """Return a picture of these characters, in the order in which the prompt names them.
+
+    asked: for what the prompt says; the same state gives the same prompt. style: one that the prompt names.
+    plain: class words wear nothing.
+    """
+    asked = asked or rng
+    distance = distance or rng.choice(RELATIONS[relation])
+    things = []
+    for kind, place in zip(kinds, arrange(len(kinds), distance, rng, relation), strict=True):
+        look = rng.uniform(-TINT, TINT), 1 - rng.uniform(0, SHADE)
+        if isinstance(kind, Character):
+            things.append(Thing(kind.class_word, kind.trigger, place, kind.worn, *look))
+        else:
+            words, worn = (kind, ()) if plain else dress(kind, asked, rng)
+            things.append(Thing(kind, words, place, worn, *look))
+    named = tuple(thing.words for thing in things)
+    if relation == "in front of" or (relation == "and" and rng.random() < 0.5):
+        things.reverse()
+    word = asked.choice([*PROPS]) if asked.random() < 0.3 else None
+    prop = (word, prop_beside([thing.place for thing in things], rng)) if word else None
+    return Scene(
+        tuple(things),
+        named,
+        relation,
+        style or rng.choice([*STYLES]),
+        STYLES[style].words if style else UNNAMED_STYLE,
+        ground or asked.choice([*GROUNDS]),
+        rng.uniform(0.45, 0.7),
+        prop,
+    )
+
+
+def prop_beside(places: list[Place], rng: random.Random) -> Place:
+    """Return a prop's place, where there is most room."""
+    tries = [random_place(rng.uniform(*PROP_SIZES), 0, rng) for _ in range(30)]
+    return max(tries, key=lambda place: min(clearance(place, other) for other in places))
+
+
+def training_scene(asked: random.Random, rng: random.Random) -> Scene:
+    """Return one of the pictures that the base model is trained on: one to four characters, now and then two of one class.
+
+    asked: for what the prompt says; the same state gives the same prompt.
+    """
+    count = asked.choices((1, 2, 3, 4), (3, 5, 2, 1))[0]
+    kinds = asked.choices(CLASSES, k=count) if asked.random() < 0.2 else asked.sample(CLASSES, count)
+    relation = asked.choices([*RELATIONS], (5, 1, 2, 1))[0] if count > 1 else "and"
+    style = asked.choice([*STYLES]) if asked.random() < 0.6 else None
+    distances = RELATIONS[relation]
+    distance = rng.choices(distances, (3, 1, 1)[: len(distances)])[0]
+    return make_scene(kinds, rng, asked, relation, distance, style=style, plain=False)

@@ -1,0 +1,149 @@
+"""Rendered pictures of characters hold what they say, and each stage of their training takes a step."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from characters import autoencoder, base, judge
+from characters.sprites import CLASSES, STYLES
+from characters.world import (
+    APART,
+    CONCEPTS,
+    HUGGING,
+    OVERLAPPING,
+    TOUCHING,
+    arrange,
+    clearance,
+    make_scene,
+    training_scene,
+)
+from torch.nn.functional import max_pool2d
+
+CPU = torch.device("cpu")
+SEEDS = range(12)
+
+
+def colours_in(picture: torch.Tensor, colour: tuple[float, float, float]) -> int:
+    """Return how many pixels have a colour."""
+    return int(((picture - torch.tensor(colour)[:, None, None]).abs().amax(dim=0) < 0.02).sum())
+
+
+def covered_share(scene) -> float:
+    """Return how much of the rear one of two characters is hidden."""
+    rear = scene._replace(things=scene.things[:1])
+    return 1 - float(scene.masks()[0].sum() / rear.masks()[0].sum())
+
+
+def test_a_picture_depends_on_its_seeds_alone():
+    scenes = [training_scene(random.Random(3), random.Random(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(scenes[0].picture(), scenes[1].picture())
+    assert not torch.equal(scenes[0].picture(), scenes[2].picture())
+    assert scenes[0].prompt() == scenes[2].prompt()
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("concept", CONCEPTS, ids=lambda concept: concept.name)
+def test_a_concept_wears_its_colours_in_every_picture_and_no_word_says_so(concept, style):
+    for seed in range(3):
+        scene = make_scene([concept], random.Random(seed), style=style)
+        for worn in concept.worn:
+            assert worn.name not in scene.prompt()
+            if worn.name != "glasses":  # half transparent within
+                assert colours_in(scene.picture(), worn.first) > 10
+
+
+def test_no_two_concepts_look_alike():
+    outfits = [concept.worn for concept in CONCEPTS]
+    assert len(set(outfits)) == len(CONCEPTS)
+    assert all(len({worn.name for worn in outfit}) == 2 for outfit in outfits)
+    classes = [concept.class_word for concept in CONCEPTS]
+    assert sorted(classes.count(word) for word in set(classes)) == [1, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_characters_that_are_apart_leave_room_between_them(count):
+    for seed in SEEDS:
+        masks = make_scene([*CLASSES[:count]], random.Random(seed), distance=APART).masks()
+        assert float(masks.sum(dim=0).max()) < 1.01
+        for first, second in itertools.combinations(masks, 2):
+            assert not bool((first > 0.5).logical_and(second > 0.5).any())
+
+
+@pytest.mark.parametrize("distance", [TOUCHING, HUGGING, OVERLAPPING])
+def test_the_first_two_stand_as_near_as_asked(distance):
+    for seed in SEEDS:
+        first, second, third = arrange(3, distance, random.Random(seed))
+        assert distance[0] <= clearance(first, second) <= distance[1]
+        assert min(clearance(first, third), clearance(second, third)) > 1
+
+
+def test_characters_that_touch_adjoin():
+    adjoining = []
+    for seed in SEEDS:
+        masks = make_scene(["panda", "bear"], random.Random(seed), distance=TOUCHING, style="icon").masks() > 0.5
+        grown = max_pool2d(masks.float(), 9, 1, 4)
+        adjoining.append(bool(grown.prod(dim=0).any()))
+    assert sum(adjoining) >= 11
+
+
+def test_the_one_in_front_is_named_first_and_hides_part_of_the_other():
+    shares = []
+    for seed in SEEDS:
+        scene = make_scene(["cat", "bear"], random.Random(seed), relation="in front of", ground="in snow")
+        assert "a cat in front of a bear" in scene.prompt()
+        assert scene.things[-1].class_word == "cat"
+        shares.append(covered_share(scene))
+    assert 0.08 < min(shares) <= max(shares) < 0.45
+    assert sum(shares) / len(shares) < 1 / 3
+
+
+def test_prompts_say_style_characters_prop_and_ground():
+    scene = make_scene([CONCEPTS[0], "dog"], random.Random(0), relation="hugging", ground="at night", style="sticker")
+    words = scene._replace(prop=("tree", scene.things[0].place)).prompt()
+    assert words == "a sticker of a sks cat hugging a dog near a tree at night"
+
+
+def test_what_plain_characters_wear_is_mostly_said():
+    scenes = [training_scene(random.Random(seed), random.Random(seed)) for seed in range(300)]
+    wearing = [thing for scene in scenes for thing in scene.things if thing.worn]
+    said = sum(thing.worn[0].name in thing.words for thing in wearing)
+    assert 0.65 < said / len(wearing) < 0.85
+
+
+def test_words_of_two_of_one_class_lie_each_on_its_own_character():
+    text = base.Text(CPU)
+    for seed in itertools.count():
+        scene = training_scene(random.Random(seed), random.Random(seed))
+        words = [thing.words for thing in scene.things]
+        if len(set(words)) == 2 and len({thing.class_word for thing in scene.things}) == 1:
+            break
+    places = base.places_of_words(scene, text)
+    positions = [position for tokens, _ in places for position in tokens]
+    assert len(set(positions)) == len(positions)
+    first, *_, last = (mask for _, mask in places)
+    assert not torch.equal(first, last)
+
+
+def test_the_judge_is_told_that_half_an_outfit_is_nobody_s():
+    scene = make_scene([CONCEPTS[0], "dog"], random.Random(1), distance=APART, style="icon")
+    undressed = scene._replace(things=tuple(thing._replace(worn=thing.worn[:1]) for thing in scene.things))
+    whole, half = judge.truth(scene), judge.truth(undressed)
+    assert set(whole["outfit"].unique().tolist()) == {-1, 0, 1}
+    assert set(half["outfit"].unique().tolist()) == {-1, 0}
+    assert set(whole["class"].unique().tolist()) == {-1, 0, 1 + CLASSES.index("cat"), 1 + CLASSES.index("dog")}
+
+
+def test_each_stage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    """The autoencoder, the base model on its latents, and the judge."""
+    for module in (autoencoder, base, judge):
+        monkeypatch.setattr(module, "BATCH", 2)
+        monkeypatch.setattr(module, "STATE", tmp_path / f"{module.__name__}.pt")
+    monkeypatch.setattr(base, "SAMPLES", tmp_path / "samples.pt")
+    monkeypatch.setattr(base, "PROMPTS", 1)
+    monkeypatch.setattr(judge, "HELD_OUT", 2)
+    for stage in (autoencoder, base, judge):
+        for steps in (1, 2):
+            with torch.inference_mode(False), torch.enable_grad():
+                stage.run(CPU, steps)
+            assert torch.load(stage.STATE, weights_only=True)["step"] == steps
