@@ -179,7 +179,7 @@ def pictures(name: str, loaded: dict[str, tuple], file: Callable[[str], str]) ->
     graph, results = json.loads((FOLDER / "api" / f"{name}.json").read_text("utf-8")), {}
     extras = Path(nodes.__file__).parent / "comfy_extras"
     for module in CORE_NODES:
-        asyncio.run(nodes.load_custom_node(str(extras / module)))
+        asyncio.run(nodes.load_custom_node(str(extras / f"nodes_{module}.py")))
     for node, each in graph.items():
         if each["class_type"] in loaded:
             results[node] = loaded[each["class_type"]]
