@@ -220,7 +220,8 @@ class Description:
                 patch = self.load("ModelPatchLoader", 120, [pose.file], "name")["MODEL_PATCH"]
                 values |= {"model": sampled_from["model"], "model_patch": patch}
                 return sampled_from | {"model": self.add("ZImageFunControlnet", 240, values)["MODEL"]}
-            control = self.load("ControlNetLoader", 141, [pose.file], "control_net_name")["CONTROL_NET"]
+            loaded = self.load("ControlNetLoader", 141, [pose.file], "control_net_name", title=pose.title)
+            control = loaded["CONTROL_NET"]
             if pose.control:
                 chosen = {"control_net": control, "type": pose.control}
                 control = self.add("SetUnionControlNetType", 100, chosen)["CONTROL_NET"]

@@ -28,6 +28,7 @@ class Pose(NamedTuple):
     strength: float = 1.0
     end: float = 1.0  # share of the steps
     control: str = ""  # which of its controls, where it must be told
+    title: str | None = None  # of its loader, where the file's name says too little
 
 
 class Family(NamedTuple):
@@ -89,6 +90,7 @@ FAMILIES = [
             hub("xinsir/controlnet-union-sdxl-1.0", "diffusion_pytorch_model_promax.safetensors", "controlnet"),
             strength=0.8,
             control="openpose",
+            title="Load Union ProMax for SDXL",
         ),
     ),
     Family(
@@ -114,6 +116,7 @@ FAMILIES = [
             ),
             strength=0.9,
             end=0.65,
+            title="Load Union Pro 2.0 for Flux",
         ),
     ),
     Family(
