@@ -6,6 +6,7 @@
     python3 tools/host.py bench quality masks          # score the sampler's masks by themselves (quality/masks.py)
     python3 tools/host.py bench quality training       # train concepts and score what their LoRAs leave alone (quality/training/)
     python3 tools/host.py bench faults [runs]          # hundreds of runs in one server, some cancelled (faults.py)
+    python3 tools/host.py bench cuda                   # real sizes on a CUDA device (on_cuda.py)
     python3 tools/host.py bench digests FILE           # whether a change of the code changed what it makes (digests.py)
 
 Sections are modules of this folder with `run() -> dict`, whose keys go into the result. Tables go to stdout, progress to
@@ -29,6 +30,7 @@ COMMANDS = {
     ("quality",): "quality",
     ("digests",): "digests",
     ("faults",): "faults",
+    ("cuda",): "on_cuda",
 }
 
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).resolve().parent.parent / "tools")]
@@ -37,14 +39,15 @@ import comfy.options
 
 comfy.options.enable_args_parsing(False)
 
-import torch
-from comfy.cli_args import args
+import vram
 
-args.cpu = not torch.cuda.is_available()  # before the rest of the host is imported
+vram.settle()  # before the rest of the host is imported
 
 import pack
+import torch
 
 pack.load()
+vram.start()
 
 
 def main(names: list[str]) -> None:
