@@ -3,12 +3,12 @@
 SD1.5 and SDXL at their real sizes and Flux at its real width, with random weights, in half precision and in fp8. ComfyUI
 settles its way when it starts, so each runs in a process of its own. Every picture is also made at a small size, and
 compared with the CPU's, which computes in float32 on the same weights: the difference is ‖a − b‖ / ‖b‖ of the latents, and
-of the losses of a training. The file is not called cuda.py, which would hide a package of that name.
+of the losses of a training. Half precision alone makes one: on small models with random weights 0.001 in float16, and 0.1 to
+0.4 in bfloat16, the same for ComfyUI's plain picture and ours. So the bound is twice the plain picture's. The file is not called cuda.py, which would hide a package of that name.
 
     card            its name
     rows            model, way, work, seconds per picture, merge or training step, GiB of the device at most, difference, error
-    worst           largest difference
-    beyond_bound    how many differ by more than BOUND
+    beyond_bound    how many differ by more than twice as much as the plain picture, and by more than 0.01
     failed          how many works ended in an error
 """
 
@@ -38,7 +38,9 @@ from sdxl import encoded, loras_in
 from torch import Tensor
 from training import SDXL_CONFIG, make_trainee, on_loaded
 
-BOUND = 0.05
+# Bounds of a difference: times the plain picture's, and what is small enough anyway.
+FACTOR, SMALL = 2.0, 0.01
+PLAIN = "plain picture"
 CONCEPTS = 2
 PROMPT = "a photo of {c0} and {c1} in a park"
 FP8 = torch.float8_e4m3fn
@@ -132,13 +134,11 @@ def run() -> dict:
             say(f"writing {form.name} with random weights")
             with torch.inference_mode():
                 write(form, Path(name))
-        rows = [
-            row for way in ("cpu", *(way for way in vram.WAYS if way != "cpu")) for row in run_apart(way, Path(name))
-        ]
+        rows = [row for way in vram.WAYS for row in run_apart(way, Path(name))]
     card = torch.cuda.get_device_name()
     print(f"\n{card}: seconds per picture, merge or training step; GiB of the device; difference from the CPU")
     for row in rows:
-        print(f"  {line(row)}")
+        print(f"  {line(row)}{'  beyond the bound' if row in beyond(rows) else ''}")
     return {"cuda": {"card": card} | summary(rows)}
 
 
@@ -189,11 +189,20 @@ def line(row: Row) -> str:
     return f"{title} {row.seconds:8.2f} s {row.gib:6.2f} GiB  {row.difference:.4f}"
 
 
+def beyond(rows: list[Row]) -> list[Row]:
+    """Return the rows that differ by more than their bound, or by what is no number."""
+    plain = {(row.case, row.way): row.difference for row in rows if row.work == PLAIN}
+    bounds = [max(SMALL, FACTOR * (plain.get((row.case, row.way)) or 0.0)) for row in rows]
+    return [
+        row
+        for row, bound in zip(rows, bounds, strict=True)
+        if row.difference is not None and not row.difference <= bound
+    ]
+
+
 def summary(rows: list[Row]) -> dict:
-    differences = [row.difference for row in rows if row.difference is not None]
     return {
-        "worst": max(differences, default=None),
-        "beyond_bound": sum(not difference <= BOUND for difference in differences),  # what is no number, too
+        "beyond_bound": len(beyond(rows)),
         "failed": sum(bool(row.error) for row in rows),
         "rows": [row._asdict() for row in rows],
     }
@@ -320,7 +329,7 @@ def trained(loaded: Loaded, size: Size) -> Outcome:
 
 
 WORKS: dict[str, Callable[[Loaded, Size], Outcome]] = {
-    "plain picture": plain,
+    PLAIN: plain,
     "sampler": composed,
     "sampler with updates": updated,
     "merge": merged,

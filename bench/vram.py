@@ -7,12 +7,12 @@ from comfy.cli_args import args, enables_dynamic_vram
 
 VARIABLE = "LORACLR_BENCH_VRAM"  # in the environment of a process that measures one of them
 SMALL = 4 * 2**30  # bytes of the card that “low VRAM” leaves to ComfyUI
-# Its command-line arguments.
+# Its command-line arguments. The CPU comes first: the others are compared with it.
 WAYS: dict[str, dict[str, bool]] = {
+    "cpu": {"cpu": True},
     "dynamic": {},
     "low VRAM": {"disable_dynamic_vram": True, "lowvram": True},
     "offloading": {"novram": True},
-    "cpu": {"cpu": True},
 }
 
 
