@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import comfy.model_detection
 import comfy.model_management
@@ -41,6 +41,7 @@ from training import SDXL_CONFIG, make_trainee, on_loaded
 # Bounds of a difference: times the plain picture's, and what is small enough anyway.
 FACTOR, SMALL = 2.0, 0.01
 PLAIN = "plain picture"
+T = TypeVar("T")
 CONCEPTS = 2
 PROMPT = "a photo of {c0} and {c1} in a park"
 FP8 = torch.float8_e4m3fn
@@ -129,13 +130,14 @@ class Row(NamedTuple):
 def run() -> dict:
     if not torch.cuda.is_available():
         sys.exit("bench: cuda measures on a CUDA device, and torch finds none here. Run it on a machine that has one.")
+    card = torch.cuda.get_device_name()
+    print(f"CUDA device: {card}", flush=True)
     with tempfile.TemporaryDirectory(prefix="loraclr-bench-") as name:
         for form in FORMS:
             say(f"writing {form.name} with random weights")
             with torch.inference_mode():
                 write(form, Path(name))
         rows = [row for way in vram.WAYS for row in run_apart(way, Path(name))]
-    card = torch.cuda.get_device_name()
     print(f"\n{card}: seconds per picture, merge or training step; GiB of the device; difference from the CPU")
     for row in rows:
         print(f"  {line(row)}{'  beyond the bound' if row in beyond(rows) else ''}")
@@ -271,7 +273,7 @@ class Outcome(NamedTuple):
     show: Callable[[], Tensor]
 
 
-def timed(work: Callable) -> tuple[float, tuple]:
+def timed(work: Callable[[], T]) -> tuple[float, T]:
     """Return the seconds that a work takes, and what it returns."""
     start = time.perf_counter()
     result = work()
