@@ -58,6 +58,8 @@ def test_every_work_is_measured_and_compared(name):
     assert_whole(rows, [case])
     pictures = [references[f"{name}, {work}"] for work in WORKS]
     assert all(picture.isfinite().all() for picture in pictures)
+    for picture in pictures[1:4]:  # what is compared hangs on the concepts
+        assert on_cuda.difference(picture, pictures[0]) > on_cuda.SMALL
     others = {key: 1.1 * made for key, made in references.items()}
     assert on_cuda.difference(pictures[0], others[f"{name}, plain picture"]) == pytest.approx(1 - 1 / 1.1, rel=1e-4)
 
