@@ -2,10 +2,12 @@
 
     python3 tools/host.py bench [section …]            # measure; without names all but “scale”, “files” and “sdxl”
     python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
+    python3 tools/host.py bench characters STAGE       # train the world of characters, stage by stage (bench/characters/)
     python3 tools/host.py bench quality [row …]        # score the methods on it (quality/)
     python3 tools/host.py bench quality masks          # score the sampler's masks by themselves (quality/masks.py)
     python3 tools/host.py bench quality training       # train concepts and score what their LoRAs leave alone (quality/training/)
     python3 tools/host.py bench faults [runs]          # hundreds of runs in one server, some cancelled (faults.py)
+    python3 tools/host.py bench cuda                   # real sizes on a CUDA device (on_cuda.py)
     python3 tools/host.py bench digests FILE           # whether a change of the code changed what it makes (digests.py)
 
 Sections are modules of this folder with `run() -> dict`, whose keys go into the result. Tables go to stdout, progress to
@@ -30,6 +32,7 @@ COMMANDS = {
     ("digests",): "digests",
     ("faults",): "faults",
     ("characters",): "characters.train",
+    ("cuda",): "on_cuda",
 }
 
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).resolve().parent.parent / "tools")]
@@ -38,14 +41,15 @@ import comfy.options
 
 comfy.options.enable_args_parsing(False)
 
-import torch
-from comfy.cli_args import args
+import vram
 
-args.cpu = not torch.cuda.is_available()  # before the rest of the host is imported
+vram.settle()  # before the rest of the host is imported
 
 import pack
+import torch
 
 pack.load()
+vram.start()
 
 
 def main(names: list[str]) -> None:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,7 +97,7 @@ class BareRun:
 
 
 @contextmanager
-def peak_memory(interval: float = 0.01) -> Iterator[list[float]]:
+def peak_memory() -> Iterator[list[float]]:
     """A list whose one number is, afterwards, how much this process grew at most, in MiB, device memory included."""
     cuda = torch.cuda.is_available()
     gc.collect()
@@ -106,22 +106,32 @@ def peak_memory(interval: float = 0.01) -> Iterator[list[float]]:
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     before, device_before = own_memory(), torch.cuda.memory_allocated() if cuda else 0
-    highest, stop, result = before, threading.Event(), [0.0]
+    result = [0.0]
+    with watching(own_memory) as peak:
+        try:
+            yield result
+        finally:
+            device = torch.cuda.max_memory_allocated() - device_before if cuda else 0
+    result[0] = (peak[0] - before + device) / 2**20
+
+
+@contextmanager
+def watching(read: Callable[[], int], interval: float = 0.01) -> Iterator[list[int]]:
+    """A list whose one number is the most that `read` has returned so far."""
+    peak, stop = [read()], threading.Event()
 
     def watch() -> None:
-        nonlocal highest
         while not stop.wait(interval):
-            highest = max(highest, own_memory())
+            peak[0] = max(peak[0], read())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield result
+        yield peak
     finally:
         stop.set()
         watcher.join()
-        device = torch.cuda.max_memory_allocated() - device_before if cuda else 0
-        result[0] = (highest - before + device) / 2**20
+        peak[0] = max(peak[0], read())
 
 
 def own_memory() -> int:

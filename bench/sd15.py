@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.sd
 import safetensors.torch
 import torch
+from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.model_base import BaseModel
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
@@ -72,7 +73,7 @@ def sd15(device: str, dtype: torch.dtype = torch.float32) -> tuple[BaseModel, SD
 def lora_layers(model: nn.Module, text_encoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers that LoRA trainers train, by their names in the host."""
     for name, block in model.named_modules():
-        if isinstance(block, SpatialTransformer):
+        if isinstance(block, SpatialTransformer | DoubleStreamBlock | SingleStreamBlock):
             yield from ((f"{name}.{inner}", m) for inner, m in block.named_modules() if is_matrix(m))
     yield from ((name, m) for name, m in text_encoder.named_modules() if ".layers." in name and is_matrix(m))
 

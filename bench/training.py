@@ -20,7 +20,7 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import comfy.model_detection
@@ -31,7 +31,7 @@ from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from comfy.supported_models import SDXL
 from comfy_extras.nodes_train import TrainLoraNode
 from loraclr.loraclr_core.host import differentiable
-from loraclr.loraclr_core.host.loaded import LoadedModel, encode, with_model
+from loraclr.loraclr_core.host.loaded import LoadedModel, changes_in_place, encode, with_model
 from loraclr.loraclr_core.host.lora.layers import Layers
 from loraclr.loraclr_core.host.train.checkpointing import checkpointed
 from loraclr.loraclr_core.host.train.data import Dataset, Picture
@@ -130,13 +130,15 @@ def run() -> dict:
     return {"training": result}
 
 
-def make_trainee(model: ModelPatcher, clip: comfy.sd.CLIP, shape: tuple[int, ...]) -> Trainee:
-    """Return a model with one picture of noise, and learners that have taken no step."""
+def make_trainee(
+    model: ModelPatcher, clip: comfy.sd.CLIP, shape: tuple[int, ...], kinds: Iterable[str] = KINDS
+) -> Trainee:
+    """Return a model with one picture of noise, and learners of these kinds that have taken no step."""
     with torch.inference_mode(False), torch.no_grad():
         conds = {text: encode(clip, text) for text in (*CAPTION, "")}
         latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        layers = {name: chosen_layers(model, settings_of(name).layers) for name in KINDS}
-        learners = {name: Learner(layers[name], settings_of(name)) for name in KINDS}
+        layers = {name: chosen_layers(model, settings_of(name).layers) for name in kinds}
+        learners = {name: Learner(layers[name], settings_of(name)) for name in kinds}
     return Trainee(model, Dataset([Picture(latent, CAPTION, None)], [], []), conds, layers, learners)
 
 
@@ -163,9 +165,10 @@ def on_loaded(trainee: Trainee, work: Callable[[Callable[[str], None], torch.dev
 
         work(take_step, loaded.noise.device)
 
-    with differentiable.gradients(False, "", [trainee.model.model]), torch.no_grad():
+    inner, layers = trainee.model.model, next(iter(trainee.layers.values()))
+    with differentiable.gradients(changes_in_place(inner), "", [inner]), torch.no_grad():
         conds, sigmas = list(trainee.conds.values()), torch.tensor([1.0, 0.0])
-        with_model(trainee.model, trainee.layers["plain"], conds, latent, sigmas, on)
+        with_model(trainee.model, layers, conds, latent, sigmas, on)
 
 
 def step_seconds(trainee: Trainee) -> dict[str, list[float]]:

@@ -417,8 +417,11 @@ ARCHITECTURES |= {
     ),
 }
 
-# Not of those that LoRA formats and merges are tested on. Its VAE makes one latent cell of 16×16 pixels, where others make 8×8.
-COARSE = {
+# Not of those that LoRA formats and merges are tested on.
+OTHERS = {
+    # As wide as SDXL: its ControlNets for several controls come in no other width.
+    "SDXL, wide": ARCHITECTURES["SDXL"]._replace(sizes=ARCHITECTURES["SDXL"].sizes | {"model_channels": 320}),
+    # Its VAE makes one latent cell of 16×16 pixels, where others make 8×8.
     "Wan 2.2": Architecture(
         supported.WAN22_T2V,
         WAN | {"model_type": "t2v", "in_dim": 48, "out_dim": 48},
@@ -476,7 +479,7 @@ class Model(NamedTuple):
 @functools.cache
 def build(name: str) -> Model:
     """The architecture's small model, the same object at each call, of seeded random weights."""
-    architecture = (ARCHITECTURES | COARSE)[name]
+    architecture = (ARCHITECTURES | OTHERS)[name]
     config = architecture.config(architecture.sizes)
     config.set_inference_dtype(DTYPE, None)
     model = config.get_model(architecture.detected, "")

@@ -1,6 +1,5 @@
 """The real host, in this process: ComfyUI on the CPU, with the pack loaded by ComfyUI's own loader."""
 
-import gc
 import json
 import os
 import sys
@@ -38,7 +37,7 @@ import torch  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from comfy.sd import CLIP, VAE  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
-from running import load, merge  # noqa: E402
+from running import forget_dead_models, load, merge  # noqa: E402
 
 pack.load()
 
@@ -143,9 +142,7 @@ def _no_dead_models():
     from then on: half a second, among all that a worker keeps.
     """
     yield
-    gc.collect()
-    loaded = comfy.model_management.current_loaded_models
-    loaded[:] = [each for each in loaded if not each.is_dead()]
+    forget_dead_models()
 
 
 @pytest.fixture(autouse=True)

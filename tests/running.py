@@ -1,8 +1,10 @@
 """Running the pack's nodes in process, as the executor does."""
 
+import gc
 from pathlib import Path
 
 import comfy.lora
+import comfy.model_management
 import folder_paths
 import safetensors.torch
 import torch
@@ -28,6 +30,13 @@ def merge(demo, concepts, **inputs):
 def save(lora, filename: str, **inputs):
     """Outputs of Save Merged LoRA with its defaults: lora_name, report."""
     return run("LoRACLR_SaveMergedLoRA", lora=lora, filename=filename, **inputs)
+
+
+def forget_dead_models() -> None:
+    """Drop from the host's list the models whose patchers are gone, of which it can load nothing."""
+    gc.collect()
+    loaded = comfy.model_management.current_loaded_models
+    loaded[:] = [each for each in loaded if not each.is_dead()]
 
 
 def write_lora(name: str, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from families import Family, File
+from families import Family, File, Pose, hub
 from graph import Graph, Node, NodeInfos, Output
 from layout import COLLAPSED, GAP, Columns
 
@@ -40,8 +40,8 @@ class Models(NamedTuple):
         return f"a photo of {' and '.join(f'a {named(each)}' for each in subjects)} {self.scene}"
 
 
-ENCODER = "sigclip_vision_patch14_384.safetensors"
-ENCODER_URL = "https://huggingface.co/Comfy-Org/sigclip_vision_384/resolve/main/sigclip_vision_patch14_384.safetensors"
+ENCODER = hub("Comfy-Org/sigclip_vision_384", "sigclip_vision_patch14_384.safetensors", "clip_vision")
+POSE_PICTURE = "my_poses.png"
 SCORED = 4  # pictures of each kind that a training is scored by
 
 
@@ -62,7 +62,7 @@ class Description:
         self.column = self.columns.column
         self.group = self.columns.group
         self.models = models
-        self.pair = models.subjects[:2]
+        self.pair: Sequence[Subject] = models.subjects[:2]
 
     def add(self, type: str, height: int, inputs: dict[str, Any], title: str | None = None) -> Node:
         """Add a node below the last one. height: with its title; COLLAPSED for a node that nobody needs to see."""
@@ -78,6 +78,12 @@ class Description:
         self.graph.note("What to change first", text, self.columns.place(height))
         self.columns.top += GAP
 
+    def begin(self, width: int, what: str, *changes: str, **note: Any) -> None:
+        """Add a column with the checkpoint and a note. note: further arguments of it."""
+        self.column(width)
+        self.model()
+        self.note(405, what, *changes, **note)
+
     def model(self, pictures: int = 1) -> None:
         """Load the checkpoint, and add the empty pictures that are sampled."""
         models = self.models
@@ -91,7 +97,7 @@ class Description:
         self.vae = loaded["VAE"]
 
     def family(self, family: Family) -> None:
-        """Load a family's files, and add the empty picture that is sampled."""
+        """Load a family's files, and add the empty picture that is sampled and the family's two characters."""
         with self.group("Model"):
             if family.vae is None:
                 loaded = self.load("CheckpointLoaderSimple", 190, [family.model], "ckpt_name")
@@ -109,6 +115,10 @@ class Description:
             size = {"width": family.side, "height": family.side, "batch_size": 1}
             self.latent = self.add(family.latent, COLLAPSED, size)["LATENT"]
         self.patched = {"model": model, "clip": clip}
+        self.pair = [
+            Subject(name, f"my_{name}_lora.safetensors", f"{rare} {name}", name)
+            for rare, name in zip(("sks", "zwx"), family.words.characters, strict=True)
+        ]
 
     def load(
         self, loader: str, height: int, files: Sequence[File], *names: str, title: str | None = None, **values: str
@@ -177,8 +187,7 @@ class Description:
     def scores(self, **pictures: Output) -> None:
         """Score a training by its pictures: muted, since few have a model that compares pictures."""
         with self.group("Scores: need CLIP vision"):
-            encoder = self.add("CLIPVisionLoader", 120, {"clip_name": ENCODER})
-            encoder.offer(ENCODER, ENCODER_URL, "clip_vision")
+            encoder = self.load("CLIPVisionLoader", 120, [ENCODER], "clip_name")
             scores = self.add("LoRACLR_PreservationScores", 260, {"clip_vision": encoder["CLIP_VISION"], **pictures})
             report = self.add("PreviewAny", 500, {"source": scores["report"]}, "Report")
         for node in (encoder, scores, report):
@@ -190,11 +199,36 @@ class Description:
         clora = self.add("LoRACLR_CLoRASampler", height, {**values, **settings})
         return {"model": clora["MODEL"], "positive": clora["positive"], "negative": clora["negative"]}
 
-    def sampler(self, width: int, concepts: Output, **settings: Any) -> dict[str, Output]:
-        """Add a column with CLoRA alone, and return what a sampler node takes of it. settings: as for `clora`."""
-        self.column(width)
+    def composed(self, left: int, right: int, masks: Iterable[Output] = (), **settings: Any) -> dict[str, Output]:
+        """Add a column with both concepts and one with CLoRA, and return what a sampler node takes of it.
+
+        left, right: widths of the columns. settings: as for `clora`.
+        """
+        self.column(left)
+        concepts = self.concepts(self.pair, masks)
+        self.column(right)
         with self.group("Sampler"):
             return self.clora(800, concepts, **settings)
+
+    def posed(self, width: int, pose: Pose, sampled_from: dict[str, Output]) -> dict[str, Output]:
+        """Add a column that holds what a sampler node takes to the poses of a picture."""
+        self.column(width)
+        with self.group("Poses"):
+            picture = self.add("LoadImage", 402, {"image": POSE_PICTURE})["IMAGE"]
+            values: dict[str, Any] = {"image": picture, "vae": self.vae, "strength": pose.strength}
+            if pose.file.folder == "model_patches":
+                patch = self.load("ModelPatchLoader", 120, [pose.file], "name")["MODEL_PATCH"]
+                values |= {"model": sampled_from["model"], "model_patch": patch}
+                return sampled_from | {"model": self.add("ZImageFunControlnet", 240, values)["MODEL"]}
+            loaded = self.load("ControlNetLoader", 141, [pose.file], "control_net_name", title=pose.title)
+            control = loaded["CONTROL_NET"]
+            if pose.control:
+                chosen = {"control_net": control, "type": pose.control}
+                control = self.add("SetUnionControlNetType", 100, chosen)["CONTROL_NET"]
+            values |= {name: sampled_from[name] for name in ("positive", "negative")}
+            values |= {"control_net": control, "end_percent": pose.end}
+            held = self.add("ControlNetApplyAdvanced", 270, values)
+            return sampled_from | {name: held[name] for name in ("positive", "negative")}
 
     def picture(self, width: int, seed: int, sampled_from: dict[str, Output], prefix: str, **settings: Any) -> None:
         """Add a column that samples and saves a picture. settings: as for `sampled`."""
@@ -205,4 +239,5 @@ class Description:
 
 
 CHOOSE_LORAS = "Choose your LoRAs. No **trigger**? Write the one each was trained on"
+ANOTHER_SEED = "Run: the node shows who is drawn where. One is missing? Try another **seed**"
 NAME_IN_BRACES = "In the **prompt**, name each character in braces: type {"

@@ -2,36 +2,40 @@
 
 from collections.abc import Callable
 
-from description import CHOOSE_LORAS, NAME_IN_BRACES, Description, Subject, in_braces
-from families import FAMILIES, HUB, Family, File
+from description import ANOTHER_SEED, CHOOSE_LORAS, NAME_IN_BRACES, Description, in_braces
+from families import FAMILIES, SD15_POSE, Family, Pose
 from layout import COLLAPSED
 
+CHOOSE_POSES = "**Poses**: a picture of stick figures (OpenPose)"
 
-def two_characters_on(family: Family) -> Callable[[Description], None]:
-    """Describe the first template for a family's files, settings and way to write prompts."""
-    rare = ("sks", "zwx")
-    pair = [
-        Subject(name, f"my_{name}_lora.safetensors", f"{word} {name}", name)
-        for word, name in zip(rare, family.characters, strict=True)
+
+def two_characters_on(family: Family, pose: Pose | None = None) -> Callable[[Description], None]:
+    """Describe the first template for a family's files, settings and way to write prompts. pose: what holds them to given poses."""
+    what = f"Draws two characters with {family.name}, each by its own LoRA"
+    changes = [
+        f"Choose two LoRAs for {family.name}. No **trigger**? Write the one each was trained on",
+        NAME_IN_BRACES,
+        ANOTHER_SEED,
     ]
+    missing = "model and LoRAs"
+    if pose is not None:
+        what = f"Draws two characters with {family.name}, in the poses of a picture"
+        changes[2:] = [CHOOSE_POSES]
+        missing = "model, LoRAs and poses"
 
     def describe(at: Description) -> None:
         at.column(250)
-        at.note(
-            445,
-            f"Draws two characters with {family.name}, each by its own LoRA",
-            f"Choose two LoRAs for {family.name}. No **trigger**? Write the one each was trained on",
-            NAME_IN_BRACES,
-            "Run: the node shows who is drawn where. One is missing? Try another **seed**",
-            missing="model and LoRAs",
-        )
-        at.column(250)
-        at.family(family)
-        at.column(280)
-        concepts = at.concepts(pair)
-        one, two = map(in_braces, pair)
-        prompt = family.prompt.format(one=one, two=two)
-        sampled_from = at.sampler(330, concepts, prompt=prompt, negative=family.negative)
+        if pose is not None:
+            at.family(family)  # above the note: the poses need the width of a column
+        at.note(445, what, *changes, missing=missing)
+        if pose is None:
+            at.column(250)
+            at.family(family)
+        one, two = map(in_braces, at.pair)
+        prompt = family.words.prompt.format(one=one, two=two)
+        sampled_from = at.composed(280, 330, prompt=prompt, negative=family.words.negative)
+        if pose is not None:
+            sampled_from = at.posed(245, pose, sampled_from)
         at.column(245)
         with at.group("Picture"):
             if family.guidance is not None:
@@ -45,13 +49,7 @@ def two_characters_on(family: Family) -> Callable[[Description], None]:
     return describe
 
 
-POSES = File(
-    "control_v11p_sd15_openpose_fp16.safetensors",
-    f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11p_sd15_openpose_fp16.safetensors",
-    "controlnet",
-)
-STYLE_LORA, POSE_PICTURE = "my_style_lora.safetensors", "my_poses.png"
-
+STYLE_LORA = "my_style_lora.safetensors"
 
 # CLoRA as its authors run it on SD1.5 (arXiv 2403.19776 and their code).
 AS_PUBLISHED = {
@@ -70,26 +68,19 @@ AS_PUBLISHED = {
 
 
 def published(at: Description) -> None:
-    at.column(325)
-    at.model()
-    at.note(
-        405,
+    at.begin(
+        325,
         "The published method, to compare with: slower, and concepts blend more",
         CHOOSE_LORAS,
         NAME_IN_BRACES,
         "See all its settings under *Advanced* of the sampler’s node",
     )
-    at.column(330)
-    concepts = at.concepts(at.pair)
-    sampled_from = at.sampler(415, concepts, **AS_PUBLISHED)
-    at.picture(325, 4, sampled_from, "clora", steps=50, cfg=7.5)
+    at.picture(325, 4, at.composed(330, 415, **AS_PUBLISHED), "clora", steps=50, cfg=7.5)
 
 
 def styled(at: Description) -> None:
-    at.column(250)
-    at.model()
-    at.note(
-        405,
+    at.begin(
+        250,
         "Draws two characters in one style, each by its own LoRA",
         "**Style**: choose a LoRA for the whole picture",
         CHOOSE_LORAS,
@@ -100,25 +91,18 @@ def styled(at: Description) -> None:
         values = {**at.patched, "lora_name": STYLE_LORA, "strength_model": 0.8, "strength_clip": 0.8}
         style = at.add("LoraLoader", 229, values)
         at.patched = {"model": style["MODEL"], "clip": style["CLIP"]}
-    at.column(280)
-    concepts = at.concepts(at.pair)
-    sampled_from = at.sampler(330, concepts)
-    at.picture(245, 4, sampled_from, "clora")
+    at.picture(245, 4, at.composed(280, 330), "clora")
 
 
 def enlarged(at: Description) -> None:
-    at.column(250)
-    at.model()
-    at.note(
-        405,
+    at.begin(
+        250,
         "Draws two characters, then draws them again twice as large",
         CHOOSE_LORAS,
         NAME_IN_BRACES,
         "**denoise** of the second pass: the higher, the more it changes",
     )
-    at.column(280)
-    concepts = at.concepts(at.pair)
-    sampled_from = at.sampler(330, concepts)
+    sampled_from = at.composed(280, 330)
     at.column(245)
     with at.group("Picture"):
         samples, small = at.sampled(347, 4, sampled_from)
@@ -132,31 +116,22 @@ def enlarged(at: Description) -> None:
 
 
 def posed(at: Description) -> None:
-    at.column(250)
-    at.model()
-    at.note(
-        405,
+    at.begin(
+        250,
         "Draws two characters in the poses of a picture",
-        "**Poses**: a picture of stick figures (OpenPose)",
+        CHOOSE_POSES,
         CHOOSE_LORAS,
         NAME_IN_BRACES,
         missing="SD1.5 model, LoRAs and poses",
     )
-    at.column(280)
-    concepts = at.concepts(at.pair)
-    sampled_from = at.sampler(330, concepts)
-    at.column(245)
-    with at.group("Poses"):
-        picture = at.add("LoadImage", 402, {"image": POSE_PICTURE})
-        control = at.load("ControlNetLoader", 141, [POSES], "control_net_name")
-        wires = {"positive": sampled_from["positive"], "negative": sampled_from["negative"]}
-        wires |= {"control_net": control["CONTROL_NET"], "image": picture["IMAGE"], "vae": at.vae}
-        held = at.add("ControlNetApplyAdvanced", 270, {**wires, "strength": 0.8})
-        sampled_from |= {"positive": held["positive"], "negative": held["negative"]}
-    at.picture(245, 4, sampled_from, "clora")
+    at.picture(245, 4, at.posed(245, SD15_POSE, at.composed(280, 330)), "clora")
 
 
 STYLED, POSED, ENLARGED = "two characters in one style", "two characters in poses", "two characters twice as large"
-FURTHER = {f"two characters on {family.name}": two_characters_on(family) for family in FAMILIES}
 PUBLISHED = "two characters as published"
+# Title of the template for a family, without poses and with them.
+ON = {family: f"two characters on {family.name}" for family in FAMILIES}
+POSED_ON = {family: f"{POSED} on {family.name}" for family in FAMILIES if family.pose is not None}
+FURTHER = {title: two_characters_on(family) for family, title in ON.items()}
 FURTHER |= {STYLED: styled, POSED: posed, ENLARGED: enlarged, PUBLISHED: published}
+FURTHER |= {title: two_characters_on(family, family.pose) for family, title in POSED_ON.items()}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from description import (
+    ANOTHER_SEED,
     CHOOSE_LORAS,
     NAME_IN_BRACES,
     SCORED,
@@ -66,26 +67,19 @@ DEMO = Models(
 
 
 def two_characters(at: Description) -> None:
-    at.column(325)
-    at.model()
-    at.note(
-        405,
+    at.begin(
+        325,
         "Draws two characters, each by its own LoRA",
         CHOOSE_LORAS,
         NAME_IN_BRACES,
-        "Run: the node shows who is drawn where. One is missing? Try another **seed**",
+        ANOTHER_SEED,
     )
-    at.column(330)
-    concepts = at.concepts(at.pair)
-    sampled_from = at.sampler(415, concepts)
-    at.picture(325, 4, sampled_from, "clora")
+    at.picture(325, 4, at.composed(330, 415), "clora")
 
 
 def areas(at: Description) -> None:
-    at.column(280)
-    at.model()
-    at.note(
-        405,
+    at.begin(
+        280,
         "Draws each character in the area you choose",
         "Choose each **area**: a half, a third, a box",
         CHOOSE_LORAS,
@@ -95,17 +89,12 @@ def areas(at: Description) -> None:
     at.column(230)
     with at.group("Areas"):
         masks = [at.add("LoRACLR_ConceptArea", 260, {"area": f"{side} half"})["MASK"] for side in ("left", "right")]
-    at.column(280)
-    concepts = at.concepts(at.pair, masks)
-    sampled_from = at.sampler(315, concepts)
-    at.picture(245, 8, sampled_from, "clora_masks")
+    at.picture(245, 8, at.composed(280, 315, masks), "clora_masks")
 
 
 def paint(at: Description) -> None:
-    at.column(270)
-    at.model()
-    at.note(
-        405,
+    at.begin(
+        270,
         "Paints two characters into a part of a picture",
         CHOOSE_LORAS,
         NAME_IN_BRACES,
@@ -131,18 +120,14 @@ def paint(at: Description) -> None:
 
 
 def maps(at: Description) -> None:
-    at.column(270)
-    at.model()
-    at.note(
-        405,
+    at.begin(
+        270,
         "Saves where each character is drawn",
         CHOOSE_LORAS,
         NAME_IN_BRACES,
         "Run: **masks** are where each was drawn, **heat maps** what its words saw",
     )
-    at.column(280)
-    concepts = at.concepts(at.pair)
-    sampled_from = at.sampler(315, concepts)
+    sampled_from = at.composed(280, 315)
     at.column(240)
     with at.group("Picture"):
         samples, image = at.sampled(COLLAPSED, 4, sampled_from)
@@ -158,10 +143,8 @@ def maps(at: Description) -> None:
 
 
 def merge(at: Description) -> None:
-    at.column(275)
-    at.model()
-    at.note(
-        405,
+    at.begin(
+        275,
         "Merges characters into one model and LoRA file",
         CHOOSE_LORAS,
         "In the **prompt**, name them by their triggers",
@@ -210,10 +193,8 @@ def reuse(at: Description) -> None:
 
 
 def compare(at: Description) -> None:
-    at.column(280)
-    at.model()
-    at.note(
-        405,
+    at.begin(
+        280,
         "One picture three ways: stacked, merged, by the sampler",
         "Choose the same LoRAs in *Load LoRA* and *Load Concept LoRA*",
         "Name them by **trigger** in the prompt, in **braces** in the sampler's",
@@ -377,8 +358,9 @@ def clora_blueprint(infos: NodeInfos) -> dict[str, Any]:
     return blueprint(graph, BLUEPRINT, description, start, outputs)
 
 
-CORE_NODES = ("nodes_preview_any.py", "nodes_mask.py", "nodes_train.py", "nodes_primitive.py", "nodes_dataset.py")
-CORE_NODES += ("nodes_sd3.py", "nodes_flux.py", "nodes_model_advanced.py")
+# Of ComfyUI's own nodes in `comfy_extras`.
+CORE_NODES = ("preview_any", "mask", "train", "primitive", "dataset", "sd3", "flux", "model_advanced")
+CORE_NODES += ("model_patch", "controlnet")
 
 
 def described(name: str, infos: NodeInfos, models: Models) -> Graph:
@@ -398,7 +380,7 @@ def load_node_infos() -> NodeInfos:
 
     async def load() -> None:
         extras = Path(os.environ["COMFYUI_PATH"]) / "comfy_extras"
-        for path in (*(extras / name for name in CORE_NODES), ROOT):
+        for path in (*(extras / f"nodes_{name}.py" for name in CORE_NODES), ROOT):
             if not await nodes.load_custom_node(str(path)):
                 raise RuntimeError(f"the host could not load {path}; its reason is above")
 
