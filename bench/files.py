@@ -10,6 +10,7 @@ library               copies of the two concepts' files, a margin of zero (copie
     subset_ratio          seconds of merging twelve that a library of 64 holds / twelve of which there is nothing else
     added_ratio           seconds of reading 64 and capturing one more / capturing 65, at 512×512 pixels
     solve_seconds, extra_memory_mib    of merging the 64
+    named_seconds, named_memory_mib    of merging two that a prompt names, of chains of 8 and of 64
 """
 
 import shutil
@@ -24,6 +25,7 @@ import torch
 from capture import STEPS as BARE_STEPS
 from capture import peak_memory
 from comfy.sdxl_clip import SDXLClipModel
+from loraclr.loraclr_core.braces import select_named
 from loraclr.loraclr_core.concept import Concept
 from loraclr.loraclr_core.host.merge import cache, packing, store
 from loraclr.loraclr_core.host.merge import merge as merging
@@ -40,6 +42,7 @@ from torch import Tensor, nn
 STEPS, SIDE = 20, 32
 CAPTURE = CaptureSettings(prompts=("photo of a {trigger}",), steps=STEPS, seed=0, latent_shape=(4, SIDE, SIDE))
 LIBRARY, SUBSET = 64, 12
+CHAINS = 8, LIBRARY  # of which a prompt names two
 SDXL_CONFIG = KOALA_CONFIG | {
     "num_res_blocks": [2, 2, 2],
     "transformer_depth": [0, 0, 2, 2, 10, 10],
@@ -132,18 +135,13 @@ def library(world: World) -> dict:
         shutil.copy(*paths)
         return other
 
-    def seconds(concepts: list[Concept]) -> dict[str, float]:
-        result = merge(world, concepts, "on disk")
-        if result.evaluations:
-            raise RuntimeError("the library lacks a concept")
-        return result.seconds
-
     copies = [copy(index) for index in range(SUBSET)]
-    few = sum(seconds(copies).values())
+    few = sum(seconds_from_files(world, copies).values())
     copies += [copy(index) for index in range(SUBSET, LIBRARY)]
-    subset = sum(seconds(copies[-SUBSET:]).values())
+    subset = sum(seconds_from_files(world, copies[-SUBSET:]).values())
+    named = [merge_named(world, copies[:chain]) for chain in CHAINS]
     with peak_memory() as memory:
-        whole = seconds(copies)
+        whole = seconds_from_files(world, copies)
     # A capture of that size takes as long as bare evaluations; see the table of sizes.
     large = world.bare_seconds(64) / BARE_STEPS * STEPS
     print(f"\na library of {LIBRARY}: " + ", ".join(f"{phase} {s:.1f} s" for phase, s in whole.items()))
@@ -154,4 +152,23 @@ def library(world: World) -> dict:
         "added_ratio": round((whole["capture"] + large) / ((LIBRARY + 1) * large), 4),
         "solve_seconds": round(whole["solve"], 1),
         "extra_memory_mib": round(memory[0]),
+        "named_seconds": [round(seconds, 1) for seconds, _ in named],
+        "named_memory_mib": [round(mebibytes) for _, mebibytes in named],
     }
+
+
+def seconds_from_files(world: World, concepts: list[Concept]) -> dict[str, float]:
+    """Merge from the files and return the seconds of each phase. Raises RuntimeError where a file is missing."""
+    result = merge(world, concepts, "on disk")
+    if result.evaluations:
+        raise RuntimeError("the library lacks a concept")
+    return result.seconds
+
+
+def merge_named(world: World, chain: list[Concept]) -> tuple[float, float]:
+    """Merge the first and the last concept of a chain by prompt; return seconds and MiB beyond the model."""
+    prompt = f"{{{chain[0].name}}} beside {{{chain[-1].name}}}"
+    with peak_memory() as memory:
+        seconds = sum(seconds_from_files(world, select_named(prompt, chain)).values())
+    print(f"  two of {len(chain)} by prompt {seconds:.1f} s, {memory[0]:.0f} MiB")
+    return seconds, memory[0]
