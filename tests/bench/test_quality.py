@@ -8,8 +8,9 @@ import pytest
 import torch
 from quality import cells, columns, comparisons, report
 from quality.columns import BATCH, COLUMNS
+from quality.rows import ROWS
 from shapes import base, loras
-from shapes.methods import HEADLINE, ROOT, ROWS, Ask, Method, World, merge_row
+from shapes.methods import HEADLINE, ROOT, Ask, Method, World, merge_row
 from shapes.model import Text
 from shapes.world import CONCEPTS
 
