@@ -21,7 +21,8 @@ import torch
 import workflows
 from comfy_server import ComfyServer
 from PIL import Image
-from shapes.methods import LATENT, ROWS, Ask, World, chain
+from quality.rows import ROWS
+from shapes.methods import LATENT, Ask, World, chain
 from shapes.world import CONCEPTS
 from torch import Tensor
 

@@ -22,16 +22,16 @@ import torch
 from PIL import Image
 from sd15 import say
 from shapes import scores
-from shapes.methods import LATENT, ROOT, ROWS, SHARED, Ask, Conditioned, Group, Method, World, base
+from shapes.methods import LATENT, ROOT, SAMPLING, SHARED, Ask, Conditioned, Group, Method, World, base
 from shapes.world import CLASSES, CONCEPTS, make_scene
 from torch import Tensor
 
 from .columns import BATCH, COLUMNS, count_pictures
+from .rows import ROWS
 
 CELLS = ROOT / "bench" / "shapes" / "cells"
 PICTURES = ROOT / ".host" / "shapes" / "pictures"
 
-SAMPLING = {"steps": 12, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal"}
 SAME = 0.01  # how far a score moves when only the order of floating-point sums changes
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------
@@ -119,6 +119,14 @@ def sample(world: World, conditioned: Conditioned, seed: int) -> Tensor:
     return nodes.VAEDecode().decode(world.vae, sampled)[0].movedim(-1, 1)
 
 
+def sample_one(world: World, conditioned: Conditioned, seed: int, number: int) -> Tensor:
+    """Return one of the pictures of a prompt, (1, 3, SIDE, SIDE), 0…1, from the same noise as in the batch."""
+    model, positive, negative = conditioned
+    latent = LATENT | {"batch_index": [number]}
+    values = SAMPLING | {"positive": positive, "negative": negative, "latent_image": latent}
+    return nodes.VAEDecode().decode(world.vae, nodes.KSampler().sample(model, seed, **values)[0])[0].movedim(-1, 1)
+
+
 @functools.cache  # the same for every row
 def sample_base(world: World, ask: Ask) -> Tensor:
     """Return the base model's pictures of a prompt."""
@@ -150,7 +158,7 @@ def score(world: World, ask: Ask, pictures: Tensor) -> dict[str, Tensor]:
 
 
 @functools.lru_cache(maxsize=len(CONCEPTS))  # no column has more groups; a row's kinds of pictures share them
-def prepare(world: World, method: Callable, group: Group, settings: tuple) -> Callable[[Ask], Conditioned]:
+def prepare(world: World, method: Callable, group: Group, settings: tuple) -> Callable[..., Conditioned]:
     """Prepare a method for a group once, for example merge its concepts."""
     return method(world, group, **dict(settings))
 
@@ -159,7 +167,11 @@ def measure_asks(world: World, method: Method, asks: list[Ask]) -> Iterator[tupl
     """Yield the scores and the pictures of each prompt."""
     for ask in asks:
         prepared = prepare(world, method.prepare, ask.group, tuple(method.settings.items()))
-        pictures = sample(world, prepared(ask), ask.seed)
+        if method.one_by_one:
+            single = [sample_one(world, prepared(ask, number), ask.seed, number) for number in range(BATCH)]
+            pictures = torch.cat(single)
+        else:
+            pictures = sample(world, prepared(ask), ask.seed)
         scored = {key: value.double().numpy().round(3).tolist() for key, value in score(world, ask, pictures).items()}
         yield scored | {"prompt": [ask.seed] * BATCH}, pictures
 

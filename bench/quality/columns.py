@@ -3,8 +3,10 @@
 import itertools
 from typing import NamedTuple
 
-from shapes.methods import HEADLINE, ROWS, VARIANTS, Ask, Group
+from shapes.methods import VARIANTS, Ask, Group
 from shapes.world import BACKGROUNDS, CLASSES, CONCEPTS
+
+from .rows import COMPARED, ROWS
 
 BATCH = 4  # pictures of one prompt
 
@@ -82,5 +84,5 @@ def count_pictures(row: str, column: str) -> int:
     """Return 64 for the headlines, 32 elsewhere, and 16 for the sampler's settings, whose pictures take longest."""
     if is_sampler(row) and (row in VARIANTS or row == "clora-updates"):
         return 16
-    headline = row in HEADLINE and column in (("2", "2-same-class") if is_sampler(row) else ("1", "8"))
+    headline = row in COMPARED and column in (("2", "2-same-class") if is_sampler(row) else ("1", "8"))
     return 64 if headline else 32

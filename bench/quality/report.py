@@ -4,12 +4,13 @@ import json
 import math
 
 from PIL import Image, ImageDraw
-from shapes.methods import HEADLINE, ROOT, ROWS, VARIANTS, World
+from shapes.methods import HEADLINE, ROOT, VARIANTS, World
 from shapes.world import SIDE
 
 from .cells import is_current, measure_asks, picture_path, read_cell, save_picture
 from .columns import COLUMNS, SAMPLER_COLUMNS, columns_of, count_pictures
 from .comparisons import SCORES, average, compare
+from .rows import COMPARED, ROWS
 
 PAGE = ROOT / "docs" / "quality.md"
 GRID = ROOT / "bench" / "shapes" / "grid.png"
@@ -80,7 +81,7 @@ def format_tables() -> str:
     """Return all tables in Markdown, with what * means where one stands."""
     lines = ["**Summary**", "", *format_summary(), ""]
     for score in SCORES:
-        lines += format_table(score, list(HEADLINE), list(COLUMNS))
+        lines += format_table(score, list(COMPARED), list(COLUMNS))
     lines += format_settings()
     if any(is_older(row, column) for row in ROWS for column in columns_of(row)):
         lines += ["", STAR]

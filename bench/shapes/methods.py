@@ -17,6 +17,7 @@ from torch import Tensor
 from .world import SIDE, ShapeConcept, prompt
 
 ROOT = Path(__file__).resolve().parents[2]
+SAMPLING = {"steps": 12, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal"}
 LATENT = {"samples": torch.zeros(1, 4, SIDE // 8, SIDE // 8)}
 
 Group = tuple[ShapeConcept, ...]  # the concepts a method is given
@@ -46,13 +47,15 @@ class Ask(NamedTuple):
 
 
 class Method(NamedTuple):
-    """prepare: a group -> what to sample an ask with. kinds: of pictures it is asked for. The rest is what it depends on."""
+    """prepare: a group -> what to sample an ask with. kinds: of pictures it is asked for. one_by_one: whether each picture is
+    sampled by itself, with what an ask and its number give. The rest is what it depends on."""
 
-    prepare: Callable[..., Callable[[Ask], Conditioned]]
+    prepare: Callable[..., Callable[..., Conditioned]]
     kinds: tuple[str, ...]
     settings: dict = {}
     node: str = ""
     code: tuple[str, ...] = ()
+    one_by_one: bool = False
 
 
 def lora_name(concept: ShapeConcept) -> str:
@@ -235,4 +238,3 @@ VARIANTS = {
     "clora-updates-paper": clora_row(update_strength=20.0, update_unit="absolute (paper)"),
     "clora-updates-refined": clora_row(update_strength=0.02, refine_repeats=20),
 }
-ROWS = HEADLINE | VARIANTS

@@ -5,11 +5,14 @@ import statistics
 import demo_assets
 import pack
 import pytest
+import quality
 import torch
+from PIL import Image
 from quality import cells, columns, comparisons, report
 from quality.columns import BATCH, COLUMNS
-from shapes import base, loras
-from shapes.methods import HEADLINE, ROOT, ROWS, Ask, Method, World, merge_row
+from quality.rows import ROWS
+from shapes import base, loras, rivals
+from shapes.methods import HEADLINE, ROOT, Ask, Method, World, merge_row
 from shapes.model import Text
 from shapes.world import CONCEPTS
 
@@ -120,6 +123,42 @@ def test_a_cell_is_older_than_its_code_when_a_default_of_its_node_changes(no_cel
     defaults = pack.defaults("LoRACLR_Merge")
     monkeypatch.setattr(pack, "defaults", lambda _: defaults | {"ridge": 0.5})
     assert_is_starred()
+
+
+def measured_rows(names, monkeypatch, tmp_path) -> list[str]:
+    """Return the rows that are measured where nothing is there yet, nor FreeFuse."""
+    rows: list[str] = []
+    for module in (quality, rivals):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "FreeFuse")
+    monkeypatch.setattr(quality, "is_current", lambda *_: False)
+    monkeypatch.setattr(quality, "measure_cell", lambda _, row, column: rows.append(row))
+    monkeypatch.setattr(report, "draw_grid", lambda _: Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(report, "GRID", tmp_path / "grid.png")
+    quality.measure(World(None, None, None), names)
+    return rows
+
+
+def test_rows_of_a_pack_that_is_not_there_are_left_out_and_said(monkeypatch, tmp_path, capsys):
+    rows = measured_rows([], monkeypatch, tmp_path)
+    assert "clora" in rows
+    assert not set(rows) & set(rivals.RIVALS)
+    assert "bench/shapes/rivals.py says how to fetch it" in capsys.readouterr().err
+
+
+def test_a_row_of_a_pack_that_is_not_there_says_how_to_fetch_it(monkeypatch, tmp_path):
+    assert set(measured_rows(["freefuse"], monkeypatch, tmp_path)) == {"freefuse"}
+    with pytest.raises(SystemExit, match="says how to fetch it"):
+        rivals.freefuse(World(None, None, None), ())
+
+
+def test_one_picture_by_itself_is_that_of_the_batch(world):
+    """A row that is sampled one by one answers the same noise as all others."""
+    ask = COLUMNS["2"].asks(16)["together"][0]
+    with torch.inference_mode():
+        conditioned = ROWS["stacked"].prepare(world, ask.group)(ask)
+        batch = cells.sample(world, conditioned, ask.seed)
+        alone = cells.sample_one(world, conditioned, ask.seed, 2)
+    assert float((batch[2:3] - alone).abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize(("now", "stands"), [(0.504, True), (0.53, False)])
