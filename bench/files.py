@@ -10,7 +10,7 @@ library               copies of the two concepts' files, a margin of zero (copie
     subset_ratio          seconds of merging twelve that a library of 64 holds / twelve of which there is nothing else
     added_ratio           seconds of reading 64 and capturing one more / capturing 65, at 512×512 pixels
     solve_seconds, extra_memory_mib    of merging the 64
-    named_seconds, named_memory_mib    of merging two that a prompt names, of chains of 8 and of 64
+    named_seconds, named_memory_mib    of merging two that a prompt names, of chains of 2, 8 and 64
 """
 
 import shutil
@@ -42,7 +42,7 @@ from torch import Tensor, nn
 STEPS, SIDE = 20, 32
 CAPTURE = CaptureSettings(prompts=("photo of a {trigger}",), steps=STEPS, seed=0, latent_shape=(4, SIDE, SIDE))
 LIBRARY, SUBSET = 64, 12
-CHAINS = 8, LIBRARY  # of which a prompt names two
+CHAINS = 2, 8, LIBRARY  # of which a prompt names two
 SDXL_CONFIG = KOALA_CONFIG | {
     "num_res_blocks": [2, 2, 2],
     "transformer_depth": [0, 0, 2, 2, 10, 10],
