@@ -2,7 +2,7 @@
 
     python3 tools/host.py bench [section …]            # measure; without names all but “scale”, “files” and “sdxl”
     python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
-    python3 tools/host.py bench characters STAGE       # train the world of characters, stage by stage (bench/characters/)
+    python3 tools/host.py bench characters STAGE [steps]  # train the world of characters, stage by stage (bench/characters/)
     python3 tools/host.py bench quality [row …]        # score the methods on it (quality/)
     python3 tools/host.py bench quality masks          # score the sampler's masks by themselves (quality/masks.py)
     python3 tools/host.py bench quality training       # train concepts and score what their LoRAs leave alone (quality/training/)

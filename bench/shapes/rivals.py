@@ -55,16 +55,22 @@ def run(node: str, **values) -> tuple:
 
 
 def freefuse(world: World, group: Group, named: bool = False, masks: str = "its own"):
-    """Its chain of nodes. named: whether its rule sees the layers' names in the form that it knows."""
-    set_rule(load(), named)
+    """Return what prepares an ask by its chain of nodes.
+
+    named: whether its rule sees the layers' names in the form that it knows. masks: “its own” or “ours”.
+    """
+    rule = load()
 
     def prepare(ask: Ask, number: int) -> Conditioned:
+        set_rule(rule, named)  # before every picture: its hooks are of one class, for all rows
         return conditioned(world, ask, number, our_masks(world, ask)[number] if masks == "ours" else None)
 
     return prepare
 
 
 def set_rule(rule: Callable, named: bool) -> None:
+    """Let its hooks see layers' names as they are or, named, in the form that they know."""
+
     def with_names(hook) -> bool:
         for name, known in NAMES.items():
             hook.module_key = hook.module_key.replace(name, known)
@@ -117,7 +123,7 @@ def noise_of(number: int) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)  # the pictures of an ask follow each other
 def our_masks(world: World, ask: Ask, count: int = 4) -> list[Masks]:
-    """Return for each picture where CLoRA's sampler draws the concepts."""
+    """Return for each picture where CLoRA's sampler draws the concepts. count: of an ask's pictures."""
     model, positive, negative = clora(world, ask.group)(ask)
     latent = {"samples": LATENT["samples"].expand(count, -1, -1, -1)}
     values = SAMPLING | {"positive": positive, "negative": negative, "latent_image": latent}

@@ -87,6 +87,16 @@ def test_characters_that_touch_adjoin():
     assert sum(adjoining) >= 11
 
 
+@pytest.mark.parametrize("relation", ["beside", "hugging"])
+def test_characters_side_by_side_are_level_and_lean_towards_each_other_when_they_hug(relation):
+    for seed in SEEDS:
+        scene = make_scene(["cat", "bear"], random.Random(seed), relation=relation)
+        left, right = sorted((thing.place for thing in scene.things), key=lambda place: place.x)
+        assert abs(left.y - right.y) < 0.3 * (right.x - left.x)
+        if relation == "hugging":
+            assert left.turn > 0 > right.turn
+
+
 def test_the_one_in_front_is_named_first_and_hides_part_of_the_other():
     shares = []
     for seed in SEEDS:
