@@ -211,20 +211,25 @@ class Description:
             return self.clora(800, concepts, **settings)
 
     def posed(self, width: int, pose: Pose, sampled_from: dict[str, Output]) -> dict[str, Output]:
-        """Add a column that holds what a sampler node takes to the poses of a picture."""
+        """Add a column that holds what a sampler node takes to the poses of a picture.
+
+        Nodes whose display names differ between ComfyUI's versions have titles of their own.
+        """
         self.column(width)
         with self.group("Poses"):
             picture = self.add("LoadImage", 402, {"image": POSE_PICTURE})["IMAGE"]
             values: dict[str, Any] = {"image": picture, "vae": self.vae, "strength": pose.strength}
             if pose.file.folder == "model_patches":
-                patch = self.load("ModelPatchLoader", 120, [pose.file], "name")["MODEL_PATCH"]
+                patch = self.load("ModelPatchLoader", 150, [pose.file], "name", title="Load Model Patch")["MODEL_PATCH"]
                 values |= {"model": sampled_from["model"], "model_patch": patch}
-                return sampled_from | {"model": self.add("ZImageFunControlnet", 240, values)["MODEL"]}
+                return sampled_from | {
+                    "model": self.add("ZImageFunControlnet", 240, values, "Poses by the patch")["MODEL"]
+                }
             loaded = self.load("ControlNetLoader", 141, [pose.file], "control_net_name", title=pose.title)
             control = loaded["CONTROL_NET"]
             if pose.control:
                 chosen = {"control_net": control, "type": pose.control}
-                control = self.add("SetUnionControlNetType", 100, chosen)["CONTROL_NET"]
+                control = self.add("SetUnionControlNetType", 100, chosen, "Set Union ControlNet Type")["CONTROL_NET"]
             values |= {name: sampled_from[name] for name in ("positive", "negative")}
             values |= {"control_net": control, "end_percent": pose.end}
             held = self.add("ControlNetApplyAdvanced", 270, values)
