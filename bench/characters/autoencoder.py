@@ -33,7 +33,6 @@ class Autoencoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder, self.decoder = Encoder(), Decoder()
-        torch.manual_seed(0)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -44,13 +43,13 @@ class Autoencoder(nn.Module):
                 block.conv[-1].weight.data.mul_(BRANCH)
 
 
-def trained() -> Autoencoder:
-    """Return the autoencoder as far as it is trained."""
+def trained() -> tuple[Autoencoder, int]:
+    """Return the autoencoder as far as it is trained, and its steps."""
     if not STATE.exists():
         sys.exit("characters: the autoencoder is not trained yet; run the stage “autoencoder” first")
-    network = Autoencoder()
-    network.load_state_dict(torch.load(STATE, map_location="cpu", weights_only=True)["network"])
-    return network.eval().requires_grad_(False)
+    network, state = Autoencoder(), torch.load(STATE, map_location="cpu", weights_only=True)
+    network.load_state_dict(state["network"])
+    return network.eval().requires_grad_(False), state["step"]
 
 
 def edges(picture: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +96,9 @@ class Pool:
         return torch.stack(chosen)
 
 
-def run(device: torch.device, steps: int = 3000) -> None:
+def run(device: torch.device, steps: int = 10000) -> None:
     """Train up to so many steps in all, the learning rate falling to zero."""
+    torch.manual_seed(0)  # of the weights it begins with
     network = Autoencoder().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
     step, pool = 0, Pool()

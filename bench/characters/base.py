@@ -10,6 +10,7 @@ character is less than `LOCALISED` times that outside.
 
 import math
 import random
+import sys
 import time
 from typing import NamedTuple
 
@@ -76,17 +77,22 @@ def places_of_words(scene: Scene, text: Text) -> list[tuple[list[int], Tensor]]:
 
 
 class Samples:
-    """Pictures rendered and encoded when they are first asked for, and kept."""
+    """Pictures rendered and encoded when they are first asked for, and kept.
+
+    encoded_by: the autoencoder's steps; latents of another one are made anew.
+    """
 
     def __init__(self, device: torch.device):
-        self.encoder = autoencoder.trained().encoder.to(device)
+        network, self.encoded_by = autoencoder.trained()
+        self.encoder = network.encoder.to(device)
         self.device = device
         self.text = Text(device)
         self.known: dict[int, Sample] = {}
         if SAMPLES.exists():
             state = torch.load(SAMPLES, map_location="cpu", weights_only=True)
             self.text.known = {prompt: tensor.to(device) for prompt, tensor in state["text"].items()}
-            self.known = {seed: Sample(*values) for seed, values in state["samples"].items()}
+            if state["encoded_by"] == self.encoded_by:
+                self.known = {seed: Sample(*values) for seed, values in state["samples"].items()}
         self.stored = len(self.known)
 
     def keep(self) -> None:
@@ -94,7 +100,7 @@ class Samples:
         if len(self.known) == self.stored:
             return
         samples = {seed: tuple(sample) for seed, sample in self.known.items()}
-        model.keep(SAMPLES, {"text": self.text.known, "samples": samples})
+        model.keep(SAMPLES, {"text": self.text.known, "samples": samples, "encoded_by": self.encoded_by})
         self.stored = len(self.known)
 
     @torch.no_grad()
@@ -126,6 +132,11 @@ class Trainer:
         self.average = {key: tensor.clone() for key, tensor in self.unet.state_dict().items()}
         if STATE.exists():
             state = torch.load(STATE, map_location=device, weights_only=True)
+            if state["encoded_by"] != self.samples.encoded_by:
+                sys.exit(
+                    f"characters: {STATE} was trained on latents of the autoencoder after {state['encoded_by']} steps, which"
+                    f" now has {self.samples.encoded_by}; move it away to train the base model anew"
+                )
             self.unet.load_state_dict(state["unet"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.average, self.step = state["average"], state["step"]
@@ -134,7 +145,7 @@ class Trainer:
         """Store the state."""
         self.samples.keep()
         state = {"unet": self.unet.state_dict(), "optimizer": self.optimizer.state_dict()}
-        model.keep(STATE, {**state, "average": self.average, "step": self.step})
+        model.keep(STATE, {**state, "average": self.average, "step": self.step, "encoded_by": self.samples.encoded_by})
 
     def train(self, steps: int) -> None:
         """Train up to so many steps in all."""

@@ -115,7 +115,7 @@ class Pool:
     """Scenes rendered when they are first asked for: sharp, and as the autoencoder gives them back."""
 
     def __init__(self, device: torch.device):
-        self.autoencoder = autoencoder.trained().to(device)
+        self.autoencoder = autoencoder.trained()[0].to(device)
         self.device = device
         self.known: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}
 
@@ -155,6 +155,7 @@ def wrong(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, flo
 
 def run(device: torch.device, steps: int = 2500) -> None:
     """Train up to so many steps in all, the learning rate falling to zero."""
+    torch.manual_seed(0)  # of the weights it begins with
     judge, pool, step = Judge().to(device), Pool(device), 0
     optimizer = torch.optim.AdamW(judge.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.02)
     if STATE.exists():

