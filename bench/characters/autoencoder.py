@@ -1,7 +1,8 @@
 """Trains the autoencoder, of TAESD's shape: pictures to latents of a 64th of their places, and back.
 
-It sees crops around characters, at a quarter of the work of whole pictures. Latents are kept near mean 0 and variance 1, and
-the decoder learns from slightly noisy ones, as sampled latents are.
+It sees crops around characters, at a quarter of the work of whole pictures. Most of them wear something, and what they wear
+counts more than the rest: it is small, in rare colours, and what tells individuals apart. Latents are kept near mean 0 and
+variance 1, and the decoder learns from slightly noisy ones, as sampled latents are.
 """
 
 import random
@@ -14,7 +15,8 @@ from shapes import model
 from torch import Tensor, nn
 
 from . import sprites
-from .world import SIDE, training_scene
+from .sprites import ACCESSORIES
+from .world import SIDE, Scene, Worn, any_colour, training_scene
 
 STATE = sprites.HOME / "autoencoder.pt"
 POOL = 3000  # pictures, rendered once
@@ -24,6 +26,8 @@ LEARNING_RATE = 2e-3
 BRANCH = 0.3  # of the usual size: what a block adds at first, since there is no normalisation
 NOISE = 0.1  # of latents
 EDGES, SPREAD = 0.3, 0.01  # weights of the error of differences between neighbours, and of the latents' moments
+WORN = 5.0  # weight of a pixel of what characters wear; of the others 1
+WEARING = 0, 1, 1, 2, 2  # how much a character wears
 EVERY = 100
 
 
@@ -57,10 +61,10 @@ def edges(picture: Tensor) -> tuple[Tensor, Tensor]:
     return picture.diff(dim=-1), picture.diff(dim=-2)
 
 
-def error(decoded: Tensor, picture: Tensor) -> Tensor:
-    """Return the mean absolute error of the pixels and of the differences between neighbours."""
-    differences = zip(edges(decoded), edges(picture), strict=True)
-    return (decoded - picture).abs().mean() + EDGES * sum((a - b).abs().mean() for a, b in differences)
+def error(decoded: Tensor, picture: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted absolute error of the pixels and of the differences between neighbours. weight: of each pixel."""
+    error = (decoded - picture) * weight
+    return error.abs().mean() + EDGES * sum(difference.abs().mean() for difference in edges(error))
 
 
 def unevenness(latents: Tensor) -> Tensor:
@@ -69,10 +73,20 @@ def unevenness(latents: Tensor) -> Tensor:
     return (mean.square() + variance.log().square()).mean()
 
 
-def crop(picture: Tensor, x: float, y: float, rng: random.Random) -> Tensor:
-    """Return a crop near a place, on the latent's grid or not."""
-    left, top = (min(max(round(at - CROP / 2 + rng.uniform(-20, 20)), 0), SIDE - CROP) for at in (x, y))
-    return picture[:, top : top + CROP, left : left + CROP]
+def dressed(scene: Scene, rng: random.Random) -> Scene:
+    """Return a scene whose characters wear anything, in any colours."""
+    worn = [rng.sample([*ACCESSORIES], rng.choice(WEARING)) for _ in scene.things]
+    things = [
+        thing._replace(worn=tuple(Worn(name, any_colour(rng), any_colour(rng)) for name in names))
+        for thing, names in zip(scene.things, worn, strict=True)
+    ]
+    return scene._replace(things=tuple(things))
+
+
+def what_is_worn(scene: Scene, picture: Tensor) -> Tensor:
+    """Return where a scene's picture shows what its characters wear, (1, SIDE, SIDE), bool."""
+    bare = scene._replace(things=tuple(thing._replace(worn=()) for thing in scene.things)).picture()
+    return (picture - bare).abs().amax(dim=0, keepdim=True) > 0.05
 
 
 class Pool:
@@ -81,22 +95,31 @@ class Pool:
     def __init__(self):
         self.known: dict[int, tuple[Tensor, list[tuple[float, float]]]] = {}
 
-    def crops(self, step: int) -> Tensor:
-        """Return the batch of a step, (BATCH, 3, CROP, CROP), 0…1."""
+    def crops(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the batch of a step, (BATCH, 3, CROP, CROP), 0…1, and the weight of each pixel, (BATCH, 1, CROP, CROP)."""
         rng = random.Random(step)
         chosen = []
         for _ in range(BATCH):
             seed = rng.randrange(POOL)
             if seed not in self.known:
-                scene = training_scene(random.Random(seed), random.Random(seed))
+                scene = dressed(training_scene(random.Random(seed), random.Random(seed)), random.Random(seed))
                 places = [thing.place for thing in scene.things] + ([scene.prop[1]] if scene.prop else [])
-                self.known[seed] = ((scene.picture() * 255).byte(), [(place.x, place.y) for place in places])
-            picture, places = self.known[seed]
-            chosen.append(crop(picture, *rng.choice(places), rng).float() / 255)
-        return torch.stack(chosen)
+                picture = scene.picture()
+                layers = torch.cat([(picture * 255).byte(), what_is_worn(scene, picture).byte()])
+                self.known[seed] = layers, [(place.x, place.y) for place in places]
+            layers, places = self.known[seed]
+            chosen.append(crop(layers, *rng.choice(places), rng))
+        batch = torch.stack(chosen).float()
+        return batch[:, :3] / 255, 1 + (WORN - 1) * batch[:, 3:]
 
 
-def run(device: torch.device, steps: int = 10000) -> None:
+def crop(layers: Tensor, x: float, y: float, rng: random.Random) -> Tensor:
+    """Return a crop near a place, on the latent's grid or not."""
+    left, top = (min(max(round(at - CROP / 2 + rng.uniform(-20, 20)), 0), SIDE - CROP) for at in (x, y))
+    return layers[:, top : top + CROP, left : left + CROP]
+
+
+def run(device: torch.device, steps: int = 13000) -> None:
     """Train up to so many steps in all, the learning rate falling to zero."""
     torch.manual_seed(0)  # of the weights it begins with
     network = Autoencoder().to(device)
@@ -111,13 +134,13 @@ def run(device: torch.device, steps: int = 10000) -> None:
     while step < steps:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * (1 - step / steps)
-        pictures = pool.crops(step).to(device)
+        pictures, weight = (layers.to(device) for layers in pool.crops(step))
         generator = torch.Generator().manual_seed(step)
         with model.quick(device):
             latents = network.encoder(pictures).float()
             noise = NOISE * torch.randn(latents.shape, generator=generator).to(device)
             decoded = network.decoder(latents + noise).float()
-        loss = error(decoded, pictures)
+        loss = error(decoded, pictures, weight)
         optimizer.zero_grad()
         (loss + SPREAD * unevenness(latents)).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
