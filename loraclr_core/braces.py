@@ -56,6 +56,20 @@ def split_at_names(prompt: str, concepts: list[Concept]) -> tuple[list[str], lis
     return plain, named
 
 
+def put_words(prompt: str, concepts: list[Concept], words: list[str]) -> str:
+    """Return a prompt with the word of each concept in place of its name in braces. words: one per concept.
+
+    Raises PromptError where it names none, and where `split_at_names` does.
+    """
+    plain, named = split_at_names(prompt, concepts)
+    if not named:
+        raise PromptError(f"The prompt “{prompt}” names no concept: write those it is about as {join_marks(concepts)}.")
+    pieces = [unescaped(plain[0])]
+    for number, text in zip(named, plain[1:], strict=True):
+        pieces += [words[number], unescaped(text)]
+    return "".join(pieces)
+
+
 def select_named(prompt: str, concepts: list[Concept]) -> list[Concept]:
     """Return the concepts that a prompt names in braces, in the order of the chain; all for an empty prompt.
 

@@ -14,6 +14,7 @@ from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.merge import export, report
 from ..loraclr_core.host.merge.merge import FORMER_KEEPING, KEEPINGS, SOLVERS, Keeping, MergeSettings, Solver, merge
 from ..loraclr_core.host.merge.target import CaptureSettings, latent_shape
+from ..loraclr_core.host.merge.together import Together
 from ..loraclr_core.merge.objective import Margin, MarginMode
 from ..loraclr_core.merge.templates import check_template
 from . import page
@@ -161,6 +162,24 @@ def _inputs() -> list[io.Input]:
             tooltip="Merges only the concepts that this prompt names in braces, such as {cat} and {dog}; the rest of the"
             " chain is ignored. Empty: all concepts.",
         ),
+        io.Latent.Input(
+            "pictures_together",
+            display_name="pictures together",
+            optional=True,
+            tooltip="Pictures that show several of the concepts at once, such as 8 to 24 by the CLoRA sampler. The"
+            " fine-tuning teaches the merged LoRA to draw them together, too. Needs distillation steps and together prompt.",
+        ),
+        io.String.Input(
+            "together_prompt",
+            display_name="together prompt",
+            default="",
+            multiline=True,
+            dynamic_prompts=False,
+            optional=True,
+            advanced=True,
+            tooltip="What pictures together show, with the concepts' names in braces: photo of {cat} and {dog}. One line"
+            " for all pictures, or one for each equal part of them, in their order.",
+        ),
     ]
 
 
@@ -219,6 +238,8 @@ class LoRACLRMerge(io.ComfyNode):
         captures: Keeping = "in memory",
         distillation_steps: int = 0,
         prompt: str = "",
+        pictures_together: dict | None = None,
+        together_prompt: str = "",
     ) -> io.NodeOutput:
         capture = CaptureSettings(
             prompts=capture_templates(capture_prompts, concepts),
@@ -235,6 +256,7 @@ class LoRACLRMerge(io.ComfyNode):
             merge_text_encoder=merge_text_encoder,
             captures=captures,
             distillation_steps=distillation_steps,
+            together=Together.of(pictures_together, together_prompt, distillation_steps),
         )
         named = select_named(prompt, concepts)
         progress = page.progress(cls.hidden.unique_id)

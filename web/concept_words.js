@@ -8,6 +8,7 @@ import { showWhenEmpty, watch } from "./lib/widgets.js";
 import { classWord, unlike } from "./lib/words.js";
 
 const WORDS = ["trigger", "class_word", "name"];
+const NAMING = ["prompt", "together_prompt"]; // widgets that name concepts in braces
 const FILLED = "loraclr_words_of_the_file";
 
 const NOTHING = { trigger: "", class_word: "", others: [], picture_folder: null };
@@ -116,9 +117,11 @@ class ConceptWords {
 
   rename(before, after) {
     for (const node of this.node.graph?.nodes ?? []) {
-      if (![CLORA, MERGE].includes(node.comfyClass) || isLinked(node, "prompt") || !chainedConcepts(node).includes(this.node)) continue;
-      const prompt = widgetOf(node, "prompt");
-      prompt.value = renamed(prompt.value, before, after);
+      if (![CLORA, MERGE].includes(node.comfyClass) || !chainedConcepts(node).includes(this.node)) continue;
+      for (const name of NAMING) {
+        const prompt = widgetOf(node, name);
+        if (prompt && !isLinked(node, name)) prompt.value = renamed(prompt.value, before, after);
+      }
     }
   }
 

@@ -1,7 +1,7 @@
 /** Help while typing prompts: `{` offers the connected concepts, and what does not fit them is said at once. */
 import { app } from "../../scripts/app.js";
 import { CLORA, MERGE, conceptNames, isFollowed, widgetOf } from "./lib/graph.js";
-import { choiceProblems, completed, negativeProblems, offers, problems, typing } from "./lib/prompt.js";
+import { choiceProblems, completed, negativeProblems, offers, problems, togetherProblems, typing } from "./lib/prompt.js";
 import "./lib/style.js";
 
 /** One for the page, below the field that has the focus. */
@@ -90,7 +90,10 @@ class Popup {
 }
 
 // By class of node and name of widget.
-const PROBLEMS = { [CLORA]: { prompt: problems, negative: negativeProblems }, [MERGE]: { prompt: choiceProblems } };
+const PROBLEMS = {
+  [CLORA]: { prompt: problems, negative: negativeProblems },
+  [MERGE]: { prompt: choiceProblems, together_prompt: togetherProblems },
+};
 
 /** The node and its widget that are typed into in this field, in either renderer; or nothing. */
 function typedInto(field) {
@@ -112,7 +115,7 @@ function help(popup, field) {
   const { node, widget } = typedInto(field);
   if (!node) return;
   const names = conceptNames(node);
-  const at = widget.name === "prompt" && typing(field.value, field.selectionStart);
+  const at = widget.name !== "negative" && typing(field.value, field.selectionStart);
   const found = isFollowed(node) ? PROBLEMS[node.comfyClass][widget.name](field.value, names) : [];
   field.classList.toggle("loraclr-wrong", found.length > 0);
   field.title = found.join("\n");

@@ -19,7 +19,7 @@ WIDGETS = {
     "LoRACLR_ConceptsFromStack": ["words"],
     "LoRACLR_Merge": [
         *("solver", "margin", "margin_mode", "ridge", "anchor_weight", "capture_prompts", "capture_steps"),
-        *("capture_seed", "merge_text_encoder", "captures", "distillation_steps", "prompt"),
+        *("capture_seed", "merge_text_encoder", "captures", "distillation_steps", "prompt", "together_prompt"),
     ],
     "LoRACLR_SaveMergedLoRA": ["filename", "folder", "if_exists", "precision", "max_rank"],
     "LoRACLR_CLoRASampler": [

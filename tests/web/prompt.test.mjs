@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { choiceProblems, completed, negativeProblems, offers, problems, renamed, typing } from "../../web/lib/prompt.js";
+import { choiceProblems, completed, negativeProblems, offers, problems, renamed, togetherProblems, typing } from "../../web/lib/prompt.js";
 
 test("a prompt that names every concept has no problems", () => {
   assert.deepEqual(problems("a photo of {cat} and { dog }", ["cat", "dog"]), []);
@@ -18,6 +18,14 @@ test("a prompt that chooses concepts may leave some out, or be empty, but must n
   assert.deepEqual(choiceProblems("a {dog}", names), []);
   assert.match(choiceProblems("a dog", names)[0], /Names no concept.*\{cat\}, \{dog\}/);
   assert.match(choiceProblems("{dgo}", names).join(" "), /^No concept is called \{dgo\}\. There are: \{cat\}, \{dog\}\.$/);
+});
+
+test("every line about pictures of several concepts must name one", () => {
+  const names = ["cat", "dog"];
+  assert.deepEqual(togetherProblems("", names), []);
+  assert.deepEqual(togetherProblems("{cat} and {dog}\n\na {dog}", names), []);
+  assert.match(togetherProblems("{cat} and {dog}\na park", names)[0], /“a park” names no concept.*\{cat\}, \{dog\}/);
+  assert.match(togetherProblems("{dgo}", names)[0], /No concept is called \{dgo\}/);
 });
 
 test("typing starts at an open brace and ends at a closed one", () => {

@@ -34,6 +34,14 @@ export function choiceProblems(text, names) {
   return found;
 }
 
+/** What is wrong with the lines that say what pictures of several concepts show; nothing where there are none. */
+export function togetherProblems(text, names) {
+  const found = markProblems(text, names);
+  const nobody = text.split("\n").filter((line) => line.trim() && !marked(line).length);
+  if (!found.length && nobody.length) found.push(`“${nobody[0].trim()}” names no concept. There are: ${list(names)}.`);
+  return found;
+}
+
 /** What is wrong with a negative prompt, which is the same for every concept; empty where nothing is. */
 export function negativeProblems(text, names) {
   const known = names.map((name) => name.toLowerCase());

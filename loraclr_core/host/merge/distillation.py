@@ -9,6 +9,10 @@ remaining errors add up from layer to layer, and with many concepts these lose t
 D is the denoised prediction. i is a teacher: the model with one concept's LoRA alone or, for a class word and the empty
 prompt, the plain model. x is a picture that a teacher paints for its prompt c_i, with noise of level σ. Distillation
 from several teachers is from arXiv 1503.02531. w(σ) is that of min_snr.py.
+
+Where there are pictures that show several concepts (together.py), they are trained on as such: x is one of them with noise,
+and D_i its picture without. Beside them the plain model teaches what the same prompt gives with class words in place of
+triggers.
 """
 
 import random
@@ -29,12 +33,15 @@ from ..lora.active import with_summed
 from ..lora.adapters import Effect, layer
 from ..lora.load import Loaded
 from .target import CaptureSettings, Target, empty_latent, encode_with, noise_levels
+from .together import Together
 
 PICTURES = 4  # painted by a teacher for each prompt
 RATE = 0.03  # how far a step moves a factor's entries, relative to their root mean square; decays to zero
 WARMUP = 10  # steps: Adam's first ones are as long as later ones, but follow a single batch
 JUDGED = 4  # noise levels at which predictions are compared, before and after
 PAINTING_SHARE = 0.1  # share of the progress
+# Rows of a step on pictures of several concepts: so many on the pictures, and on what the plain model makes of them.
+ON_PICTURES, ON_PLAIN = 4, 2
 
 
 class Agreement(NamedTuple):
@@ -65,39 +72,64 @@ class Teacher:
     merged: list
 
 
-class Row(NamedTuple):
-    """A noisy picture on which the merged model must agree with a teacher."""
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A prompt of several concepts and the pictures of it."""
 
-    teacher: Teacher
+    # (pictures, channels, …), as a sampler gives them.
+    latents: Tensor
+    # The prompt's conditioning by the merged text encoder.
+    cond: list
+    # The plain model on the same prompt with class words.
+    plain: Teacher
+
+
+class Row(NamedTuple):
+    """A noisy picture, and the denoised prediction that the merged model should make of it."""
+
+    cond: list
     # (1, channels, …)
     x: Tensor
     # (1,)
     sigma: Tensor
+    # As x.
+    wanted: Tensor
 
 
 def distil(
-    target: Target, deltas: Deltas, loaded: list[Loaded], steps: int, settings: CaptureSettings, progress: Progress
+    target: Target,
+    deltas: Deltas,
+    loaded: list[Loaded],
+    steps: int,
+    settings: CaptureSettings,
+    together: Together | None,
+    progress: Progress,
 ) -> Distilled:
     """Return `deltas` with those of the diffusion model's layers distilled, and each concept's agreement.
 
-    Ranks and the text encoder stay as they are. settings: the teachers' prompts, latent and sampling steps. progress
-    may raise to stop. Raises ValueError where memory is too small for the gradients, or a patch of the model cannot be
-    differentiated.
+    Ranks and the text encoder stay as they are. settings: the teachers' prompts, latent and sampling steps. together:
+    pictures of several concepts. progress may raise to stop. Raises ValueError where memory is too small for the gradients,
+    or a patch of the model cannot be differentiated; PromptError for what the pictures' prompts name.
     """
+    if together:
+        together.check(target.model.model.latent_format)
     # ComfyUI's streamed weights come and go between operations, but a backward pass needs them to stay.
     model = with_summed(target.model.clone(disable_dynamic=True), *(each.model for each in loaded))
     in_place = changes_in_place(model.model)
     models = [model.model, target.clip.cond_stage_model]
     with differentiable.gradients(in_place, "distillation_steps", models), torch.no_grad():
         teachers = _teachers(target, deltas, loaded, settings)
+        shown = _shown(target, deltas, loaded, together) if together else []
         start = {key: deltas[key] for key in target.model_layers}
         layers = {key: layer(model, key) for key in target.model_layers}
 
         def work(model: LoadedModel) -> Distilled:
-            return _Distillation(model, teachers, start, steps, settings, progress).run()
+            return _Distillation(model, teachers, shown, start, steps, settings, progress).run()
 
         try:
-            conds = [cond for teacher in teachers.all() for cond in (teacher.own, teacher.merged)]
+            everyone = [*teachers.all(), *(each.plain for each in shown)]
+            conds = [cond for teacher in everyone for cond in (teacher.own, teacher.merged)]
+            conds += [each.cond for each in shown]
             latent, sigmas = empty_latent(model, settings.latent_shape), noise_levels(model, settings)
             distilled = with_model(model, layers, conds, latent, sigmas, work)
         except comfy.model_management.OOM_EXCEPTION as error:
@@ -148,6 +180,22 @@ def _teachers(target: Target, deltas: Deltas, loaded: list[Loaded], settings: Ca
     )
 
 
+def _shown(target: Target, deltas: Deltas, loaded: list[Loaded], together: Together) -> list[Shown]:
+    """Return the prompts of several concepts, encoded, each with its pictures."""
+    merged, nothing = Effect({key: deltas[key] for key in target.clip_layers}), Effect()
+    clips, concepts = [each.clip for each in loaded], [each.concept for each in loaded]
+    parts = together.latents.chunk(len(together.prompts))
+    texts = zip(parts, together.with_triggers(concepts), together.with_class_words(concepts), strict=True)
+    return [
+        Shown(
+            part,
+            encode_with(target, named, merged, *clips),
+            Teacher(nothing.merge, encode_with(target, plain, nothing), encode_with(target, plain, merged, *clips)),
+        )
+        for part, named, plain in texts
+    ]
+
+
 class _Distillation:
     """The descent on a loaded model. deltas: its starting point."""
 
@@ -155,12 +203,13 @@ class _Distillation:
         self,
         model: LoadedModel,
         teachers: Teachers,
+        shown: list[Shown],
         deltas: Deltas,
         steps: int,
         settings: CaptureSettings,
         progress: Progress,
     ):
-        self.model, self.teachers = model, teachers
+        self.model, self.teachers, self.shown = model, teachers, shown
         self.steps, self.settings, self.progress = steps, settings, progress
         self.factors = {
             key: LowRank(*(factor.to(model.noise.device, torch.float32, copy=True) for factor in delta))
@@ -222,27 +271,49 @@ class _Distillation:
             done = PAINTING_SHARE + (1 - PAINTING_SHARE) * step / self.steps
             self.progress(f"distilling, step {step + 1} of {self.steps}", done)
             row = self._row(teacher, pictures[painter], (level + rng.random()) / len(asked))
-            with torch.enable_grad():
-                # The sum: half precision would lose gradients of the mean, and Adam does not depend on their scale.
-                self._errors(self.factors, row).sum().backward()
+            self._add_gradient(row)
+        if self.shown:
+            for number in range(ON_PICTURES):
+                self._add_gradient(self._shown_row((number + rng.random()) / ON_PICTURES, rng, plain=False))
+            for number in range(ON_PLAIN):
+                self._add_gradient(self._shown_row((number + rng.random()) / ON_PLAIN, rng, plain=True))
+
+    def _add_gradient(self, row: Row) -> None:
+        with torch.enable_grad():
+            # The sum: half precision would lose gradients of the mean, and Adam does not depend on their scale.
+            self._errors(self.factors, row).sum().backward()
 
     def _row(self, teacher: Teacher, pictures: Tensor, level: float) -> Row:
         """Return one of the pictures at random, with noise, for the teacher. level: from 0, the most noise, to 1."""
-        sampling = self.model.inner.model_sampling
         number = int(torch.randint(PICTURES, (), generator=self.generator))
-        picture = pictures[number : number + 1]
+        x, sigma = self._add_noise(pictures[number : number + 1], level)
+        return self._taught(teacher, x, sigma)
+
+    def _shown_row(self, level: float, rng: random.Random, plain: bool) -> Row:
+        """Return one of the pictures of several concepts, with noise. plain: for the plain model; else for itself."""
+        shown = rng.choice(self.shown)
+        number = rng.randrange(len(shown.latents))
+        latent = shown.latents[number : number + 1].to(self.model.noise)
+        picture = self.model.inner.process_latent_in(latent)
+        x, sigma = self._add_noise(picture, level)
+        return self._taught(shown.plain, x, sigma) if plain else Row(shown.cond, x, sigma, picture)
+
+    def _add_noise(self, picture: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        """Return the picture with noise, and σ."""
+        sampling = self.model.inner.model_sampling
         sigma = torch.full((1,), sampling.percent_to_sigma(level)).to(picture)
-        return Row(teacher, sampling.noise_scaling(sigma, self._noise(*picture.shape), picture), sigma)
+        return sampling.noise_scaling(sigma, self._noise(*picture.shape), picture), sigma
+
+    def _taught(self, teacher: Teacher, x: Tensor, sigma: Tensor) -> Row:
+        return Row(teacher.merged, x, sigma, self.model.predict(teacher.deltas, teacher.own, x, sigma))
 
     def _noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator).to(self.model.noise.device)
 
     def _errors(self, deltas: Deltas, row: Row) -> Tensor:
         """Return the objective for each value of the prediction."""
-        with torch.no_grad():
-            wanted = self.model.predict(row.teacher.deltas, row.teacher.own, row.x, row.sigma)
-        found = self.model.predict(deltas, row.teacher.merged, row.x, row.sigma)
-        return min_snr.weight(self.model.signal_to_noise(row.sigma)) * (found - wanted).square()
+        found = self.model.predict(deltas, row.cond, row.x, row.sigma)
+        return min_snr.weight(self.model.signal_to_noise(row.sigma)) * (found - row.wanted).square()
 
     def _judge(self, deltas: Deltas, rows: list[list[Row]]) -> list[float]:
         """Return the mean error over the rows of each concept."""

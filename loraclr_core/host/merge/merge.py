@@ -29,6 +29,7 @@ from .cache import Source, capture_all, key_of
 from .distillation import Agreement, Distilled, distil
 from .store import Captures, CaptureStore
 from .target import CaptureSettings, Target
+from .together import Together
 
 Solver = Literal["exact", "adamw (paper)", "sum (baseline)"]
 SOLVERS: tuple[Solver, ...] = ("exact", "adamw (paper)", "sum (baseline)")
@@ -57,6 +58,8 @@ class MergeSettings:
     # Where captures are kept for further merges.
     captures: Keeping = "in memory"
     distillation_steps: int = 0
+    # Pictures of several concepts for the distillation.
+    together: Together | None = None
 
 
 class LayerResult(NamedTuple):
@@ -130,6 +133,11 @@ def merge(
         loaded, without_effect = _load_all(model, clip, concepts, run)
         target = _target(model, clip, loaded)
     distils = settings.distillation_steps > 0 and len(loaded) > 1 and len(target.model_layers) > 0
+    if settings.together and not distils:
+        raise ValueError(
+            "pictures_together teaches several concepts at once, but there are fewer than two that change the model: connect"
+            " more concepts, or disconnect it."
+        )
     solving = run.progress.part(0.0, 1 - DISTILLATION_SHARE if distils else 1.0)
     captured = _capture(target, loaded, run, solving.part(0.0, CAPTURE_SHARE))
     solution = _solve(target, loaded, captured.captures, run, solving.part(CAPTURE_SHARE, 1.0))
@@ -323,9 +331,11 @@ def _solve_layer(key: str, statistics: list[ConceptStatistics], captures: Captur
 
 
 def _distil(target: Target, deltas: Deltas, loaded: list[Loaded], run: _Run) -> Distilled:
-    progress = run.progress.part(1 - DISTILLATION_SHARE, 1.0)
+    settings, progress = run.settings, run.progress.part(1 - DISTILLATION_SHARE, 1.0)
     with run.timed("distillation"):
-        return distil(target, deltas, loaded, run.settings.distillation_steps, run.settings.capture, progress)
+        return distil(
+            target, deltas, loaded, settings.distillation_steps, settings.capture, settings.together, progress
+        )
 
 
 def _judge(key: str, statistics: list[ConceptStatistics], delta: LowRank, margin: Margin) -> LayerResult:

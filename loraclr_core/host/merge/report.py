@@ -9,6 +9,7 @@ from ...braces import literal_marks
 from ...concept import Concept
 from ..lora.load import Loaded
 from .merge import LayerResult, MergeResult, MergeSettings
+from .together import Together
 
 # Longer lists of keys are cut, with a note of how many more there are.
 LISTED = 5
@@ -229,9 +230,17 @@ def _distillation(result: MergeResult) -> str:
     return (
         f"## Distillation, {result.settings.distillation_steps} steps\n\n"
         + _table(["concept", "error before", "error after"], rows)
+        + _together(result.settings.together)
         + "\n\nErrors: squared distance of the model's predictions from those with the concept's own LoRA, on pictures of its"
         " own; 100 % is the base model without any LoRA. The layers' errors above are of the solve."
     )
+
+
+def _together(together: Together | None) -> str:
+    if not together:
+        return ""
+    prompts = ", ".join(f"`{prompt}`" for prompt in together.prompts)
+    return f"\n\nTaught beside them: {len(together.latents)} pictures of several concepts ({prompts})."
 
 
 def _group_layers(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:

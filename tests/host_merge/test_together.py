@@ -1,0 +1,117 @@
+"""Pictures of several concepts: the distillation teaches them, and what cannot be taught is said."""
+
+import comfy.samplers
+import pytest
+import torch
+from host_merge.test_distillation import quietly, settings
+from loraclr.loraclr_core.host.loaded import encode
+from loraclr.loraclr_core.host.merge import merge as merging
+from loraclr.loraclr_core.host.merge import report
+from loraclr.loraclr_core.host.merge.together import Together
+from running import merge
+
+STEPS = 12
+
+
+def pictures(count: int = 2) -> dict:
+    """A latent of so many pictures."""
+    return {"samples": torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(7))}
+
+
+def prompt(concepts) -> str:
+    return f"{{{concepts[0].name}}} and {{{concepts[1].name}}}"
+
+
+def distilled(demo, concepts, together: Together | None):
+    """A merge of two concepts, with or without pictures of both."""
+    asked = settings((4, 8, 8), STEPS)
+    with torch.inference_mode():
+        return merging.merge(
+            demo.model, demo.clip, concepts[:2], merging.MergeSettings(**vars(asked) | {"together": together}), quietly
+        )
+
+
+@pytest.fixture(scope="module")
+def both(demo, concepts):
+    """Distilled without pictures of several concepts, and with."""
+    together = Together.of(pictures(), prompt(concepts), STEPS)
+    return distilled(demo, concepts, None), distilled(demo, concepts, together)
+
+
+def error(demo, result, concepts) -> float:
+    """How far a merged model's denoised predictions of the noisy pictures are from the pictures."""
+    text = f"{concepts[0].trigger} and {concepts[1].trigger}"
+    model, latent = result.model, pictures()["samples"]
+    cond = encode(result.clip, text)
+    found: list[float] = []
+
+    class Predicting(comfy.samplers.Sampler):
+        def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs):
+            sampling, sigma = model_wrap.inner_model.model_sampling, sigmas[1].expand(len(noise))
+            x = sampling.noise_scaling(sigmas[1], noise, latent_image)
+            found.append(float((model_wrap(x, sigma, **extra_args) - latent_image).square().mean()))
+            return noise
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(cond, cond)
+    guider.set_cfg(1.0)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 2)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
+    guider.sample(noise, latent, Predicting(), sigmas, disable_pbar=True, seed=0)
+    return found[0]
+
+
+def test_predictions_come_nearer_to_the_pictures(demo, concepts, both):
+    without, with_pictures = (error(demo, result, concepts) for result in both)
+    assert with_pictures < 0.97 * without
+
+
+def test_the_report_says_what_was_taught(both, concepts):
+    without, with_pictures = (report.markdown(result) for result in both)
+    assert f"2 pictures of several concepts (`{prompt(concepts)}`)" in with_pictures
+    assert "of several concepts" not in without
+
+
+def test_each_line_is_that_of_an_equal_part_of_the_pictures(concepts):
+    first, second = (f"{{{concept.name}}} alone" for concept in concepts[:2])
+    asked = Together.of(pictures(4), f"{first}\n\n{second}", STEPS)
+    assert asked is not None
+    assert asked.with_triggers(concepts) == [f"{concept.trigger} alone" for concept in concepts[:2]]
+    assert asked.with_class_words(concepts) == [f"{concept.class_word} alone" for concept in concepts[:2]]
+
+
+REFUSED = {
+    "pictures without a prompt": ({"pictures_together": pictures()}, "together_prompt is empty"),
+    "a prompt without pictures": ({"together_prompt": "{ball}"}, "connect a latent to pictures_together"),
+    "no steps": ({"distillation_steps": 0}, "set distillation_steps to 200"),
+    "lines that do not divide the pictures": (
+        {"together_prompt": "{a}\n{b}\n{c}"},
+        "2 pictures and together_prompt 3 lines",
+    ),
+    "somebody unknown": ({"together_prompt": "{nobody}"}, "no concept is called that"),
+    "nobody": ({"together_prompt": "a park"}, "names no concept"),
+    "another model's latents": ({"pictures_together": {"samples": torch.zeros(2, 16, 8, 8)}}, "VAE Encode"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_taught_is_refused_with_what_to_do(demo, concepts, case):
+    values = {"distillation_steps": 1, "pictures_together": pictures(), "together_prompt": prompt(concepts)}
+    given, message = REFUSED[case]
+    if case == "pictures without a prompt":
+        values["together_prompt"] = ""
+    if case == "a prompt without pictures":
+        values["pictures_together"] = None
+    with pytest.raises(ValueError, match=message):
+        merge(demo, concepts[:2], **values | given)
+
+
+def test_one_concept_alone_cannot_be_taught_together(demo, concepts):
+    with pytest.raises(ValueError, match="fewer than two"):
+        merge(
+            demo,
+            concepts[:1],
+            distillation_steps=1,
+            pictures_together=pictures(),
+            together_prompt=f"{{{concepts[0].name}}}",
+        )
