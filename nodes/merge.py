@@ -14,7 +14,7 @@ from ..loraclr_core.host.errors import plain_errors
 from ..loraclr_core.host.merge import export, report
 from ..loraclr_core.host.merge.merge import FORMER_KEEPING, KEEPINGS, SOLVERS, Keeping, MergeSettings, Solver, merge
 from ..loraclr_core.host.merge.target import CaptureSettings, latent_shape
-from ..loraclr_core.host.merge.together import Together
+from ..loraclr_core.host.merge.together import read_together
 from ..loraclr_core.merge.objective import Margin, MarginMode
 from ..loraclr_core.merge.templates import check_template
 from . import page
@@ -167,7 +167,8 @@ def _inputs() -> list[io.Input]:
             display_name="pictures together",
             optional=True,
             tooltip="Pictures that show several of the concepts at once, such as 8 to 24 by the CLoRA sampler. The"
-            " fine-tuning teaches the merged LoRA to draw them together, too. Needs distillation steps and together prompt.",
+            " fine-tuning then also teaches the merged LoRA to draw them together, at some cost to pictures without them."
+            " Needs distillation steps, and together prompt among the advanced inputs.",
         ),
         io.String.Input(
             "together_prompt",
@@ -247,6 +248,7 @@ class LoRACLRMerge(io.ComfyNode):
             seed=capture_seed,
             latent_shape=latent_shape(model, latent),
         )
+        named = select_named(prompt, concepts)
         settings = MergeSettings(
             solver=solver,
             margin=Margin(margin, MARGIN_MODES[margin_mode]),
@@ -256,9 +258,8 @@ class LoRACLRMerge(io.ComfyNode):
             merge_text_encoder=merge_text_encoder,
             captures=captures,
             distillation_steps=distillation_steps,
-            together=Together.of(pictures_together, together_prompt, distillation_steps),
+            together=read_together(model, pictures_together, together_prompt, distillation_steps, named),
         )
-        named = select_named(prompt, concepts)
         progress = page.progress(cls.hidden.unique_id)
         with _saying_when_cancelled(cls.hidden.unique_id):
             result = merge(model, clip, named, settings, progress)

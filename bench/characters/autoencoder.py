@@ -27,7 +27,7 @@ BRANCH = 0.3  # of the usual size: what a block adds at first, since there is no
 NOISE = 0.1  # of latents
 EDGES, SPREAD = 0.3, 0.01  # weights of the error of differences between neighbours, and of the latents' moments
 WORN = 5.0  # weight of a pixel of what characters wear; of the others 1
-WEARING = 0, 1, 1, 2, 2  # how much a character wears
+WEARING = 0, 1, 1, 2, 2  # how many accessories a character has; one of these at random
 EVERY = 100
 
 
@@ -63,8 +63,8 @@ def edges(picture: Tensor) -> tuple[Tensor, Tensor]:
 
 def error(decoded: Tensor, picture: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted absolute error of the pixels and of the differences between neighbours. weight: of each pixel."""
-    error = (decoded - picture) * weight
-    return error.abs().mean() + EDGES * sum(difference.abs().mean() for difference in edges(error))
+    off = (decoded - picture) * weight
+    return off.abs().mean() + EDGES * sum(difference.abs().mean() for difference in edges(off))
 
 
 def unevenness(latents: Tensor) -> Tensor:
@@ -75,12 +75,12 @@ def unevenness(latents: Tensor) -> Tensor:
 
 def dressed(scene: Scene, rng: random.Random) -> Scene:
     """Return a scene whose characters wear anything, in any colours."""
-    worn = [rng.sample([*ACCESSORIES], rng.choice(WEARING)) for _ in scene.things]
-    things = [
-        thing._replace(worn=tuple(Worn(name, any_colour(rng), any_colour(rng)) for name in names))
-        for thing, names in zip(scene.things, worn, strict=True)
-    ]
-    return scene._replace(things=tuple(things))
+
+    def anything() -> tuple[Worn, ...]:
+        names = rng.sample([*ACCESSORIES], rng.choice(WEARING))
+        return tuple(Worn(name, any_colour(rng), any_colour(rng)) for name in names)
+
+    return scene._replace(things=tuple(thing._replace(worn=anything()) for thing in scene.things))
 
 
 def what_is_worn(scene: Scene, picture: Tensor) -> Tensor:

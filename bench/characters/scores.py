@@ -17,9 +17,9 @@ from .judge import Judge
 from .sprites import CLASSES, STYLES
 from .world import CONCEPTS, Character
 
-SMALLEST = 16  # places of a figure; a fifth of the smallest character
+SMALLEST = 16  # places of a figure; about a third of the smallest character
 SPLIT = 0.2  # of the places of one class that hang together: what a second outfit must have to be a second figure
-REACH = 2  # places between figures that touch
+REACH = 2  # how many places away a figure is that still touches
 NEIGHBOURS = torch.ones(3, 3).numpy()  # places that meet at a corner hang together
 
 

@@ -11,6 +11,7 @@ from characters.world import APART, CONCEPTS, HUGGING, OVERLAPPING, SIDE, Charac
 
 CAT, DOG, FOX, ROBOT, CAT2, *_ = CONCEPTS
 SEEDS = range(10)
+KINDS = "cat", "bear", "frog", "pig"
 
 
 def figures(scene: Scene) -> list[scores.Figure]:
@@ -28,8 +29,8 @@ def scenes(*kinds, **asked) -> list[Scene]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_characters_that_stand_apart_are_a_figure_each(count):
-    for scene in scenes(*("cat", "bear", "frog", "pig")[:count], distance=APART):
-        assert sorted(figure.class_word for figure in figures(scene)) == sorted(("cat", "bear", "frog", "pig")[:count])
+    for scene in scenes(*KINDS[:count], distance=APART):
+        assert sorted(figure.class_word for figure in figures(scene)) == sorted(KINDS[:count])
 
 
 def test_a_concept_that_is_there_is_found_and_another_is_not():

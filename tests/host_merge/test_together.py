@@ -3,11 +3,12 @@
 import comfy.samplers
 import pytest
 import torch
+from host_merge import test_architectures
 from host_merge.test_distillation import quietly, settings
 from loraclr.loraclr_core.host.loaded import encode
 from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge import report
-from loraclr.loraclr_core.host.merge.together import Together
+from loraclr.loraclr_core.host.merge.together import Together, read_together
 from running import merge
 
 STEPS = 12
@@ -22,7 +23,7 @@ def prompt(concepts) -> str:
     return f"{{{concepts[0].name}}} and {{{concepts[1].name}}}"
 
 
-def distilled(demo, concepts, together: Together | None):
+def distilled(demo, concepts, together: list[Together]):
     """A merge of two concepts, with or without pictures of both."""
     asked = settings((4, 8, 8), STEPS)
     with torch.inference_mode():
@@ -34,8 +35,8 @@ def distilled(demo, concepts, together: Together | None):
 @pytest.fixture(scope="module")
 def both(demo, concepts):
     """Distilled without pictures of several concepts, and with."""
-    together = Together.of(pictures(), prompt(concepts), STEPS)
-    return distilled(demo, concepts, None), distilled(demo, concepts, together)
+    together = read_together(demo.model, pictures(), prompt(concepts), STEPS, concepts)
+    return distilled(demo, concepts, []), distilled(demo, concepts, together)
 
 
 def error(demo, result, concepts) -> float:
@@ -68,16 +69,25 @@ def test_predictions_come_nearer_to_the_pictures(demo, concepts, both):
 
 def test_the_report_says_what_was_taught(both, concepts):
     without, with_pictures = (report.markdown(result) for result in both)
-    assert f"2 pictures of several concepts (`{prompt(concepts)}`)" in with_pictures
+    assert f"pictures of several concepts: 2 of `{prompt(concepts)}`." in with_pictures
     assert "of several concepts" not in without
 
 
-def test_each_line_is_that_of_an_equal_part_of_the_pictures(concepts):
-    first, second = (f"{{{concept.name}}} alone" for concept in concepts[:2])
-    asked = Together.of(pictures(4), f"{first}\n\n{second}", STEPS)
-    assert asked is not None
-    assert asked.with_triggers(concepts) == [f"{concept.trigger} alone" for concept in concepts[:2]]
-    assert asked.with_class_words(concepts) == [f"{concept.class_word} alone" for concept in concepts[:2]]
+def test_each_line_is_that_of_an_equal_part_of_the_pictures(demo, concepts):
+    lines = [f"{{{concept.name}}} alone" for concept in concepts[:2]]
+    first, second = read_together(demo.model, pictures(4), "\n\n".join(lines), STEPS, concepts)
+    assert [first.with_triggers, second.with_triggers] == [f"{concept.trigger} alone" for concept in concepts[:2]]
+    assert [first.with_class_words, second.with_class_words] == [f"{each.class_word} alone" for each in concepts[:2]]
+    assert torch.equal(torch.cat([first.latents, second.latents]), pictures(4)["samples"])
+
+
+@pytest.mark.parametrize("frames", [True, False])
+def test_a_model_of_pictures_with_frames_takes_them_with_and_without(frames):
+    case = test_architectures.merged("Wan")
+    model, (channels, *_) = case.model.model, case.model.latent
+    samples = torch.ones(2, channels, *([1] if frames else []), 8, 8)
+    (found,) = read_together(model, {"samples": samples}, f"{{{case.chain[0].name}}}", STEPS, case.chain)
+    assert found.latents.shape == (2, channels, 1, 8, 8)
 
 
 REFUSED = {
@@ -90,7 +100,9 @@ REFUSED = {
     ),
     "somebody unknown": ({"together_prompt": "{nobody}"}, "no concept is called that"),
     "nobody": ({"together_prompt": "a park"}, "names no concept"),
-    "another model's latents": ({"pictures_together": {"samples": torch.zeros(2, 16, 8, 8)}}, "VAE Encode"),
+    "another model's latents": ({"pictures_together": {"samples": torch.ones(2, 16, 8, 8)}}, "16 channels.*VAE Encode"),
+    "an empty latent": ({"pictures_together": {"samples": torch.zeros(2, 4, 8, 8)}}, "connect finished pictures"),
+    "NaN": ({"pictures_together": {"samples": torch.full((2, 4, 8, 8), torch.nan)}}, "NaN or infinity"),
 }
 
 

@@ -34,7 +34,7 @@ export function choiceProblems(text, names) {
   return found;
 }
 
-/** What is wrong with the lines that say what pictures of several concepts show; nothing where there are none. */
+/** What is wrong with the lines that say what pictures of several concepts show; empty where nothing is. */
 export function togetherProblems(text, names) {
   const found = markProblems(text, names);
   const nobody = text.split("\n").filter((line) => line.trim() && !marked(line).length);

@@ -10,9 +10,8 @@ D is the denoised prediction. i is a teacher: the model with one concept's LoRA 
 prompt, the plain model. x is a picture that a teacher paints for its prompt c_i, with noise of level σ. Distillation
 from several teachers is from arXiv 1503.02531. w(σ) is that of min_snr.py.
 
-Where there are pictures that show several concepts (together.py), they are trained on as such: x is one of them with noise,
-and D_i its picture without. Beside them the plain model teaches what the same prompt gives with class words in place of
-triggers.
+Pictures that show several concepts (together.py) are trained on directly: x is such a picture with noise, and the target is
+the picture itself. Beside them the plain model is a teacher for the same prompt with class words in place of triggers.
 """
 
 import random
@@ -40,7 +39,7 @@ RATE = 0.03  # how far a step moves a factor's entries, relative to their root m
 WARMUP = 10  # steps: Adam's first ones are as long as later ones, but follow a single batch
 JUDGED = 4  # noise levels at which predictions are compared, before and after
 PAINTING_SHARE = 0.1  # share of the progress
-# Rows of a step on pictures of several concepts: so many on the pictures, and on what the plain model makes of them.
+# Rows of a step on pictures of several concepts: with the picture as the target, and with the plain model as the teacher.
 ON_PICTURES, ON_PLAIN = 4, 2
 
 
@@ -76,8 +75,8 @@ class Teacher:
 class Shown:
     """A prompt of several concepts and the pictures of it."""
 
-    # (pictures, channels, …), as a sampler gives them.
-    latents: Tensor
+    # (pictures, channels, …), in the model's own scale.
+    pictures: Tensor
     # The prompt's conditioning by the merged text encoder.
     cond: list
     # The plain model on the same prompt with class words.
@@ -102,24 +101,22 @@ def distil(
     loaded: list[Loaded],
     steps: int,
     settings: CaptureSettings,
-    together: Together | None,
+    together: list[Together],
     progress: Progress,
 ) -> Distilled:
     """Return `deltas` with those of the diffusion model's layers distilled, and each concept's agreement.
 
     Ranks and the text encoder stay as they are. settings: the teachers' prompts, latent and sampling steps. together:
     pictures of several concepts. progress may raise to stop. Raises ValueError where memory is too small for the gradients,
-    or a patch of the model cannot be differentiated; PromptError for what the pictures' prompts name.
+    or a patch of the model cannot be differentiated.
     """
-    if together:
-        together.check(target.model.model.latent_format)
     # ComfyUI's streamed weights come and go between operations, but a backward pass needs them to stay.
     model = with_summed(target.model.clone(disable_dynamic=True), *(each.model for each in loaded))
     in_place = changes_in_place(model.model)
     models = [model.model, target.clip.cond_stage_model]
     with differentiable.gradients(in_place, "distillation_steps", models), torch.no_grad():
         teachers = _teachers(target, deltas, loaded, settings)
-        shown = _shown(target, deltas, loaded, together) if together else []
+        shown = [_shown(target, deltas, loaded, each) for each in together]
         start = {key: deltas[key] for key in target.model_layers}
         layers = {key: layer(model, key) for key in target.model_layers}
 
@@ -134,8 +131,8 @@ def distil(
             distilled = with_model(model, layers, conds, latent, sigmas, work)
         except comfy.model_management.OOM_EXCEPTION as error:
             raise ValueError(
-                "The device's memory is too small for the gradients of the whole model at this size. Connect a smaller latent"
-                " to LoRACLR Merge, or set distillation_steps to 0."
+                "The device's memory is too small for the gradients of the whole model at this size. Connect a smaller latent,"
+                " and smaller pictures_together if any, to LoRACLR Merge, or set distillation_steps to 0."
             ) from error
     return Distilled(deltas | distilled.deltas, distilled.agreements)
 
@@ -180,20 +177,15 @@ def _teachers(target: Target, deltas: Deltas, loaded: list[Loaded], settings: Ca
     )
 
 
-def _shown(target: Target, deltas: Deltas, loaded: list[Loaded], together: Together) -> list[Shown]:
-    """Return the prompts of several concepts, encoded, each with its pictures."""
+def _shown(target: Target, deltas: Deltas, loaded: list[Loaded], together: Together) -> Shown:
+    """Return a prompt of several concepts, encoded, with its pictures."""
     merged, nothing = Effect({key: deltas[key] for key in target.clip_layers}), Effect()
-    clips, concepts = [each.clip for each in loaded], [each.concept for each in loaded]
-    parts = together.latents.chunk(len(together.prompts))
-    texts = zip(parts, together.with_triggers(concepts), together.with_class_words(concepts), strict=True)
-    return [
-        Shown(
-            part,
-            encode_with(target, named, merged, *clips),
-            Teacher(nothing.merge, encode_with(target, plain, nothing), encode_with(target, plain, merged, *clips)),
-        )
-        for part, named, plain in texts
-    ]
+    clips, plain = [each.clip for each in loaded], together.with_class_words
+    return Shown(
+        target.model.model.process_latent_in(together.latents.float()),
+        encode_with(target, together.with_triggers, merged, *clips),
+        Teacher(nothing.merge, encode_with(target, plain, nothing), encode_with(target, plain, merged, *clips)),
+    )
 
 
 class _Distillation:
@@ -260,7 +252,8 @@ class _Distillation:
                 )
 
     def _add_gradients(self, step: int, pictures: dict[Teacher, Tensor], rng: random.Random) -> None:
-        """Add the gradients of one step: a prompt of each concept, one of the class words, and the empty one."""
+        """Add the gradients of one step: a prompt of each concept, one of the class words, the empty one, and those on pictures
+        of several concepts."""
         painters = self.teachers.painters()
         asked = [(teacher, teacher) for teacher in map(rng.choice, (*self.teachers.concepts, self.teachers.plain))]
         asked.append((self.teachers.empty, rng.choice(painters)))
@@ -292,9 +285,8 @@ class _Distillation:
     def _shown_row(self, level: float, rng: random.Random, plain: bool) -> Row:
         """Return one of the pictures of several concepts, with noise. plain: for the plain model; else for itself."""
         shown = rng.choice(self.shown)
-        number = rng.randrange(len(shown.latents))
-        latent = shown.latents[number : number + 1].to(self.model.noise)
-        picture = self.model.inner.process_latent_in(latent)
+        number = rng.randrange(len(shown.pictures))
+        picture = shown.pictures[number : number + 1].to(self.model.noise)
         x, sigma = self._add_noise(picture, level)
         return self._taught(shown.plain, x, sigma) if plain else Row(shown.cond, x, sigma, picture)
 

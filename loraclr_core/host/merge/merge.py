@@ -59,7 +59,7 @@ class MergeSettings:
     captures: Keeping = "in memory"
     distillation_steps: int = 0
     # Pictures of several concepts for the distillation.
-    together: Together | None = None
+    together: list[Together] = field(default_factory=list)
 
 
 class LayerResult(NamedTuple):

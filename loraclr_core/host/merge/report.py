@@ -236,11 +236,11 @@ def _distillation(result: MergeResult) -> str:
     )
 
 
-def _together(together: Together | None) -> str:
+def _together(together: list[Together]) -> str:
     if not together:
         return ""
-    prompts = ", ".join(f"`{prompt}`" for prompt in together.prompts)
-    return f"\n\nTaught beside them: {len(together.latents)} pictures of several concepts ({prompts})."
+    pictures = "; ".join(f"{len(each.latents)} of `{each.prompt}`" for each in together)
+    return f"\n\nAlso taught, pictures of several concepts: {pictures}."
 
 
 def _group_layers(layers: list[LayerResult]) -> dict[str, list[LayerResult]]:
