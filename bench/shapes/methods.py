@@ -1,5 +1,6 @@
 """The methods that are compared on the shapes world, each through the nodes a user would take."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import Tensor
 
-from .world import SIDE, ShapeConcept, prompt
+from .world import BACKGROUNDS, SIDE, ShapeConcept, prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLING = {"steps": 12, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal"}
@@ -105,6 +106,23 @@ def merging(world: World, group: Group, **settings):
     return lambda ask: conditioned(model, clip, ask.text())
 
 
+def merging_with_pictures(world: World, group: Group, prompts: int, seed: int, **settings):
+    """The sampler paints pictures of every two of the group, of so many prompts at least, and the merge learns them."""
+    pairs, backgrounds = [*itertools.combinations(group, 2)], [*BACKGROUNDS]
+    asks = [
+        Ask(group, pairs[number % len(pairs)], (), backgrounds[number % len(backgrounds)], seed + number)
+        for number in range(max(prompts, len(pairs)))
+    ]
+    painted = []
+    for ask in asks:
+        model, positive, negative = clora(world, group)(ask)
+        values = SAMPLING | {"positive": positive, "negative": negative}
+        latent = {"samples": LATENT["samples"].expand(4, -1, -1, -1)}
+        painted.append(nodes.KSampler().sample(model, ask.seed, latent_image=latent, **values)[0]["samples"])
+    shown, texts = {"samples": torch.cat(painted)}, "\n".join(ask.text("braced") for ask in asks)
+    return merging(world, group, pictures_together=shown, together_prompt=texts, **settings)
+
+
 def merging_in_sequence(world: World, group: Group, **settings):
     """As published: the cross attention's keys and values are merged first, and the rest is captured on the merged ones."""
     values = {"clip": world.clip, "latent": LATENT} | settings
@@ -183,7 +201,7 @@ NO_PICTURE = {
     "evidence",
     "notes",
 }  # modules that no picture depends on
-DISTILLATION = {"distillation", "differentiable"}  # modules that a merge without distillation does not run
+DISTILLATION = {"distillation", "differentiable", "muon"}  # modules that a merge without distillation does not run
 
 
 def code(patterns: tuple[str, ...], without: set[str]) -> tuple[str, ...]:
@@ -198,6 +216,12 @@ def merge_row(**settings) -> Method:
     return Method(merging, KINDS, settings, "LoRACLR_Merge", code(COMMON + MERGE, without))
 
 
+def together_row(**settings) -> Method:
+    """Return a row of LoRACLR Merge with these settings that learns the sampler's pictures of two."""
+    files = code(COMMON + MERGE + SAMPLER, NO_PICTURE)
+    return merge_row(**settings)._replace(prepare=merging_with_pictures, code=files)
+
+
 def clora_row(**settings) -> Method:
     """Return a row of CLoRA Attention Contrast Sampler with these settings."""
     return Method(clora, KINDS[1:2], settings, "LoRACLR_CLoRASampler", code(COMMON + SAMPLER, NO_PICTURE))
@@ -208,7 +232,8 @@ HEADLINE = {
     "stacked": Method(stacking, KINDS),
     "adamw": merge_row(solver="adamw (paper)"),
     "exact": merge_row(),
-    "distilled": merge_row(distillation_steps=200),
+    "distilled": merge_row(distillation_steps=100),
+    "distilled-together": together_row(distillation_steps=100, prompts=4, seed=1000),
     "clora": clora_row(),
     "clora-in-turn": clora_row(concepts_per_step=1),
     "clora-updates": clora_row(update_strength=0.02),
