@@ -128,9 +128,9 @@ def lora_layers(unet: nn.Module, **config) -> dict[str, str]:
 # --- stored weights --------------------------------------------------------------------------------------------------
 
 
-def store(name: str, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+def store(name: str, state: dict[str, Tensor], metadata: dict[str, str] | None = None, folder: Path = WEIGHTS) -> Path:
     """Into the trained weights: matrices in 8 bits with a scale per row, everything else in half precision."""
-    path = WEIGHTS / f"{name}.safetensors"
+    path = folder / f"{name}.safetensors"
     packed = {}
     for key, tensor in state.items():
         tensor = tensor.detach().cpu().float().contiguous()
@@ -144,9 +144,9 @@ def store(name: str, state: dict[str, Tensor], metadata: dict[str, str] | None =
     return path
 
 
-def stored(name: str) -> dict[str, Tensor]:
+def stored(name: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
     """What `store` wrote among the trained weights, in float32."""
-    tensors = load_file(WEIGHTS / f"{name}.safetensors")
+    tensors = load_file(folder / f"{name}.safetensors")
     scales = {key: tensors.pop(f"{key}.scale") for key in [*tensors] if f"{key}.scale" in tensors}
     return {
         key: tensor.float() * (scales[key].view(-1, *[1] * (tensor.ndim - 1)) if key in scales else 1)

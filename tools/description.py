@@ -168,14 +168,15 @@ class Description:
     def save(self, height: int, images: Output, prefix: str, title: str = "Picture") -> None:
         self.add("SaveImage", height, {"images": images, "filename_prefix": f"loraclr/{prefix}"}, title)
 
-    def merge(self, height: int, concepts: Output) -> Node:
+    def merge(self, height: int, concepts: Output, **settings: Any) -> Node:
+        """Add a merge. settings: beside the defaults and those of the models."""
         values = {
             **self.patched,
             "concepts": concepts,
             "latent": self.latent,
             "capture_steps": self.models.capture_steps,
         }
-        return self.add("LoRACLR_Merge", height, values)
+        return self.add("LoRACLR_Merge", height, values | settings)
 
     def train(self, subject: Subject, **concepts: Output) -> Node:
         """Train a concept on its folder of pictures. concepts: those before it."""

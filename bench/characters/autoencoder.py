@@ -15,9 +15,11 @@ from shapes import model
 from torch import Tensor, nn
 
 from . import sprites
+from .landed import land, landed
 from .sprites import ACCESSORIES
 from .world import SIDE, Scene, Worn, any_colour, training_scene
 
+STAGE = "autoencoder"
 STATE = sprites.HOME / "autoencoder.pt"
 POOL = 3000  # pictures, rendered once
 BATCH = 12
@@ -48,12 +50,13 @@ class Autoencoder(nn.Module):
 
 
 def trained() -> tuple[Autoencoder, int]:
-    """Return the autoencoder as far as it is trained, and its steps."""
-    if not STATE.exists():
+    """Return the autoencoder as it was landed, and its steps."""
+    found = landed(STAGE)
+    if found is None:
         sys.exit("characters: the autoencoder is not trained yet; run the stage “autoencoder” first")
-    network, state = Autoencoder(), torch.load(STATE, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["network"])
-    return network.eval().requires_grad_(False), state["step"]
+    network = Autoencoder()
+    network.load_state_dict(found.weights)
+    return network.eval().requires_grad_(False), found.steps
 
 
 def edges(picture: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +125,8 @@ def crop(layers: Tensor, x: float, y: float, rng: random.Random) -> Tensor:
 def run(device: torch.device, steps: int = 13000) -> None:
     """Train up to so many steps in all, the learning rate falling to zero."""
     torch.manual_seed(0)  # of the weights it begins with
-    network = Autoencoder().to(device)
+    # Convolutions are a quarter faster with a place's channels side by side.
+    network = Autoencoder().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
     step, pool = 0, Pool()
     if STATE.exists():
@@ -130,11 +134,14 @@ def run(device: torch.device, steps: int = 13000) -> None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
+    elif (found := landed(STAGE)) is not None:
+        network.load_state_dict(found.weights)
+        step = found.steps
     losses, start = [], time.monotonic()
     while step < steps:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * (1 - step / steps)
-        pictures, weight = (layers.to(device) for layers in pool.crops(step))
+        pictures, weight = (layers.to(device, memory_format=torch.channels_last) for layers in pool.crops(step))
         generator = torch.Generator().manual_seed(step)
         with model.quick(device):
             latents = network.encoder(pictures).float()
@@ -157,3 +164,4 @@ def run(device: torch.device, steps: int = 13000) -> None:
             )
             model.keep(STATE, {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
             losses, start = [], time.monotonic()
+    land(STAGE, network.state_dict(), step)

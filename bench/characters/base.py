@@ -1,7 +1,7 @@
 """Trains the base model's U-Net on pictures of characters.
 
 An average of its weights is kept beside them; some prompts are dropped, for guidance. The run's state is in
-`.host/characters/`, so it goes on where it was stopped.
+`.host/characters/`, so it goes on where it was stopped; without it, from the average that was landed.
 
 CLoRA lives on a class word's attention lying on its own object. Models trained on many pictures have this of themselves; one
 this small does not, so a second term asks for it, in the base's training only: wherever a word's mean attention inside its
@@ -12,6 +12,7 @@ import math
 import random
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import demo_assets
@@ -23,8 +24,10 @@ from shapes.model import KEPT, Text
 from torch import Tensor
 
 from . import autoencoder, sprites
+from .landed import FOLDER, land, landed
 from .world import CELL, Scene, training_scene
 
+STAGE = "base"
 STATE = sprites.HOME / "base.pt"
 SAMPLES = sprites.HOME / "samples.pt"
 
@@ -132,14 +135,22 @@ class Trainer:
         self.average = {key: tensor.clone() for key, tensor in self.unet.state_dict().items()}
         if STATE.exists():
             state = torch.load(STATE, map_location=device, weights_only=True)
-            if state["encoded_by"] != self.samples.encoded_by:
-                sys.exit(
-                    f"characters: {STATE} was trained on latents of the autoencoder after {state['encoded_by']} steps, which"
-                    f" now has {self.samples.encoded_by}; move it away to train the base model anew"
-                )
+            self.check_latents(STATE, state["encoded_by"])
             self.unet.load_state_dict(state["unet"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.average, self.step = state["average"], state["step"]
+        elif (found := landed(STAGE)) is not None:
+            self.check_latents(FOLDER / STAGE, found.encoded_by)
+            self.unet.load_state_dict(found.weights)
+            self.average, self.step = {key: tensor.to(device) for key, tensor in found.weights.items()}, found.steps
+
+    def check_latents(self, path: Path, encoded_by: int) -> None:
+        """End the run if a model was trained on latents of another autoencoder. encoded_by: the steps of its own."""
+        if encoded_by != self.samples.encoded_by:
+            sys.exit(
+                f"characters: {path} was trained on latents of the autoencoder after {encoded_by} steps, which now has"
+                f" {self.samples.encoded_by}; move it away to train the base model anew"
+            )
 
     def keep(self) -> None:
         """Store the state."""
@@ -161,6 +172,7 @@ class Trainer:
                 )
                 self.keep()
                 losses, start = [], time.monotonic()
+        land(STAGE, self.average, self.step, self.samples.encoded_by)
 
     def one_step(self, most: float = 1.0) -> tuple[float, float]:
         """Return the loss, and what attention lacks. most: of the learning rate."""

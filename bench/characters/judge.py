@@ -15,9 +15,11 @@ from shapes import model
 from torch import Tensor, nn
 
 from . import autoencoder, sprites
+from .landed import land, landed
 from .sprites import CLASSES, STYLES
 from .world import CONCEPTS, RELATIONS, Character, Scene, any_colour, make_scene
 
+STAGE = "judge"
 STATE = sprites.HOME / "judge.pt"
 CELL = 4  # pixels of a place
 WIDTH = 64
@@ -163,6 +165,9 @@ def run(device: torch.device, steps: int = 2500) -> None:
         judge.load_state_dict(state["judge"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
+    elif (found := landed(STAGE)) is not None:
+        judge.load_state_dict(found.weights)
+        step = found.steps
     began, start = step, time.monotonic()
     while step < steps:
         for group in optimizer.param_groups:
@@ -185,3 +190,4 @@ def run(device: torch.device, steps: int = 2500) -> None:
             print(f"step {step}: loss {float(value.detach()):.3f}; wrong {words}; {seconds:.2f} s per step", flush=True)
             model.keep(STATE, {"judge": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
             began, start = step, time.monotonic()
+    land(STAGE, judge.state_dict(), step)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from characters import autoencoder, base, judge
+from characters import autoencoder, base, judge, landed
 from characters.sprites import CLASSES, STYLES
 from characters.world import (
     APART,
@@ -148,6 +148,7 @@ def test_a_base_model_is_not_trained_on_with_latents_of_another_autoencoder(tmp_
     for module in (autoencoder, base):
         monkeypatch.setattr(module, "BATCH", 1)
         monkeypatch.setattr(module, "STATE", tmp_path / f"{module.__name__}.pt")
+    monkeypatch.setattr(landed, "FOLDER", tmp_path / "weights")
     monkeypatch.setattr(base, "SAMPLES", tmp_path / "samples.pt")
     with torch.inference_mode(False), torch.enable_grad():
         for stage, steps in ((autoencoder, 1), (base, 1), (autoencoder, 2)):
@@ -161,6 +162,7 @@ def test_each_stage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     for module in (autoencoder, base, judge):
         monkeypatch.setattr(module, "BATCH", 2)
         monkeypatch.setattr(module, "STATE", tmp_path / f"{module.__name__}.pt")
+    monkeypatch.setattr(landed, "FOLDER", tmp_path / "weights")
     monkeypatch.setattr(base, "SAMPLES", tmp_path / "samples.pt")
     monkeypatch.setattr(base, "PROMPTS", 1)
     monkeypatch.setattr(judge, "HELD_OUT", 2)
@@ -169,3 +171,20 @@ def test_each_stage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
             with torch.inference_mode(False), torch.enable_grad():
                 stage.run(CPU, steps)
             assert torch.load(stage.STATE, weights_only=True)["step"] == steps
+
+
+def test_a_stage_whose_state_is_lost_goes_on_from_what_was_landed(tmp_path, monkeypatch):
+    for module in (autoencoder, base):
+        monkeypatch.setattr(module, "BATCH", 1)
+        monkeypatch.setattr(module, "STATE", tmp_path / f"{module.__name__}.pt")
+    monkeypatch.setattr(landed, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(base, "SAMPLES", tmp_path / "samples.pt")
+    with torch.inference_mode(False), torch.enable_grad():
+        autoencoder.run(CPU, 1)
+        base.run(CPU, 1)
+        before = base.Trainer(CPU)
+        base.STATE.unlink()
+        after = base.Trainer(CPU)
+    assert after.step == 1
+    for key, tensor in before.average.items():
+        assert (after.average[key] - tensor).norm() <= 0.01 * tensor.norm() + 1e-5, key

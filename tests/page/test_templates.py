@@ -16,7 +16,8 @@ from playwright.sync_api import expect
 
 EMPTY = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0}
 Rect = tuple[float, float, float, float]  # left, top, width, height
-WIDE = (workflows.COMPARE, workflows.TRAIN, workflows.TRAIN_TWO, further.POSED, *further.POSED_ON.values())
+WIDE = (workflows.COMPARE, workflows.TRAIN, workflows.TRAIN_TWO, further.POSED, further.TAUGHT)
+WIDE += tuple(further.POSED_ON.values())
 SHIPPED = [*workflows.WORKFLOWS, *workflows.FURTHER]
 WINDOWS = {name: LARGE if name in WIDE else SMALL for name in SHIPPED}
 ROUNDING = 1.0

@@ -1,0 +1,36 @@
+"""What the stages' trainings have come to: weights in 8 bits, kept in the repository with the steps that made them.
+
+A training whose state is lost goes on from them, with a new optimizer.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import demo_assets
+from safetensors import safe_open
+from torch import Tensor
+
+FOLDER = Path(__file__).resolve().parent / "weights"
+
+
+class Landed(NamedTuple):
+    weights: dict[str, Tensor]
+    # In all.
+    steps: int
+    # Those of the autoencoder whose latents they were trained on; 0 for a stage that sees pictures.
+    encoded_by: int
+
+
+def land(stage: str, weights: dict[str, Tensor], steps: int, encoded_by: int = 0) -> None:
+    """Keep a stage's weights, as `Landed` says."""
+    demo_assets.store(stage, weights, {"steps": str(steps), "encoded_by": str(encoded_by)}, FOLDER)
+
+
+def landed(stage: str) -> Landed | None:
+    """Return what a stage has come to, in float32; None before it was first trained."""
+    path = FOLDER / f"{stage}.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        said = file.metadata()
+    return Landed(demo_assets.stored(stage, FOLDER), int(said["steps"]), int(said["encoded_by"]))
