@@ -232,7 +232,7 @@ HEADLINE = {
     "stacked": Method(stacking, KINDS),
     "adamw": merge_row(solver="adamw (paper)"),
     "exact": merge_row(),
-    "distilled": merge_row(distillation_steps=100),
+    "distilled": merge_row(distillation_steps=200),
     "distilled-together": together_row(distillation_steps=100, prompts=4, seed=1000),
     "clora": clora_row(),
     "clora-in-turn": clora_row(concepts_per_step=1),
