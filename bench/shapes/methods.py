@@ -201,7 +201,7 @@ NO_PICTURE = {
     "evidence",
     "notes",
 }  # modules that no picture depends on
-DISTILLATION = {"distillation", "differentiable", "muon"}  # modules that a merge without distillation does not run
+DISTILLATION = {"distillation", "differentiable"}  # modules that a merge without distillation does not run
 
 
 def code(patterns: tuple[str, ...], without: set[str]) -> tuple[str, ...]:
@@ -233,7 +233,7 @@ HEADLINE = {
     "adamw": merge_row(solver="adamw (paper)"),
     "exact": merge_row(),
     "distilled": merge_row(distillation_steps=200),
-    "distilled-together": together_row(distillation_steps=100, prompts=4, seed=1000),
+    "distilled-together": together_row(distillation_steps=200, prompts=4, seed=1000),
     "clora": clora_row(),
     "clora-in-turn": clora_row(concepts_per_step=1),
     "clora-updates": clora_row(update_strength=0.02),

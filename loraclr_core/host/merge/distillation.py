@@ -25,7 +25,6 @@ from torch import Tensor
 
 from ... import min_snr
 from ...lowrank import LowRank
-from ...merge.muon import Muon
 from ...progress import Progress
 from .. import differentiable
 from ..loaded import Deltas, LoadedModel, changes_in_place, with_model
@@ -36,8 +35,8 @@ from .target import CaptureSettings, Target, empty_latent, encode_with, noise_le
 from .together import Together
 
 PICTURES = 4  # painted by a teacher for each prompt
-RATE = 0.015  # how far a step moves a factor, relative to its first root mean square; decays to zero
-WARMUP = 10  # steps: the first ones are as long as later ones, but follow a single batch
+RATE = 0.03  # how far a step moves a factor's entries, relative to their root mean square; decays to zero
+WARMUP = 10  # steps: Adam's first ones are as long as later ones, but follow a single batch
 JUDGED = 4  # noise levels at which predictions are compared, before and after
 PAINTING_SHARE = 0.1  # share of the progress
 # Rows of a step on pictures of several concepts: with the picture as the target, and with the plain model as the teacher.
@@ -235,14 +234,17 @@ class _Distillation:
         return self.model.paint(denoise, self._noise(PICTURES, *self.model.noise.shape[1:]))
 
     def _descend(self, pictures: dict[Teacher, Tensor]) -> None:
-        """Train the factors. Raises ValueError where they diverge."""
-        optimizer = Muon(
-            [factor.requires_grad_() for delta in self.factors.values() for factor in delta if factor.numel()]
-        )
+        """Train the factors with Adam. Raises ValueError where they diverge."""
+        leaves = [factor.requires_grad_() for delta in self.factors.values() for factor in delta if factor.numel()]
+        sizes = [float(factor.square().mean().sqrt()) for factor in leaves]
+        optimizer = torch.optim.Adam([{"params": [factor]} for factor in leaves])
         rng = random.Random(self.settings.seed)
         for step in range(self.steps):
             self._add_gradients(step, pictures, rng)
-            optimizer.step(RATE * min((step + 1) / WARMUP, 1 - step / self.steps))
+            for group, size in zip(optimizer.param_groups, sizes, strict=True):
+                group["lr"] = RATE * size * min((step + 1) / WARMUP, 1 - step / self.steps)
+            optimizer.step()
+            optimizer.zero_grad()
         for key, delta in self.factors.items():
             if not all(bool(factor.isfinite().all()) for factor in delta):
                 raise ValueError(
@@ -271,7 +273,7 @@ class _Distillation:
 
     def _add_gradient(self, row: Row) -> None:
         with torch.enable_grad():
-            # The sum: half precision would lose gradients of the mean, and Muon does not depend on their scale.
+            # The sum: half precision would lose gradients of the mean, and Adam does not depend on their scale.
             self._errors(self.factors, row).sum().backward()
 
     def _row(self, teacher: Teacher, pictures: Tensor, level: float) -> Row:
