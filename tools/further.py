@@ -161,7 +161,7 @@ def taught(at: Description) -> None:
 
 STYLED, POSED, ENLARGED = "two characters in one style", "two characters in poses", "two characters twice as large"
 PUBLISHED, TAUGHT = "two characters as published", "two characters in one LoRA"
-PAINTED, DISTILLED = 8, 100  # pictures that teach, and steps of the distillation
+PAINTED, DISTILLED = 8, 200  # pictures that teach, and steps of the distillation
 # Title of the template for a family, without poses and with them.
 ON = {family: f"two characters on {family.name}" for family in FAMILIES}
 POSED_ON = {family: f"{POSED} on {family.name}" for family in FAMILIES if family.pose is not None}

@@ -23,7 +23,6 @@ from sd15 import say
 from shapes import model, scores
 from shapes.methods import (
     COMMON,
-    DISTILLATION,
     LATENT,
     MERGE,
     NO_PICTURE,
@@ -126,7 +125,7 @@ def fingerprint(way: str, group: Group, method: str | None) -> str:
     prepare, patterns = METHODS[method] if method else (stacked, ())
     asks = asks_together(group) if method else asks_alone(group[0])
     functions = (prepare, score_alone, likeness, sample, score, sample_base)
-    files = ("bench/shapes/world.py", "bench/shapes/scores.py", *code((*COMMON, *patterns), NO_PICTURE | DISTILLATION))
+    files = ("bench/shapes/world.py", "bench/shapes/scores.py", *code((*COMMON, *patterns), NO_PICTURE))
     parts = [
         *(ways.fingerprint(way, concept) for concept in group),
         SAMPLING,
