@@ -1,5 +1,7 @@
 """Pictures of several concepts: the distillation teaches them, and what cannot be taught is said."""
 
+import json
+
 import comfy.samplers
 import pytest
 import torch
@@ -7,7 +9,7 @@ from host_merge import test_architectures
 from host_merge.test_distillation import quietly, settings
 from loraclr.loraclr_core.host.loaded import encode
 from loraclr.loraclr_core.host.merge import merge as merging
-from loraclr.loraclr_core.host.merge import report
+from loraclr.loraclr_core.host.merge import export, report
 from loraclr.loraclr_core.host.merge.together import Together, read_together
 from running import merge
 
@@ -71,6 +73,12 @@ def test_the_report_says_what_was_taught(both, concepts):
     without, with_pictures = (report.markdown(result) for result in both)
     assert f"pictures of several concepts: 2 of `{prompt(concepts)}`." in with_pictures
     assert "of several concepts" not in without
+
+
+def test_the_saved_file_says_what_was_taught(both, concepts):
+    result = both[1]
+    said = export.metadata(result.lora, export.info(result), "taught")
+    assert json.loads(said["loraclr.settings"])["together"] == [{"prompt": prompt(concepts), "pictures": 2}]
 
 
 def test_each_line_is_that_of_an_equal_part_of_the_pictures(demo, concepts):

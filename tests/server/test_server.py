@@ -4,6 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
+import further
 import graph
 import host
 import numpy as np
@@ -105,6 +106,21 @@ def test_merge_workflow_runs_as_shipped(first_run):
     )
     for subject in workflows.DEMO.subjects:
         assert f"| {subject.name} |" in report
+
+
+def test_the_sampler_s_pictures_teach_a_merged_lora_in_one_run(server, infos):
+    """With few steps: the wires and what the merge says of the pictures."""
+    prompt = demo_prompt(infos, further.TAUGHT)
+    node_of(prompt, "EmptyLatentImage")["inputs"]["batch_size"] = 2
+    node_of(prompt, "LoRACLR_Merge")["inputs"].update(capture_steps=1, distillation_steps=1)
+    for node in prompt.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 2
+    outputs = server.wait(server.queue(prompt))["outputs"]
+    (merged,) = (output["loraclr_merge"] for output in outputs.values() if "loraclr_merge" in output)
+    assert "2 of `a photo of a {ball} and a {box} on grass`" in merged[0]["markdown"]
+    saved = {node: len(output["images"]) for node, output in outputs.items() if "images" in output}
+    assert sorted(saved.values()) == [2, 2]  # by the sampler, and by the merged LoRA
 
 
 def test_progress_is_told_in_words(server, infos):

@@ -65,6 +65,7 @@ def info(result: MergeResult) -> MergeInfo:
         "margin": settings.margin.value,
         "margin_mode": settings.margin.mode,
         "capture": settings.capture._asdict(),
+        "together": [{"prompt": each.prompt, "pictures": len(each.latents)} for each in settings.together],
     }
     return MergeInfo(result.architecture, concepts, plain)
 
