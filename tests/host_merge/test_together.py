@@ -8,8 +8,8 @@ import torch
 from host_merge import test_architectures
 from host_merge.test_distillation import quietly, settings
 from loraclr.loraclr_core.host.loaded import encode
-from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge import export, report
+from loraclr.loraclr_core.host.merge import merge as merging
 from loraclr.loraclr_core.host.merge.together import Together, read_together
 from running import merge
 
