@@ -167,8 +167,8 @@ def _inputs() -> list[io.Input]:
             display_name="pictures together",
             optional=True,
             tooltip="Pictures that show several of the concepts at once, such as 8 to 24 by the CLoRA sampler. The"
-            " fine-tuning then also teaches the merged LoRA to draw them together, at some cost to pictures without them."
-            " Needs distillation steps, and together prompt among the advanced inputs.",
+            " fine-tuning then also teaches the merged LoRA to draw them together; several prompts with"
+            " different surroundings are better than one. Needs distillation steps, and together prompt among the advanced inputs.",
         ),
         io.String.Input(
             "together_prompt",
