@@ -27,7 +27,6 @@ SUMMARY = {
     "stacking LoRAs": "stacked",
     "merge (*exact*)": "exact",
     "merge, distilled": "distilled",
-    "the same, by the sampler's pictures": "distilled-together",
     "sampler": "clora",
     "LoRA hooks, masks by hand": "masked-hooks",
 }
