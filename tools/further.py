@@ -135,7 +135,7 @@ def taught(at: Description) -> None:
         "Teaches a merged LoRA to draw both characters in one picture, by pictures of the sampler",
         CHOOSE_LORAS,
         "In the **prompt with braces**, name each character in braces. Below, write the **triggers**",
-        "Run: it takes minutes. The saved LoRA then draws both without this pack",
+        "Run: it takes minutes. The saved LoRA then draws both without this pack, one of them often twice",
     )
     at.column(280)
     concepts = at.concepts(at.pair)

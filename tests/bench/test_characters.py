@@ -144,21 +144,9 @@ def test_the_judge_is_told_that_half_an_outfit_is_nobody_s():
     assert set(whole["class"].unique().tolist()) == {-1, 0, 1 + CLASSES.index("cat"), 1 + CLASSES.index("dog")}
 
 
-def test_a_base_model_is_not_trained_on_with_latents_of_another_autoencoder(tmp_path, monkeypatch):
-    for module in (autoencoder, base):
-        monkeypatch.setattr(module, "BATCH", 1)
-        monkeypatch.setattr(module, "STATE", tmp_path / f"{module.__name__}.pt")
-    monkeypatch.setattr(landed, "FOLDER", tmp_path / "weights")
-    monkeypatch.setattr(base, "SAMPLES", tmp_path / "samples.pt")
-    with torch.inference_mode(False), torch.enable_grad():
-        for stage, steps in ((autoencoder, 1), (base, 1), (autoencoder, 2)):
-            stage.run(CPU, steps)
-        with pytest.raises(SystemExit, match="after 1 steps, which now has 2; move it away"):
-            base.run(CPU, 2)
-
-
-def test_each_stage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    """The autoencoder, the base model on its latents, and the judge."""
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """States and landed weights in a folder of the test's, and batches of two."""
     for module in (autoencoder, base, judge):
         monkeypatch.setattr(module, "BATCH", 2)
         monkeypatch.setattr(module, "STATE", tmp_path / f"{module.__name__}.pt")
@@ -166,25 +154,38 @@ def test_each_stage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "SAMPLES", tmp_path / "samples.pt")
     monkeypatch.setattr(base, "PROMPTS", 1)
     monkeypatch.setattr(judge, "HELD_OUT", 2)
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_base_model_is_not_trained_on_with_latents_of_another_autoencoder():
+    for stage, steps in ((autoencoder, 1), (base, 1), (autoencoder, 2)):
+        stage.run(CPU, steps)
+    with pytest.raises(SystemExit, match="after 1 steps, which now has 2; move it away"):
+        base.run(CPU, 2)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_each_stage_goes_on_where_it_was_stopped():
+    """The autoencoder, the base model on its latents, and the judge."""
     for stage in (autoencoder, base, judge):
         for steps in (1, 2):
-            with torch.inference_mode(False), torch.enable_grad():
-                stage.run(CPU, steps)
+            stage.run(CPU, steps)
             assert torch.load(stage.STATE, weights_only=True)["step"] == steps
 
 
-def test_a_stage_whose_state_is_lost_goes_on_from_what_was_landed(tmp_path, monkeypatch):
-    for module in (autoencoder, base):
-        monkeypatch.setattr(module, "BATCH", 1)
-        monkeypatch.setattr(module, "STATE", tmp_path / f"{module.__name__}.pt")
-    monkeypatch.setattr(landed, "FOLDER", tmp_path / "weights")
-    monkeypatch.setattr(base, "SAMPLES", tmp_path / "samples.pt")
-    with torch.inference_mode(False), torch.enable_grad():
-        autoencoder.run(CPU, 1)
-        base.run(CPU, 1)
-        before = base.Trainer(CPU)
-        base.STATE.unlink()
-        after = base.Trainer(CPU)
+@pytest.mark.usefixtures("elsewhere")
+def test_stages_whose_states_are_lost_go_on_from_what_was_landed():
+    for stage in (autoencoder, base, judge):
+        stage.run(CPU, 1)
+    before = base.Trainer(CPU)
+    for stage in (autoencoder, base, judge):
+        stage.STATE.unlink()
+    after = base.Trainer(CPU)
     assert after.step == 1
     for key, tensor in before.average.items():
         assert (after.average[key] - tensor).norm() <= 0.01 * tensor.norm() + 1e-5, key
+    for stage in (autoencoder, judge):
+        stage.run(CPU, 2)
+        assert landed.landed(stage.STAGE).steps == 2

@@ -11,7 +11,7 @@ from browser import MISSING, find_browser
 from comfy_server import ComfyServer
 from graph import api_format, page_format
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
 SHOTS = Path(__file__).resolve().parents[2] / ".host" / "screenshots"
 RENDERERS = {"classic": False, "nodes2": True}
@@ -79,9 +79,21 @@ class ComfyPage:
         self.page.get_by_test_id("manage-node-templates-dialog").wait_for(state="attached")
         self.page.get_by_text("loraclr", exact=True).click()
 
+    def template(self, name: str) -> Locator:
+        """A card of the template browser, which draws 24 of them, in the file system's order, and more when scrolled."""
+        card = self.page.get_by_test_id(f"template-workflow-{name}")
+        for _ in range(100):
+            if card.count():
+                break
+            self.page.evaluate(
+                "() => [...document.querySelectorAll('[data-testid^=template-workflow-]')].at(-1)?.scrollIntoView()"
+            )
+            self.page.wait_for_timeout(200)
+        return card
+
     def open_template(self, name: str) -> None:
         """From the template browser. One event, as the browser may draw its list anew between a press and its release."""
-        self.page.get_by_test_id(f"template-workflow-{name}").dispatch_event("click")
+        self.template(name).dispatch_event("click")
         self.wait_for_nodes(workflows.REAL, name)
 
     def take_few_steps(self) -> int:

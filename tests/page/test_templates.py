@@ -137,7 +137,7 @@ def test_every_template_opens_from_the_browser_and_says_what_is_missing(page):
     """Its thumbnail is there, and so are the names of the files a user has to put or choose."""
     page.browse_templates()
     for name in SHIPPED:
-        card = page.page.get_by_test_id(f"template-workflow-{name}")
+        card = page.template(name)
         card.scroll_into_view_if_needed()
         picture = card.locator("img").first
         width = Image.open(workflows.FOLDER / f"{name}.jpg").width
