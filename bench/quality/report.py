@@ -102,7 +102,7 @@ def build_result() -> dict:
             entry: dict = {score: round(mean, 4) for score, mean in means.items() if mean is not None}
             if entry:
                 entry["seeds"] = count_pictures(row, column)
-                for reference in ("alone", "exact", "clora"):
+                for reference in ("alone", "exact", "distilled", "clora"):
                     for score in SCORES:
                         if reference != row and (difference := compare(row, reference, column, score)):
                             entry[f"{score}_minus_{reference}"] = [round(value, 4) for value in difference]
