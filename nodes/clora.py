@@ -230,6 +230,17 @@ def _inputs() -> list[io.Input]:
             " Attention Maps of CLoRA. An empty mask leaves the place to the sampler. They go before the masks of Load"
             " Concept LoRA.",
         ),
+        io.Int.Input(
+            "plain_every",
+            display_name="plain picture every",
+            optional=True,  # added later, too
+            default=Settings.plain_every,
+            min=1,
+            max=8,
+            advanced=True,
+            tooltip="Computes the plain picture, which shows where each concept goes, in one of so many steps. With 2 and"
+            " 1 concept per step, two concepts take about as long as one and a half plain pictures. 1: in every step.",
+        ),
     ]
 
 
@@ -294,6 +305,7 @@ class CLoRASampler(io.ComfyNode):
         concepts_per_step: int = 0,
         if_unclear: IfUnclear = "go on",
         areas: Tensor | None = None,
+        plain_every: int = 1,
     ) -> io.NodeOutput:
         updates = UpdateSettings(
             strength=update_strength,
@@ -317,6 +329,7 @@ class CLoRASampler(io.ComfyNode):
             surroundings=surroundings,
             concepts_per_step=concepts_per_step,
             if_unclear=if_unclear,
+            plain_every=plain_every,
         )
         view = _view(page.source(cls.hidden), concepts) if live_view else None
         node_id = cls.hidden.unique_id

@@ -236,6 +236,7 @@ HEADLINE = {
     "distilled-together": together_row(distillation_steps=200, prompts=4, seed=1000),
     "clora": clora_row(),
     "clora-in-turn": clora_row(concepts_per_step=1),
+    "clora-fast": clora_row(concepts_per_step=1, plain_every=2),
     "clora-updates": clora_row(update_strength=0.02),
     "clora-no-masks": clora_row(first_masked_step=10000),
     "masked-hooks": Method(masked_hooks, KINDS[1:2]),

@@ -155,3 +155,41 @@ def test_turns_are_taken_on_the_composed_picture_too(composed, latent):
     """There the base branch runs at every step, and the concepts in turn."""
     model, positive, negative = composed(concepts_per_step=1, surroundings="composed (paper)")
     assert sample(model, positive, negative, latent, steps=4)["samples"].isfinite().all()
+
+
+@pytest.mark.parametrize(("cfg", "lists"), [(5.0, 2), (1.0, 1)])
+@pytest.mark.parametrize(("every", "evaluated"), [(1, 5), (2, 3), (3, 2), (8, 1)])
+def test_the_plain_picture_is_evaluated_in_one_of_so_many_steps(demo, composed, latent, every, evaluated, cfg, lists):
+    rows = []
+    watch = demo.model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    sample(*composed(concepts_per_step=1, plain_every=every), latent, steps=5, cfg=cfg)
+    watch.remove()
+    assert rows == [lists] * evaluated + [3 * lists] + [lists] * 4
+
+
+@pytest.mark.parametrize("cfg", [5.0, 1.0])
+def test_away_from_the_concepts_the_picture_holds_what_the_base_model_predicted_last(demo, latent, cfg):
+    """With both concepts on the left, the right third is the plain picture's."""
+    chain = None
+    with torch.inference_mode():
+        left = run("LoRACLR_ConceptArea", area="left third")[0]
+        for name in ("cat", "dog"):
+            chain = concept(name, chain, mask=left)
+        every, second = (clora(demo, chain, prompt="a {cat} and {dog}", **STILL, plain_every=n) for n in (1, 2))
+    expected, found = (still_predictions(outputs, latent, [0, 1, 2, 3, 4], cfg) for outputs in (every, second))
+    for now, last in enumerate((0, 0, 2, 2, 4)):
+        torch.testing.assert_close(found[now][..., 8:], expected[last][..., 8:], rtol=1e-4, atol=1e-4)
+    assert (expected[1] - expected[0])[..., 8:].abs().min() > 0
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
+def test_every_sampler_goes_on_with_a_plain_picture_of_fewer_evaluations(composed, sampler):
+    small = {"samples": torch.zeros(1, 4, 4, 6)}
+    model, positive, negative = composed(concepts_per_step=1, plain_every=2)
+    found = sample(model, positive, negative, small, sampler=sampler, steps=4)
+    assert found["samples"].isfinite().all()
+
+
+def test_the_composed_picture_has_no_plain_one_to_save(composed, latent):
+    once, twice = (composed(plain_every=every, surroundings="composed (paper)") for every in (1, 2))
+    assert torch.equal(sample(*twice, latent, steps=3)["samples"], sample(*once, latent, steps=3)["samples"])

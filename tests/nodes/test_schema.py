@@ -25,7 +25,7 @@ WIDGETS = {
     "LoRACLR_CLoRASampler": [
         *("prompt", "negative", "update_strength", "update_unit", "update_start", "update_end", "refine_steps"),
         *("refine_repeats", "temperature", "mask_threshold", "mask_morphology", "first_masked_step", "gradient_memory"),
-        *("live_view", "mask_overlap", "surroundings", "concepts_per_step", "if_unclear"),
+        *("live_view", "mask_overlap", "surroundings", "concepts_per_step", "if_unclear", "plain_every"),
     ],
     "LoRACLR_CLoRAMaps": ["batch_index"],
     "LoRACLR_ClearCaptures": [],

@@ -92,7 +92,7 @@ def hover(page, comfy_class: str, name: str) -> None:
 
 
 # Settings that are newer than the saved values, as they then stand.
-ADDED = {CLORA: [0, "go on"], MERGE: ["", ""]}
+ADDED = {CLORA: [0, "go on", 1], MERGE: ["", ""]}
 
 
 def shown_settings(page, comfy_class: str) -> list[str]:

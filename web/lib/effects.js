@@ -9,7 +9,7 @@ const CAPTURE = ["capture_prompts", "capture_steps", "capture_seed"];
 const RULES = {
   LoRACLR_CLoRASampler: [
     [UPDATES, "update_strength", ({ update_strength }) => update_strength === 0],
-    [["if_unclear"], "surroundings", ({ surroundings }) => surroundings === "composed (paper)"],
+    [["if_unclear", "plain_every"], "surroundings", ({ surroundings }) => surroundings === "composed (paper)"],
     [["refine_steps"], "refine_repeats", ({ refine_repeats }) => refine_repeats === 0],
     [["refine_repeats"], "refine_steps", ({ refine_steps }) => refine_steps?.trim() === ""],
   ],

@@ -90,18 +90,44 @@ class PlainPicture:
         return Moment(sigma, before.x.lerp(after.x, share), predictions, before.maps)
 
 
+class Held(NamedTuple):
+    """The results of the last evaluation that the sampler itself asked for."""
+
+    # Of each list of conditioning; None for one without branches.
+    roles: list[str | None]
+    predictions: list[Tensor]
+    maps: Tensor
+
+
 class PlainTake(Take):
-    """The base branch alone."""
+    """The base branch alone. It is evaluated in one of `plain_every` steps, and its denoised prediction is held in between."""
 
     def __init__(self, composition: Composition, start: Start, view: LiveView | None):
         super().__init__(composition, start, view)
         self.moments: list[Moment] = []
+        self.held: Held | None = None
 
     def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
-        predictions = [prediction for (prediction,) in evaluation.predict(x, recorder, [0])]
-        maps = None if recorder is None else require_maps(evaluation, recorder.maps(), [0])[0]
+        if recorder is None:
+            predictions, maps = self._evaluate(evaluation, x, None), None
+        else:
+            _, predictions, maps = self.held = self._held(evaluation) or self._observe(evaluation, x, recorder)
         self.moments.append(Moment(float(evaluation.sigma[0]), x.clone(), predictions, maps))
         return predictions
+
+    def _held(self, evaluation: Evaluation) -> Held | None:
+        """Return the held results where they stand for this evaluation; None in the steps that evaluate, and for other lists."""
+        in_turn = self.start.step(float(evaluation.sigma[0])) % self.composition.settings.plain_every == 0
+        is_like_it = self.held is not None and self.held.roles == _roles(evaluation)
+        return self.held if is_like_it and not in_turn else None
+
+    def _observe(self, evaluation: Evaluation, x: Tensor, recorder: Recorder) -> Held:
+        """Evaluate the base branch, and read its attention."""
+        predictions = self._evaluate(evaluation, x, recorder)
+        return Held(_roles(evaluation), predictions, require_maps(evaluation, recorder.maps(), [0])[0])
+
+    def _evaluate(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
+        return [prediction for (prediction,) in evaluation.predict(x, recorder, [0])]
 
     def show(self, view: LiveView, step: int, steps: int, denoised: Tensor) -> None:
         view.show(step, steps, self.start.guider.inner_model.latent_format, denoised, None, None, {})
@@ -109,3 +135,7 @@ class PlainTake(Take):
     def picture(self) -> PlainPicture:
         """Return the finished take."""
         return PlainPicture(self.moments)
+
+
+def _roles(evaluation: Evaluation) -> list[str | None]:
+    return [call.role for call in evaluation.calls]
