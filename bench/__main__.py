@@ -1,6 +1,6 @@
 """Measures the pack and ends with one line `RESULT {json}`.
 
-    python3 tools/host.py bench [section …]            # measure; without names all but “scale”, “files” and “sdxl”
+    python3 tools/host.py bench [section …]            # measure; without names all but “scale”, “files”, “sdxl” and “picture”
     python3 tools/host.py bench shapes base [steps]    # train the shapes world, stage by stage (bench/shapes/)
     python3 tools/host.py bench characters STAGE [steps]  # train the world of characters, stage by stage (bench/characters/)
     python3 tools/host.py bench quality [row …]        # score the methods on it (quality/)
@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 SECTIONS = ["solve", "capture", "distillation", "sampling", "samplers", "training"]
-LONG = ["scale", "files", "sdxl"]  # only when named
+LONG = ["scale", "files", "sdxl", "picture"]  # only when named
 # The first words of a command -> the module whose `main` takes the others.
 COMMANDS = {
     ("shapes",): "shapes.train",

@@ -234,6 +234,7 @@ HEADLINE = {
     "exact": merge_row(),
     "distilled": merge_row(distillation_steps=200),
     "distilled-together": together_row(distillation_steps=200, prompts=4, seed=1000),
+    "distilled-together-400": together_row(distillation_steps=400, prompts=4, seed=1000),
     "clora": clora_row(),
     "clora-in-turn": clora_row(concepts_per_step=1),
     "clora-fast": clora_row(concepts_per_step=1, plain_every=2),

@@ -133,7 +133,7 @@ def cell(way: str, **kinds: dict) -> dict:
 class TestTables:
     def test_only_a_way_that_is_measured_has_a_row_with_dashes_for_what_is_missing(self):
         cells.write_cell(cell("plain", own={"identity": [0.9, 0.7], "like_class": [1.0, 1.0]}))
-        _, _, *rows = report.format_table().split("\n\n")[0].splitlines()
+        _, _, *rows = report.format_tables().split("\n\n")[0].splitlines()
         (row,) = rows
         assert row.startswith("| plain | 0.000 | 0.80")
         assert row.endswith("|" + " – |" * (len(report.SCORES) - 1))
@@ -145,7 +145,7 @@ class TestTables:
         assert report.format_mean("default", identity) == "0.80"
         # −0.1 and +0.1: no difference, with a deviation of √0.02 over two pictures.
         assert report.compare("default", "plain", identity) == pytest.approx((0.0, 1.96 * 0.1), abs=1e-6)
-        table = report.format_table()
+        table = report.format_tables()
         assert "| default | 0.333 | 0.80 |" in table
         assert "| default − plain | +0.000 ± 0.196 |" in table
         assert "*" not in table
@@ -162,7 +162,7 @@ class TestTables:
     def test_an_older_cell_bears_a_star(self):
         cells.write_cell(cell("plain", own={"identity": [0.5], "like_class": [1.0]}) | {"made_with": "older code"})
         assert report.format_mean("plain", report.SCORES["identity"]) == "0.50*"
-        assert report.STAR in report.format_table()
+        assert report.STAR in report.format_tables()
 
     def test_one_picture_has_no_interval(self):
         for way in ("plain", "default"):
@@ -179,4 +179,4 @@ def test_likeness_is_one_for_the_same_picture():
 def test_the_page_s_table_is_that_of_the_cells():
     """After a measurement: `make bench-quality ARGS="training show"`."""
     text = PAGE.read_text("utf-8")
-    assert text == replace_between(text, report.BEGIN, report.END, report.format_table())
+    assert text == replace_between(text, report.BEGIN, report.END, report.format_tables())

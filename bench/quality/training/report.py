@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from shapes.methods import Group
 
 from ..comparisons import RIGHT, Difference
 from ..report import PAGE, replace_between
-from .scoring import METHODS, PAIRS, is_current, read
-from .ways import TRAINED, WAYS
+from .scoring import METHODS, cells_of, is_current, read
+from .ways import COMPARED, IDEAS, TRAINED, concepts_of
 
 BEGIN, END = "<!-- training: begin -->", "<!-- training: end -->"  # around the table
 STAR = "\\* The code has changed since; `make bench-quality ARGS=training` trains and measures again."
@@ -44,8 +45,10 @@ SCORES = {
 def score_pictures(way: str, score: Score) -> dict[tuple, float]:
     """Return the score of each picture by (concepts, place); empty where no cell is measured."""
     scored = {}
-    for group in PAIRS if score.method else [(concept,) for concept in TRAINED]:
-        columns = (read(way, group, score.method) or {}).get(score.kind, {})
+    for group, method in cells_of(way):
+        if method != score.method:
+            continue
+        columns = (read(way, group, method) or {}).get(score.kind, {})
         of_kind = {key: values for key, values in columns.items() if key != "like_class"}
         for place, values in enumerate(zip(*of_kind.values(), strict=True)):
             scored[group, place] = score.rate(dict(zip(of_kind, values, strict=True)))
@@ -61,47 +64,67 @@ def compare(way: str, reference: str, score: Score) -> Difference | None:
     return Difference(float(differences.mean()), float(1.96 * differences.std() / len(differences) ** 0.5))
 
 
-def measure_preservation(way: str) -> float | None:
+def measure_preservation(way: str, concepts: Group = TRAINED) -> float | None:
     """Return KPS: one less the harmonic mean of the likeness of pictures with the trigger to those with the class word."""
-    cells = [read(way, (concept,)) for concept in TRAINED]
+    cells = [read(way, (concept,)) for concept in concepts]
     likeness = torch.tensor([value for cell in cells if cell for value in cell["own"]["like_class"]])
     return None if not len(likeness) else float(1 - 1 / (1 / likeness).mean())
 
 
-def format_mean(way: str, score: Score) -> str:
-    """Return a way's mean score, with * if it is older than its code; a dash where it is not measured."""
-    scored = score_pictures(way, score)
+def format_mean(way: str, score: Score, concepts: Group = TRAINED) -> str:
+    """Return a way's mean score over these concepts, with * if it is older than its code; a dash where it is not measured."""
+    scored = {place: value for place, value in score_pictures(way, score).items() if set(place[0]) <= set(concepts)}
     if not scored:
         return "–"
     current = all(is_current(way, group, score.method) for group in {group for group, _ in scored})
     return f"{math.fsum(scored.values()) / len(scored):.2f}{'' if current else '*'}"
 
 
-def format_table() -> str:
-    """Return the means of every way that is measured, and what sets them apart, in Markdown."""
+def format_compared() -> list[str]:
+    """Return the means of the compared ways, and what sets them apart, in Markdown."""
     heads = ["way", "KPS", *(score.title for score in SCORES.values())]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    for way in WAYS:
+    for way in COMPARED:
         preservation = measure_preservation(way)
-        if preservation is None:
-            continue
-        means = [format_mean(way, score) for score in SCORES.values()]
-        lines.append(f"| {way} | {preservation:.3f} | {' | '.join(means)} |")
+        if preservation is not None:
+            means = [format_mean(way, score) for score in SCORES.values()]
+            lines.append(f"| {way} | {preservation:.3f} | {' | '.join(means)} |")
     heads = ["difference, ± 95 %", *(score.title for score in SCORES.values())]
     lines += ["", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    for way, reference in (*((way, "plain") for way in WAYS if way != "plain"), ("default", "class pictures")):
+    for way, reference in (*((way, "plain") for way in COMPARED if way != "plain"), ("default", "class pictures")):
         differences = [compare(way, reference, score) for score in SCORES.values()]
         if any(differences):
             lines.append(
                 f"| {way} − {reference} | {' | '.join('–' if each is None else str(each) for each in differences)} |"
             )
-    if any("*" in line for line in lines):
-        lines += ["", STAR]
-    return "\n".join(lines)
+    return lines
+
+
+def format_ideas() -> list[str]:
+    """Return the means of the default with one thing changed, and its differences from the default, in Markdown."""
+    alone = [score for score in SCORES.values() if score.method is None]
+    (concept,) = concepts_of(IDEAS[0])
+    heads = [f"default with one thing changed, {concept.name} alone", "KPS", *(score.title for score in alone)]
+    lines = ["", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for way in ("plain", "default", *IDEAS):
+        preservation = measure_preservation(way, (concept,))
+        if preservation is not None:
+            cells = [format_mean(way, score, (concept,)) for score in alone]
+            if way in IDEAS:
+                differences = [compare(way, "default", score) for score in alone]
+                cells = [f"{mean} ({difference})" for mean, difference in zip(cells, differences, strict=True)]
+            lines.append(f"| {way} | {preservation:.3f} | {' | '.join(cells)} |")
+    return lines
+
+
+def format_tables() -> str:
+    """Return both tables in Markdown, with what * means where one stands."""
+    lines = format_compared() + format_ideas()
+    return "\n".join(lines + (["", STAR] if any("*" in line for line in lines) else []))
 
 
 def show() -> None:
-    """Write the table into docs/quality.md and print it."""
-    table = format_table()
-    PAGE.write_text(replace_between(PAGE.read_text("utf-8"), BEGIN, END, table), "utf-8")
-    print(table)
+    """Write the tables into docs/quality.md and print them."""
+    tables = format_tables()
+    PAGE.write_text(replace_between(PAGE.read_text("utf-8"), BEGIN, END, tables), "utf-8")
+    print(tables)

@@ -136,6 +136,12 @@ def fingerprint(way: str, group: Group, method: str | None) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
+def cells_of(way: str) -> list[tuple[Group, str | None]]:
+    """Return what is measured of a way: the concepts of each cell, and the method that loads them, None for one alone."""
+    alone = [((concept,), None) for concept in ways.concepts_of(way)]
+    return alone + [(group, method) for group in PAIRS for method in METHODS if way in ways.COMPARED]
+
+
 def row_of(way: str, method: str | None = None) -> str:
     way = way.replace(" ", "-")
     return f"training-{way}-{method}" if method else f"training-{way}"

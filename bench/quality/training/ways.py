@@ -22,9 +22,8 @@ from . import class_pictures
 
 NODE = "LoRACLR_TrainConcept"
 PICTURES = 12  # of a concept
-# Of every way. The learning rate is the world's: a concept's mark is a few cells of 256. With more steps at this rate, likeness to
-# the base is lost again.
-TRAINING = {"steps": 100, "learning_rate": 2e-3, "rank": 16, "batch": 4, "preview_every": 0}
+# Of every way. The learning rate is the world's: a concept's mark is a few cells of 256.
+TRAINING = {"steps": 200, "learning_rate": 2e-3, "rank": 16, "batch": 4, "preview_every": 0}
 
 
 class Way(NamedTuple):
@@ -48,8 +47,16 @@ WAYS = {
     "preservation 3": Way({"preservation": 3.0}),
     "preservation 10": Way({"preservation": 10.0}),
 }
-FIRST = ("plain", "paper", "default")  # what is measured without a name; the others only when named
+COMPARED = ("plain", "paper", "default", "class pictures")  # with all of TRAINED, alone and together
+IDEAS = tuple(
+    way for way in WAYS if way not in COMPARED
+)  # each changes one thing of the default; with one concept, alone
 TRAINED = CONCEPTS[:4]
+
+
+def concepts_of(way: str) -> tuple[ShapeConcept, ...]:
+    """Return the concepts that are trained in a way."""
+    return TRAINED if way in COMPARED else TRAINED[:1]
 
 
 def scenes(concept: ShapeConcept) -> list[Scene]:

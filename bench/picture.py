@@ -1,0 +1,80 @@
+"""What a whole picture by the sampler costs beside a plain one, on models of real size with random weights.
+
+SD1.5 and KOALA-700M, the smallest of the SDXL family, at 256×256; 20 steps of Euler with guidance, LoRAs of rank 16.
+Rounds alternate over the kinds of pictures; a ratio is the mean over the rounds.
+
+    all        every concept at every step (the default) / a plain picture
+    fast       one concept per step, and the plain picture evaluated in every second step
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sd
+import nodes
+import pack
+import torch
+from comfy.model_patcher import ModelPatcher
+from sd15 import random_concept, random_sd15, say
+from sdxl import checkpoint, encoded, loras_in
+
+LATENT = (1, 4, 32, 32)
+STEPS, CFG, ROUNDS = 20, 7.0, 2
+FAST = {"concepts_per_step": 1, "plain_every": 2}
+# (concepts, settings)
+KINDS = {
+    "all_2": (2, {}),
+    "fast_2": (2, FAST),
+    "fast_4": (4, FAST),
+    "fast_8": (8, FAST),
+}
+
+
+def run() -> dict:
+    with tempfile.TemporaryDirectory(prefix="loraclr-bench-") as name, loras_in(Path(name)):
+        say("building SD1.5 with random weights")
+        sd15 = measure(*random_sd15(seed=0), Path(name))
+        sdxl = measure(*checkpoint(Path(name) / "koala.safetensors"), Path(name))
+    return {"picture": {"sd15": sd15, "sdxl": sdxl}}
+
+
+def measure(model: ModelPatcher, clip: comfy.sd.CLIP, folder: Path) -> dict[str, float]:
+    """Return the cost of each kind of picture on a model, in plain pictures."""
+    chain: list = []
+    for index in range(max(count for count, _ in KINDS.values())):
+        concept = random_concept(model, clip, folder, index)
+        values = {"trigger": concept.trigger, "class_word": concept.class_word, "name": concept.name}
+        (chain,) = pack.run("LoRACLR_LoadConceptLoRA", lora_name=concept.lora_name, concepts=chain or None, **values)
+    plain = model, encoded(clip, "a photo of a thing in a park"), encoded(clip, "")
+    conditioned = {kind: composed(model, clip, chain[:count], settings) for kind, (count, settings) in KINDS.items()}
+    ratios: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    seconds(*plain, steps=1)  # loads the model
+    for number in range(ROUNDS):
+        base = seconds(*plain)
+        for kind, outputs in conditioned.items():
+            ratios[kind].append(seconds(*outputs) / base)
+            say(f"round {number + 1} of {ROUNDS}, {kind}: {ratios[kind][-1]:.2f} plain pictures")
+    means = {kind: round(statistics.fmean(values), 2) for kind, values in ratios.items()}
+    print(f"\nA picture of {LATENT} in {STEPS} steps, in plain ones")
+    for kind, ratio in means.items():
+        print(f"  {kind:10} {ratio:.2f}")
+    return means
+
+
+def composed(model: ModelPatcher, clip: comfy.sd.CLIP, chain: list, settings: dict) -> tuple[ModelPatcher, list, list]:
+    """Return the sampler node's outputs for a prompt that names all concepts."""
+    prompt = "a photo of " + " and ".join(f"{{{concept.name}}}" for concept in chain)
+    values = {"model": model, "clip": clip, "concepts": chain, "prompt": prompt, "live_view": False}
+    return pack.run("LoRACLR_CLoRASampler", **values, **settings)
+
+
+def seconds(model: ModelPatcher, positive: list, negative: list, steps: int = STEPS) -> float:
+    """Return how long a picture takes by the stock sampler."""
+    comfy.model_management.load_models_gpu([model])
+    latent = {"samples": torch.zeros(LATENT)}
+    start = time.perf_counter()
+    nodes.KSampler().sample(model, 0, steps, CFG, "euler", "normal", positive, negative, latent, 1.0)
+    return time.perf_counter() - start
