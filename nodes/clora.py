@@ -232,14 +232,14 @@ def _inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "plain_every",
-            display_name="plain picture every",
+            display_name="plain picture interval",
             optional=True,  # added later, too
             default=Settings.plain_every,
             min=1,
-            max=8,
+            max=4,
             advanced=True,
-            tooltip="Computes the plain picture, which shows where each concept goes, in one of so many steps. With 2 and"
-            " 1 concept per step, two concepts take about as long as one and a half plain pictures. 1: in every step.",
+            tooltip="With 2, the plain picture, which shows where each concept goes, is computed at every second step, and its"
+            " last result kept in between: faster. With few steps (turbo models) leave it at 1, at every step.",
         ),
     ]
 

@@ -17,7 +17,7 @@ from quality.report import PAGE, replace_between
 from quality.training import class_pictures, report, scoring, ways
 from quality.training.ways import TRAINED, WAYS, Way
 from shapes.methods import World
-from shapes.world import BACKGROUNDS, CLASSES, SIDE
+from shapes.world import BACKGROUNDS, CLASSES, SIDE, ShapeConcept
 
 BALL, BOX, *_ = TRAINED
 
@@ -91,6 +91,14 @@ class TestClassPictures:
         assert train.Rows is Rows  # as before
 
 
+def test_ways_are_compared_alone_and_together_and_changes_of_the_default_alone():
+    for way in ways.COMPARED:
+        assert scoring.cells_of(way)[:4] == [((concept,), None) for concept in TRAINED]
+        assert len(scoring.cells_of(way)) == 4 + len(scoring.PAIRS) * len(scoring.METHODS)
+    for way in ways.IDEAS:
+        assert scoring.cells_of(way) == [((BALL,), None)]
+
+
 class TestFingerprints:
     @pytest.mark.parametrize(("setting", "value"), [("steps", 3), ("rank", 4), ("ema", 0.5), ("training_seed", 1)])
     def test_a_lora_is_trained_again_when_a_setting_changes(self, monkeypatch, setting, value):
@@ -123,10 +131,10 @@ class TestFingerprints:
         assert path.read_bytes() == b"a LoRA"
 
 
-def cell(way: str, **kinds: dict) -> dict:
+def cell(way: str, concept: ShapeConcept = BALL, **kinds: dict) -> dict:
     """A cell of today's code, of one concept, with these kinds of pictures."""
-    made_with = scoring.fingerprint(way, (BALL,), None)
-    return {"row": scoring.row_of(way), "column": scoring.column_of((BALL,)), "made_with": made_with} | kinds
+    made_with = scoring.fingerprint(way, (concept,), None)
+    return {"row": scoring.row_of(way), "column": scoring.column_of((concept,)), "made_with": made_with} | kinds
 
 
 @pytest.mark.usefixtures("no_cells")
@@ -149,6 +157,17 @@ class TestTables:
         assert "| default | 0.333 | 0.80 |" in table
         assert "| default − plain | +0.000 ± 0.196 |" in table
         assert "*" not in table
+
+    def test_a_changed_default_is_compared_with_the_default_on_the_same_concept(self):
+        kept = {"identity": [0.0, 0.0]}
+        cells.write_cell(
+            cell("default", own={"identity": [0.8, 0.8], "like_class": [1.0, 1.0]}, kept=kept | {"kept": [0.5, 0.5]})
+        )
+        cells.write_cell(cell("default", concept=BOX, own={"identity": [0.1, 0.1], "like_class": [1.0, 1.0]}))
+        cells.write_cell(cell("preservation 3", own={"identity": [0.7, 0.7], "like_class": [0.5, 0.5]}))
+        default, changed = report.format_ideas()[3:]
+        assert default.startswith("| default | 0.000 | 0.80 | 0.50 |")
+        assert changed.startswith("| preservation 3 | 0.500 | 0.70 (-0.100 ± 0.000) | – |")
 
     def test_right_beside_another_thing_means_both(self):
         cells.write_cell(cell("plain", beside={"identity": [0.9, 0.9, 0.1], "other": [0.9, 0.1, 0.9]}))

@@ -5,6 +5,7 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from host_sampler.sampling import clora, concept, maps, plain, sample
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 from pack import run
@@ -107,15 +108,17 @@ def test_every_sampler_takes_turns(composed, sampler):
     assert len(maps(model, found)[0]) == 3
 
 
-def test_nothing_is_kept_from_one_run_to_the_next(composed, latent):
-    model, positive, negative = composed(concepts_per_step=1)
+@pytest.mark.parametrize("every", [1, 2])
+def test_nothing_is_kept_from_one_run_to_the_next(composed, latent, every):
+    model, positive, negative = composed(concepts_per_step=1, plain_every=every)
     expected = sample(model, positive, negative, latent, steps=4)
     sample(model, positive, negative, latent, steps=3, seed=8)
     assert torch.equal(sample(model, positive, negative, latent, steps=4)["samples"], expected["samples"])
 
 
-def test_a_run_that_is_cancelled_between_turns_leaves_no_trace(demo, composed, latent):
-    model, positive, negative = composed(concepts_per_step=1)
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_run_that_is_cancelled_between_turns_leaves_no_trace(demo, composed, latent, every):
+    model, positive, negative = composed(concepts_per_step=1, plain_every=every)
     expected, base = sample(model, positive, negative, latent, steps=4), plain(demo, latent)
     passes = []
 
@@ -132,8 +135,9 @@ def test_a_run_that_is_cancelled_between_turns_leaves_no_trace(demo, composed, l
     assert torch.equal(sample(model, positive, negative, latent, steps=4)["samples"], expected["samples"])
 
 
-def test_a_batch_is_its_pictures_one_by_one(composed):
-    model, positive, negative = composed(concepts_per_step=1)
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_batch_is_its_pictures_one_by_one(composed, every):
+    model, positive, negative = composed(concepts_per_step=1, plain_every=every)
     noise = torch.zeros(2, 4, 8, 8)
     found = sample(model, positive, negative, {"samples": noise}, steps=4)["samples"]
     for i in range(2):
@@ -158,28 +162,65 @@ def test_turns_are_taken_on_the_composed_picture_too(composed, latent):
 
 
 @pytest.mark.parametrize(("cfg", "lists"), [(5.0, 2), (1.0, 1)])
-@pytest.mark.parametrize(("every", "evaluated"), [(1, 5), (2, 3), (3, 2), (8, 1)])
-def test_the_plain_picture_is_evaluated_in_one_of_so_many_steps(demo, composed, latent, every, evaluated, cfg, lists):
+@pytest.mark.parametrize(("every", "evaluated"), [(1, 6), (2, 4), (3, 3), (4, 3)])
+def test_the_plain_picture_is_evaluated_at_every_so_many_steps_and_the_last(
+    demo, composed, latent, every, evaluated, cfg, lists
+):
     rows = []
     watch = demo.model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    sample(*composed(concepts_per_step=1, plain_every=every), latent, steps=5, cfg=cfg)
+    sample(*composed(concepts_per_step=1, plain_every=every), latent, steps=6, cfg=cfg)
     watch.remove()
-    assert rows == [lists] * evaluated + [3 * lists] + [lists] * 4
+    assert rows == [lists] * evaluated + [3 * lists] + [lists] * 5
+
+
+@pytest.fixture(scope="module")
+def left(demo):
+    """Return a function: settings -> MODEL, positive, negative of two concepts in the left third; the rest is the plain picture's."""
+
+    def make(model=None, **inputs):
+        chain = None
+        with torch.inference_mode():
+            area = run("LoRACLR_ConceptArea", area="left third")[0]
+            for name in ("cat", "dog"):
+                chain = concept(name, chain, mask=area)
+            patched = demo if model is None else demo._replace(model=model)
+            return clora(patched, chain, prompt="a {cat} and {dog}", **STILL, **inputs)
+
+    return make
 
 
 @pytest.mark.parametrize("cfg", [5.0, 1.0])
-def test_away_from_the_concepts_the_picture_holds_what_the_base_model_predicted_last(demo, latent, cfg):
-    """With both concepts on the left, the right third is the plain picture's."""
-    chain = None
-    with torch.inference_mode():
-        left = run("LoRACLR_ConceptArea", area="left third")[0]
-        for name in ("cat", "dog"):
-            chain = concept(name, chain, mask=left)
-        every, second = (clora(demo, chain, prompt="a {cat} and {dog}", **STILL, plain_every=n) for n in (1, 2))
-    expected, found = (still_predictions(outputs, latent, [0, 1, 2, 3, 4], cfg) for outputs in (every, second))
+def test_away_from_the_concepts_the_picture_holds_what_the_base_model_predicted_last(left, latent, cfg):
+    calls = [0, 1, 2, 3, 4]
+    expected, found = (still_predictions(left(plain_every=every), latent, calls, cfg) for every in (1, 2))
     for now, last in enumerate((0, 0, 2, 2, 4)):
         torch.testing.assert_close(found[now][..., 8:], expected[last][..., 8:], rtol=1e-4, atol=1e-4)
     assert (expected[1] - expected[0])[..., 8:].abs().min() > 0
+
+
+def test_guidance_that_asks_itself_is_given_no_held_prediction(demo, left, latent):
+    """It compares its own prediction with the sampler's: both must be of one noise level."""
+    guided = PerturbedAttentionGuidance.execute(demo.model, 3.0).args[0]
+    expected, found = (sample(*left(guided, plain_every=every), latent, steps=4) for every in (1, 2))
+    assert torch.equal(found["samples"], expected["samples"])
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_node_that_writes_into_the_predictions_changes_none_that_is_kept(left, latent, every):
+    def write(args):
+        args["conds_out"][0].mul_(1.1)
+        return args["conds_out"]
+
+    def anew(args):
+        positive, *others = args["conds_out"]
+        return [1.1 * positive, *others]
+
+    pictures = []
+    for change in (write, anew):
+        model, positive, negative = left(plain_every=every)
+        model.set_model_sampler_pre_cfg_function(change)
+        pictures.append(sample(model, positive, negative, latent, steps=4)["samples"])
+    torch.testing.assert_close(*pictures)
 
 
 @pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)

@@ -26,7 +26,7 @@ test("steps to refine at need repeats, and repeats need steps", () => {
 });
 
 test("without a plain picture there is none to be unclear", () => {
-  assert.deepEqual(names(CLORA, { ...updates, surroundings: "composed (paper)" }), ["if_unclear"]);
+  assert.deepEqual(names(CLORA, { ...updates, surroundings: "composed (paper)" }), ["if_unclear", "plain_every"]);
   assert.deepEqual(names(CLORA, { ...updates, surroundings: "plain" }), []);
 });
 

@@ -5,7 +5,7 @@
     make bench-quality ARGS="training show"              # measure nothing; the table from the cells there are
 
 LoRAs go to the host's folder of LoRAs, cells beside the other ones (`bench/shapes/cells/`). The compared ways' LoRAs of four concepts
-are measured alone and together; the default with one thing changed, by one concept alone. A training that was stopped goes on
+are measured alone and together; changes of the default, by one concept alone. A training that was stopped goes on
 where it was.
 """
 

@@ -101,20 +101,19 @@ def format_compared() -> list[str]:
 
 
 def format_ideas() -> list[str]:
-    """Return the means of the default with one thing changed, and its differences from the default, in Markdown."""
+    """Return the means of the changed defaults, and their differences from the default, in Markdown; nothing where none is measured."""
     alone = [score for score in SCORES.values() if score.method is None]
     (concept,) = concepts_of(IDEAS[0])
-    heads = [f"default with one thing changed, {concept.name} alone", "KPS", *(score.title for score in alone)]
+    heads = [f"{concept.name} alone", "KPS", *(score.title for score in alone)]
     lines = ["", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    for way in ("plain", "default", *IDEAS):
-        preservation = measure_preservation(way, (concept,))
-        if preservation is not None:
-            cells = [format_mean(way, score, (concept,)) for score in alone]
-            if way in IDEAS:
-                differences = [compare(way, "default", score) for score in alone]
-                cells = [f"{mean} ({difference})" for mean, difference in zip(cells, differences, strict=True)]
-            lines.append(f"| {way} | {preservation:.3f} | {' | '.join(cells)} |")
-    return lines
+    rows = [way for way in ("plain", "default", *IDEAS) if read(way, (concept,))]
+    for way in rows:
+        cells = [format_mean(way, score, (concept,)) for score in alone]
+        differences = [compare(way, "default", score) if way in IDEAS else None for score in alone]
+        pairs = zip(cells, differences, strict=True)
+        shown = [mean if difference is None else f"{mean} ({difference})" for mean, difference in pairs]
+        lines.append(f"| {way} | {measure_preservation(way, (concept,)):.3f} | {' | '.join(shown)} |")
+    return lines if rows else []
 
 
 def format_tables() -> str:

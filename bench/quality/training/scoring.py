@@ -139,7 +139,8 @@ def fingerprint(way: str, group: Group, method: str | None) -> str:
 def cells_of(way: str) -> list[tuple[Group, str | None]]:
     """Return what is measured of a way: the concepts of each cell, and the method that loads them, None for one alone."""
     alone = [((concept,), None) for concept in ways.concepts_of(way)]
-    return alone + [(group, method) for group in PAIRS for method in METHODS if way in ways.COMPARED]
+    together = [(group, method) for group in PAIRS for method in METHODS] if way in ways.COMPARED else []
+    return [*alone, *together]
 
 
 def row_of(way: str, method: str | None = None) -> str:

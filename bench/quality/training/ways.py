@@ -48,9 +48,7 @@ WAYS = {
     "preservation 10": Way({"preservation": 10.0}),
 }
 COMPARED = ("plain", "paper", "default", "class pictures")  # with all of TRAINED, alone and together
-IDEAS = tuple(
-    way for way in WAYS if way not in COMPARED
-)  # each changes one thing of the default; with one concept, alone
+IDEAS = tuple(way for way in WAYS if way not in COMPARED)  # each changes the default; with one concept, alone
 TRAINED = CONCEPTS[:4]
 
 

@@ -90,8 +90,8 @@ class PlainPicture:
         return Moment(sigma, before.x.lerp(after.x, share), predictions, before.maps)
 
 
-class Held(NamedTuple):
-    """The results of the last evaluation that the sampler itself asked for."""
+class Seen(NamedTuple):
+    """What an evaluation that the sampler itself asked for has given."""
 
     # Of each list of conditioning; None for one without branches.
     roles: list[str | None]
@@ -100,31 +100,36 @@ class Held(NamedTuple):
 
 
 class PlainTake(Take):
-    """The base branch alone. It is evaluated in one of `plain_every` steps, and its denoised prediction is held in between."""
+    """The base branch alone. Between the steps that evaluate it (`plain_every`), its denoised prediction is held."""
 
     def __init__(self, composition: Composition, start: Start, view: LiveView | None):
         super().__init__(composition, start, view)
         self.moments: list[Moment] = []
-        self.held: Held | None = None
+        self.last: Seen | None = None
+        self.others_ask = False
 
     def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
         if recorder is None:
+            self.others_ask = True
             predictions, maps = self._evaluate(evaluation, x, None), None
         else:
-            _, predictions, maps = self.held = self._held(evaluation) or self._observe(evaluation, x, recorder)
+            if self._is_due(evaluation) or self.last is None:
+                predictions = self._evaluate(evaluation, x, recorder)
+                self.last = Seen(_roles(evaluation), predictions, require_maps(evaluation, recorder.maps(), [0])[0])
+            _, predictions, maps = self.last
         self.moments.append(Moment(float(evaluation.sigma[0]), x.clone(), predictions, maps))
-        return predictions
+        return [prediction.clone() for prediction in predictions]  # other nodes may change them
 
-    def _held(self, evaluation: Evaluation) -> Held | None:
-        """Return the held results where they stand for this evaluation; None in the steps that evaluate, and for other lists."""
-        in_turn = self.start.step(float(evaluation.sigma[0])) % self.composition.settings.plain_every == 0
-        is_like_it = self.held is not None and self.held.roles == _roles(evaluation)
-        return self.held if is_like_it and not in_turn else None
+    def _is_due(self, evaluation: Evaluation) -> bool:
+        """Return whether to evaluate now, and not to hold the last prediction.
 
-    def _observe(self, evaluation: Evaluation, x: Tensor, recorder: Recorder) -> Held:
-        """Evaluate the base branch, and read its attention."""
-        predictions = self._evaluate(evaluation, x, recorder)
-        return Held(_roles(evaluation), predictions, require_maps(evaluation, recorder.maps(), [0])[0])
+        The last step is always evaluated: there the picture gets its details. So is every step where other nodes compare
+        predictions of their own with this one, as perturbed-attention guidance does: both must be of one noise level.
+        """
+        step, last = self.start.step(float(evaluation.sigma[0])), len(self.start.sigmas) - 2
+        in_turn = step % self.composition.settings.plain_every == 0 or step == last
+        by_others = self.others_ask or any(call.role is None and call.branches != [None] for call in evaluation.calls)
+        return in_turn or by_others or (self.last is not None and self.last.roles != _roles(evaluation))
 
     def _evaluate(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
         return [prediction for (prediction,) in evaluation.predict(x, recorder, [0])]
