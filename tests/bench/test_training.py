@@ -155,7 +155,7 @@ class TestTables:
         assert report.compare("default", "plain", identity) == pytest.approx((0.0, 1.96 * 0.1), abs=1e-6)
         table = report.format_tables()
         assert "| default | 0.333 | 0.80 |" in table
-        assert "| default − plain | +0.000 ± 0.196 |" in table
+        assert "| default − plain | +0.250 ± 0.490 | +0.000 ± 0.196 |" in table
         assert "*" not in table
 
     def test_a_changed_default_is_compared_with_the_default_on_the_same_concept(self):
@@ -164,10 +164,10 @@ class TestTables:
             cell("default", own={"identity": [0.8, 0.8], "like_class": [1.0, 1.0]}, kept=kept | {"kept": [0.5, 0.5]})
         )
         cells.write_cell(cell("default", concept=BOX, own={"identity": [0.1, 0.1], "like_class": [1.0, 1.0]}))
-        cells.write_cell(cell("preservation 3", own={"identity": [0.7, 0.7], "like_class": [0.5, 0.5]}))
+        cells.write_cell(cell("preservation 10", own={"identity": [0.7, 0.7], "like_class": [0.5, 0.5]}))
         default, changed = report.format_ideas()[3:]
         assert default.startswith("| default | 0.000 | 0.80 | 0.50 |")
-        assert changed.startswith("| preservation 3 | 0.500 | 0.70 (-0.100 ± 0.000) | – |")
+        assert changed.startswith("| preservation 10 | 0.500 | 0.70 (-0.100 ± 0.000) | – |")
 
     def test_right_beside_another_thing_means_both(self):
         cells.write_cell(cell("plain", beside={"identity": [0.9, 0.9, 0.1], "other": [0.9, 0.1, 0.9]}))

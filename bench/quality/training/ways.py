@@ -40,11 +40,9 @@ WAYS = {
     "default": Way({}),
     "class pictures": Way({"beside": ""}, class_pictures=True),
     "nothing beside": Way({"beside": ""}),
-    "masks": Way({}, masks=True),
     "class prompts": Way({"preserve_prompts": "class (paper)"}),
     "outside": Way({"outside": 0.5}, masks=True),
     "preservation 0.3": Way({"preservation": 0.3}),
-    "preservation 3": Way({"preservation": 3.0}),
     "preservation 10": Way({"preservation": 10.0}),
 }
 COMPARED = ("plain", "paper", "default", "class pictures")  # with all of TRAINED, alone and together
