@@ -1,6 +1,6 @@
-"""What a whole picture by the sampler costs beside a plain one, on models of real size with random weights.
+"""What a whole picture by the sampler costs beside a plain one, on SD1.5's full size with random weights.
 
-SD1.5 and KOALA-700M, the smallest of the SDXL family, at 256×256; 20 steps of Euler with guidance, LoRAs of rank 16.
+256×256; 20 steps of Euler with guidance, LoRAs of rank 16.
 Rounds alternate over the kinds of pictures; a ratio is the mean over the rounds.
 
     all_2           two concepts, all at every step (the default) / a plain picture
@@ -19,7 +19,7 @@ import pack
 import torch
 from comfy.model_patcher import ModelPatcher
 from sd15 import random_concept, random_sd15, say
-from sdxl import checkpoint, encoded, loras_in
+from sdxl import encoded, loras_in
 
 LATENT = (1, 4, 32, 32)
 STEPS, CFG, ROUNDS = 20, 7.0, 2
@@ -34,20 +34,20 @@ KINDS = {
 
 
 def run() -> dict:
+    say("building SD1.5 with random weights")
+    model, clip = random_sd15(seed=0)
     with tempfile.TemporaryDirectory(prefix="loraclr-bench-") as name, loras_in(Path(name)):
-        say("building SD1.5 with random weights")
-        sd15 = measure(*random_sd15(seed=0), Path(name))
-        sdxl = measure(*checkpoint(Path(name) / "koala.safetensors"), Path(name))
-    return {"picture": {"sd15": sd15, "sdxl": sdxl}}
+        chain: list = []
+        for index in range(max(count for count, _ in KINDS.values())):
+            concept = random_concept(model, clip, Path(name), index)
+            values = {"trigger": concept.trigger, "class_word": concept.class_word, "name": concept.name}
+            names = {"lora_name": concept.lora_name, "concepts": chain or None}
+            chain, *_ = pack.run("LoRACLR_LoadConceptLoRA", **names, **values)
+        return {"picture": measure(model, clip, chain)}
 
 
-def measure(model: ModelPatcher, clip: comfy.sd.CLIP, folder: Path) -> dict[str, float]:
-    """Return the cost of each kind of picture on a model, in plain pictures."""
-    chain: list = []
-    for index in range(max(count for count, _ in KINDS.values())):
-        concept = random_concept(model, clip, folder, index)
-        values = {"trigger": concept.trigger, "class_word": concept.class_word, "name": concept.name}
-        (chain,) = pack.run("LoRACLR_LoadConceptLoRA", lora_name=concept.lora_name, concepts=chain or None, **values)
+def measure(model: ModelPatcher, clip: comfy.sd.CLIP, chain: list) -> dict[str, float]:
+    """Return the cost of each kind of picture, in plain pictures."""
     plain = model, encoded(clip, "a photo of a thing in a park"), encoded(clip, "")
     conditioned = {kind: composed(model, clip, chain[:count], settings) for kind, (count, settings) in KINDS.items()}
     ratios: dict[str, list[float]] = {kind: [] for kind in KINDS}
