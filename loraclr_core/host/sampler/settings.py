@@ -45,7 +45,7 @@ class Settings:
     surroundings: Surroundings = "plain"
     # How many concepts a step evaluates, in turn; 0 for all.
     concepts_per_step: int = 0
-    # From one step to the next that evaluates the plain picture; its prediction is held in between.
+    # The plain picture is evaluated at every n-th step and the last one; its prediction is held in between.
     plain_every: int = 1
     # What to do where the plain picture does not show clearly where a concept goes.
     if_unclear: IfUnclear = "go on"
