@@ -24,7 +24,7 @@ from shapes.model import KEPT, Text
 from torch import Tensor
 
 from . import autoencoder, sprites
-from .landed import FOLDER, land, landed
+from .landed import Landed, file_of, land, landed
 from .world import CELL, Scene, training_scene
 
 STAGE = "base"
@@ -51,6 +51,14 @@ AVERAGE = 0.999
 EVERY = 250  # steps between reports, each kept
 
 LOCALISED, LOCALISATION_WEIGHT = 5.0, 0.05
+
+
+def trained() -> Landed:
+    """Return the U-Net as it was landed."""
+    found = landed(STAGE)
+    if found is None:
+        sys.exit("characters: the base model is not trained yet; run the stage “base” first")
+    return found
 
 
 class Sample(NamedTuple):
@@ -140,7 +148,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.average, self.step = state["average"], state["step"]
         elif (found := landed(STAGE)) is not None:
-            self.check_latents(FOLDER / STAGE, found.encoded_by)
+            self.check_latents(file_of(STAGE), found.encoded_by)
             self.unet.load_state_dict(found.weights)
             self.average, self.step = {key: tensor.to(device) for key, tensor in found.weights.items()}, found.steps
 

@@ -21,6 +21,11 @@ class Landed(NamedTuple):
     encoded_by: int
 
 
+def file_of(stage: str) -> Path:
+    """Return where a stage's weights are landed."""
+    return FOLDER / f"{stage}.safetensors"
+
+
 def land(stage: str, weights: dict[str, Tensor], steps: int, encoded_by: int = 0) -> None:
     """Keep a stage's weights, as `Landed` says."""
     demo_assets.store(stage, weights, {"steps": str(steps), "encoded_by": str(encoded_by)}, FOLDER)
@@ -28,9 +33,8 @@ def land(stage: str, weights: dict[str, Tensor], steps: int, encoded_by: int = 0
 
 def landed(stage: str) -> Landed | None:
     """Return what a stage has come to, in float32; None before it was first trained."""
-    path = FOLDER / f"{stage}.safetensors"
-    if not path.exists():
+    if not file_of(stage).exists():
         return None
-    with safe_open(path, framework="pt") as file:
+    with safe_open(file_of(stage), framework="pt") as file:
         said = file.metadata()
     return Landed(demo_assets.stored(stage, FOLDER), int(said["steps"]), int(said["encoded_by"]))

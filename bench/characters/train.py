@@ -1,12 +1,12 @@
-"""The stages that make the characters' weights, each one command and each going on where it was stopped."""
+"""The stages that make the characters' weights, each one command and each going on where it was stopped; and a look at them."""
 
 import sys
 
 import torch
 
-from . import autoencoder, base, judge
+from . import autoencoder, base, judge, look
 
-STAGES = {"autoencoder": autoencoder.run, "base": base.run, "judge": judge.run}
+STAGES = {"autoencoder": autoencoder.run, "base": base.run, "judge": judge.run, "look": look.run}
 
 
 def main(arguments: list[str]) -> None:

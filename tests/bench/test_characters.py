@@ -3,9 +3,10 @@
 import itertools
 import random
 
+import folder_paths
 import pytest
 import torch
-from characters import autoencoder, base, judge, landed
+from characters import autoencoder, base, checkpoint, judge, landed, look
 from characters.sprites import CLASSES, STYLES
 from characters.world import (
     APART,
@@ -189,3 +190,19 @@ def test_stages_whose_states_are_lost_go_on_from_what_was_landed():
     for stage in (autoencoder, judge):
         stage.run(CPU, 2)
         assert landed.landed(stage.STAGE).steps == 2
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_stock_loader_takes_what_was_landed(tmp_path, monkeypatch):
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "checkpoints", ([str(tmp_path)], {".safetensors"}))
+    for stage in (autoencoder, base):
+        stage.run(CPU, 1)
+    with torch.inference_mode():
+        world = checkpoint.load()
+        picture = look.draw(world, "a picture of a cat on grass", seed=0)
+    assert type(world.model.model.model_config).__name__ == "SD15"
+    assert picture.shape == (128, 128, 3)
+    assert picture.std() > 0
+    for key, tensor in base.trained().weights.items():
+        found = world.model.model.diffusion_model.get_parameter(key)
+        torch.testing.assert_close(found.float(), tensor, rtol=1e-3, atol=1e-3)
