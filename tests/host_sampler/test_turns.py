@@ -198,10 +198,11 @@ def test_away_from_the_concepts_the_picture_holds_what_the_base_model_predicted_
     assert (expected[1] - expected[0])[..., 8:].abs().min() > 0
 
 
-def test_guidance_that_asks_itself_is_given_no_held_prediction(demo, left, latent):
+@pytest.mark.parametrize("saving", [{"plain_every": 2}, {"concepts_per_step": 1}], ids=str)
+def test_guidance_that_asks_itself_is_given_no_held_prediction(demo, left, latent, saving):
     """It compares its own prediction with the sampler's: both must be of one noise level."""
     guided = PerturbedAttentionGuidance.execute(demo.model, 3.0).args[0]
-    expected, found = (sample(*left(guided, plain_every=every), latent, steps=4) for every in (1, 2))
+    expected, found = (sample(*left(guided, **values), latent, steps=4) for values in ({}, saving))
     assert torch.equal(found["samples"], expected["samples"])
 
 

@@ -94,7 +94,7 @@ class ComposedTake(Take):
             self._check_first_evaluation()
             return predictions, {}
         roles = [call.role for call in evaluation.calls]
-        due = self.turns.due(branches, step, roles)
+        due = branches if self.is_compared(evaluation) else self.turns.due(branches, step, roles)
         predictions = evaluation.predict(z, recorder, due)
         self._check_first_evaluation()
         self.turns.hold(due, roles, predictions, require_maps(evaluation, recorder.maps(), due))

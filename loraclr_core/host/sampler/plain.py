@@ -106,11 +106,9 @@ class PlainTake(Take):
         super().__init__(composition, start, view)
         self.moments: list[Moment] = []
         self.last: Seen | None = None
-        self.others_ask = False
 
     def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
         if recorder is None:
-            self.others_ask = True
             predictions, maps = self._evaluate(evaluation, x, None), None
         else:
             if self._is_due(evaluation) or self.last is None:
@@ -123,13 +121,13 @@ class PlainTake(Take):
     def _is_due(self, evaluation: Evaluation) -> bool:
         """Return whether to evaluate now, and not to hold the last prediction.
 
-        The last step is always evaluated: there the picture gets its details. So is every step where other nodes compare
-        predictions of their own with this one, as perturbed-attention guidance does: both must be of one noise level.
+        The last step is always evaluated: there the picture gets its details.
         """
         step, last = self.start.step(float(evaluation.sigma[0])), len(self.start.sigmas) - 2
         in_turn = step % self.composition.settings.plain_every == 0 or step == last
-        by_others = self.others_ask or any(call.role is None and call.branches != [None] for call in evaluation.calls)
-        return in_turn or by_others or (self.last is not None and self.last.roles != _roles(evaluation))
+        return (
+            in_turn or self.is_compared(evaluation) or (self.last is not None and self.last.roles != _roles(evaluation))
+        )
 
     def _evaluate(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
         return [prediction for (prediction,) in evaluation.predict(x, recorder, [0])]

@@ -62,6 +62,7 @@ class Take(ABC):
         self.composition = composition
         self.start = start
         self.view = view
+        self.others_ask = False  # whether another node has asked for predictions in this run
 
     @abstractmethod
     def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
@@ -73,6 +74,13 @@ class Take(ABC):
     @abstractmethod
     def show(self, view: LiveView, step: int, steps: int, denoised: Tensor) -> None:
         """Show the state after a step, counted from 0."""
+
+    def is_compared(self, evaluation: Evaluation) -> bool:
+        """Return whether other nodes compare predictions of their own with this one, as perturbed-attention guidance does.
+
+        Then no prediction of an earlier step may stand for one of this step: both must be of one noise level.
+        """
+        return self.others_ask or any(call.role is None and call.branches != [None] for call in evaluation.calls)
 
     def moved(self, x: Tensor) -> Tensor:
         """Return the latent that the model sees while the sampler is at `x`."""
@@ -123,6 +131,7 @@ class Take(ABC):
         evaluation = Evaluation(executor, model, calls, sigma, model_options, self.composition.adapters)
         own = evaluation.main is not None and next(model_options.get(KEY, iter(())), False)
         recorder = Recorder(read_layers(model.diffusion_model, *x.shape[-2:]), stop=False) if own else None
+        self.others_ask = self.others_ask or not own
         return self.predict(evaluation, x, recorder)
 
 
