@@ -1,4 +1,4 @@
-"""What a whole picture by the sampler costs beside a plain one, on SD1.5's full size with random weights.
+"""What a whole picture by the sampler costs beside a plain one, on SD1.5 and on KOALA-700M, of SDXL's form, with random weights.
 
 256×256; 20 steps of Euler with guidance, LoRAs of rank 16.
 Rounds alternate over the kinds of pictures; a ratio is the mean over the rounds.
@@ -10,6 +10,7 @@ Rounds alternate over the kinds of pictures; a ratio is the mean over the rounds
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_management
@@ -19,7 +20,7 @@ import pack
 import torch
 from comfy.model_patcher import ModelPatcher
 from sd15 import random_concept, random_sd15, say
-from sdxl import encoded, loras_in
+from sdxl import checkpoint, encoded, loras_in
 
 LATENT = (1, 4, 32, 32)
 STEPS, CFG, ROUNDS = 20, 7.0, 2
@@ -33,20 +34,30 @@ KINDS = {
 }
 
 
+# Each builds its model in a folder.
+MODELS: dict[str, Callable[[Path], tuple[ModelPatcher, comfy.sd.CLIP]]] = {
+    "SD1.5": lambda folder: random_sd15(seed=0),
+    "SDXL's form": lambda folder: checkpoint(folder / "koala.safetensors"),
+}
+
+
 def run() -> dict:
-    say("building SD1.5 with random weights")
-    model, clip = random_sd15(seed=0)
+    result = {}
     with tempfile.TemporaryDirectory(prefix="loraclr-bench-") as name, loras_in(Path(name)):
-        chain: list = []
-        for index in range(max(count for count, _ in KINDS.values())):
-            concept = random_concept(model, clip, Path(name), index)
-            values = {"trigger": concept.trigger, "class_word": concept.class_word, "name": concept.name}
-            names = {"lora_name": concept.lora_name, "concepts": chain or None}
-            chain, *_ = pack.run("LoRACLR_LoadConceptLoRA", **names, **values)
-        return {"picture": measure(model, clip, chain)}
+        for number, (title, build) in enumerate(MODELS.items()):
+            say(f"building {title} with random weights")
+            model, clip = build(Path(name))
+            chain: list = []
+            for index in range(max(count for count, _ in KINDS.values())):
+                concept = random_concept(model, clip, Path(name), 100 * number + index)
+                values = {"trigger": concept.trigger, "class_word": concept.class_word, "name": concept.name}
+                names = {"lora_name": concept.lora_name, "concepts": chain or None}
+                chain, *_ = pack.run("LoRACLR_LoadConceptLoRA", **names, **values)
+            result[title] = measure(title, model, clip, chain)
+    return {"picture": result}
 
 
-def measure(model: ModelPatcher, clip: comfy.sd.CLIP, chain: list) -> dict[str, float]:
+def measure(title: str, model: ModelPatcher, clip: comfy.sd.CLIP, chain: list) -> dict[str, float]:
     """Return the cost of each kind of picture, in plain pictures."""
     plain = model, encoded(clip, "a photo of a thing in a park"), encoded(clip, "")
     conditioned = {kind: composed(model, clip, chain[:count], settings) for kind, (count, settings) in KINDS.items()}
@@ -57,9 +68,9 @@ def measure(model: ModelPatcher, clip: comfy.sd.CLIP, chain: list) -> dict[str, 
         base = seconds(*plain)
         for kind, outputs in conditioned.items():
             ratios[kind].append(seconds(*outputs) / base)
-            say(f"round {number + 1} of {ROUNDS}, {kind}: {ratios[kind][-1]:.2f} plain pictures")
+            say(f"{title}, round {number + 1} of {ROUNDS}, {kind}: {ratios[kind][-1]:.2f} plain pictures")
     means = {kind: round(statistics.fmean(values), 2) for kind, values in ratios.items()}
-    print(f"\nA picture of {LATENT} in {STEPS} steps, in plain ones")
+    print(f"\n{title}: a picture of {LATENT} in {STEPS} steps, in plain ones")
     for kind, ratio in means.items():
         print(f"  {kind:10} {ratio:.2f}")
     return means

@@ -1,8 +1,8 @@
 """Trains the autoencoder, of TAESD's shape: pictures to latents of a 64th of their places, and back.
 
-It sees crops around characters, at a quarter of the work of whole pictures. Most of them wear something, and what they wear
-counts more than the rest: it is small, in rare colours, and what tells individuals apart. Latents are kept near mean 0 and
-variance 1, and the decoder learns from slightly noisy ones, as sampled latents are.
+It sees crops around characters, at a quarter of the work of whole pictures. Most of them wear something, and characters count
+more than what is around them: eyes and what is worn are small. Latents are kept near mean 0 and variance 1, and the decoder
+learns from slightly noisy ones, as sampled latents are. An average of the weights is landed, so the training may end at any step.
 """
 
 import random
@@ -13,6 +13,7 @@ import torch
 from comfy.taesd.taesd import Block, Decoder, Encoder
 from shapes import model
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import sprites
 from .landed import land, landed
@@ -24,11 +25,11 @@ STATE = sprites.HOME / "autoencoder.pt"
 POOL = 3000  # pictures, rendered once
 BATCH = 12
 CROP = 64  # pixels
-LEARNING_RATE = 2e-3
+LEARNING_RATE, AVERAGE = 1e-3, 0.999
 BRANCH = 0.3  # of the usual size: what a block adds at first, since there is no normalisation
 NOISE = 0.1  # of latents
 EDGES, SPREAD = 0.3, 0.01  # weights of the error of differences between neighbours, and of the latents' moments
-WORN = 5.0  # weight of a pixel of what characters wear; of the others 1
+CHARACTER = 4.0  # weight of a pixel of a character and what it wears; of the others 1
 WEARING = 0, 1, 1, 2, 2  # how many accessories a character has; one of these at random
 EVERY = 100
 
@@ -86,12 +87,6 @@ def dressed(scene: Scene, rng: random.Random) -> Scene:
     return scene._replace(things=tuple(thing._replace(worn=anything()) for thing in scene.things))
 
 
-def what_is_worn(scene: Scene, picture: Tensor) -> Tensor:
-    """Return where a scene's picture shows what its characters wear, (1, SIDE, SIDE), bool."""
-    bare = scene._replace(things=tuple(thing._replace(worn=()) for thing in scene.things)).picture()
-    return (picture - bare).abs().amax(dim=0, keepdim=True) > 0.05
-
-
 class Pool:
     """Pictures rendered when they are first asked for."""
 
@@ -107,13 +102,13 @@ class Pool:
             if seed not in self.known:
                 scene = dressed(training_scene(random.Random(seed), random.Random(seed)), random.Random(seed))
                 places = [thing.place for thing in scene.things] + ([scene.prop[1]] if scene.prop else [])
-                picture = scene.picture()
-                layers = torch.cat([(picture * 255).byte(), what_is_worn(scene, picture).byte()])
+                characters = scene.masks().sum(dim=0, keepdim=True).clamp(0, 1)
+                layers = (torch.cat([scene.picture(), characters]) * 255).byte()
                 self.known[seed] = layers, [(place.x, place.y) for place in places]
             layers, places = self.known[seed]
             chosen.append(crop(layers, *rng.choice(places), rng))
         batch = torch.stack(chosen).float()
-        return batch[:, :3] / 255, 1 + (WORN - 1) * batch[:, 3:]
+        return batch[:, :3] / 255, 1 + (CHARACTER - 1) / 255 * batch[:, 3:]
 
 
 def crop(layers: Tensor, x: float, y: float, rng: random.Random) -> Tensor:
@@ -123,15 +118,17 @@ def crop(layers: Tensor, x: float, y: float, rng: random.Random) -> Tensor:
 
 
 def run(device: torch.device, steps: int = 13000) -> None:
-    """Train up to so many steps in all, the learning rate falling to zero."""
+    """Train up to so many steps in all."""
     torch.manual_seed(0)  # of the weights it begins with
     # Convolutions are a quarter faster with a place's channels side by side.
     network = Autoencoder().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     step, pool = 0, Pool()
     if STATE.exists():
         state = torch.load(STATE, map_location=device, weights_only=True)
         network.load_state_dict(state["network"])
+        averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     elif (found := landed(STAGE)) is not None:
@@ -140,7 +137,7 @@ def run(device: torch.device, steps: int = 13000) -> None:
     losses, start = [], time.monotonic()
     while step < steps:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * (1 - step / steps)
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100)
         pictures, weight = (layers.to(device, memory_format=torch.channels_last) for layers in pool.crops(step))
         generator = torch.Generator().manual_seed(step)
         with model.quick(device):
@@ -152,6 +149,7 @@ def run(device: torch.device, steps: int = 13000) -> None:
         (loss + SPREAD * unevenness(latents)).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        averaged.update_parameters(network)
         step += 1
         losses.append(float((decoded - pictures).detach().abs().mean()))
         if step % EVERY == 0 or step == steps:
@@ -162,6 +160,7 @@ def run(device: torch.device, steps: int = 13000) -> None:
                 f" deviation {' '.join(f'{value:.2f}' for value in spread)}",
                 flush=True,
             )
-            model.keep(STATE, {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
+            state = {"network": network.state_dict(), "averaged": averaged.state_dict()}
+            model.keep(STATE, {**state, "optimizer": optimizer.state_dict(), "step": step})
             losses, start = [], time.monotonic()
-    land(STAGE, network.state_dict(), step)
+    land(STAGE, averaged.module.state_dict(), step)

@@ -57,9 +57,10 @@ def fingerprint(row: str, column: str) -> str:
     """Hash all that a cell's scores depend on: settings, prompts, code and weights."""
     method, asks = ROWS[row], COLUMNS[column].asks(count_pictures(row, column))
     world = ("bench/shapes/world.py", "bench/shapes/scores.py")
-    sampling = sample_one if method.one_by_one else sample
+    sampling = sample_one if method.one_by_one else sample_in_steps if method.steps else sample
     functions = (method.prepare, *SHARED, sampling, score, sample_base)
     parts = [
+        *([method.steps] if method.steps else []),
         *((pack.defaults(method.node) if method.node else {}) | method.settings, SAMPLING, BATCH),
         *(asks[kind] for kind in method.kinds),
         *(strip_documentation(inspect.getsource(function)) for function in functions),
@@ -128,6 +129,14 @@ def sample_one(world: World, conditioned: Conditioned, seed: int, number: int) -
     return nodes.VAEDecode().decode(world.vae, nodes.KSampler().sample(model, seed, **values)[0])[0].movedim(-1, 1)
 
 
+def sample_in_steps(world: World, conditioned: Conditioned, seed: int, steps: int) -> Tensor:
+    """Return the pictures of one prompt in another number of steps, (BATCH, 3, SIDE, SIDE), 0…1."""
+    model, positive, negative = conditioned
+    latent = {"samples": LATENT["samples"].expand(BATCH, -1, -1, -1)}
+    values = SAMPLING | {"steps": steps, "positive": positive, "negative": negative, "latent_image": latent}
+    return nodes.VAEDecode().decode(world.vae, nodes.KSampler().sample(model, seed, **values)[0])[0].movedim(-1, 1)
+
+
 @functools.cache  # the same for every row
 def sample_base(world: World, ask: Ask) -> Tensor:
     """Return the base model's pictures of a prompt."""
@@ -171,6 +180,8 @@ def measure_asks(world: World, method: Method, asks: list[Ask]) -> Iterator[tupl
         if method.one_by_one:
             single = [sample_one(world, prepared(ask, number), ask.seed, number) for number in range(BATCH)]
             pictures = torch.cat(single)
+        elif method.steps:
+            pictures = sample_in_steps(world, prepared(ask), ask.seed, method.steps)
         else:
             pictures = sample(world, prepared(ask), ask.seed)
         scored = {key: value.double().numpy().round(3).tolist() for key, value in score(world, ask, pictures).items()}

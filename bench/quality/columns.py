@@ -84,5 +84,7 @@ def count_pictures(row: str, column: str) -> int:
     """Return 64 for the headlines, 32 elsewhere, and 16 for the rows whose pictures take longest."""
     if is_sampler(row) and (row in VARIANTS or row in ("clora-updates", "freefuse-our-masks")):
         return 16
-    headline = row in COMPARED and column in (("2", "2-same-class") if is_sampler(row) else ("1", "8"))
+    headline = (
+        row in COMPARED and not ROWS[row].steps and column in (("2", "2-same-class") if is_sampler(row) else ("1", "8"))
+    )
     return 64 if headline else 32

@@ -3,8 +3,9 @@
     make bench-quality ARGS=masks
 
 Scenes are rendered, so that the places of their things are known: two things apart, touching, or the second in front of the
-first. The base model reads each scene at ten noise levels; the words' attention becomes masks as in the sampler. The score is the
-intersection over union with the visible parts of both things, cell by cell; of two of one class either may be whose it likes.
+first. The base model reads each scene at ten noise levels; the words' attention becomes objects as in the sampler, without the margin
+that its masks have around them. The score is the intersection over union with the visible parts of both things, cell by cell; of
+two of one class either may be whose it likes.
 """
 
 import math
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from loraclr.loraclr_core.sampler import masks, objects
 from loraclr.loraclr_core.sampler.areas import AreaSettings
+from loraclr.loraclr_core.sampler.outlines import follow_outlines
 from shapes import model
 from shapes.base import reading
 from shapes.world import BACKGROUNDS, CELL, CLASSES, RADII, SIDE, Scene, Thing, class_look, make_scene
@@ -67,7 +69,7 @@ def main(names: list[str]) -> None:
 
 def score(claims: Tensor, truth: Tensor, threshold: float, one_class: bool) -> Tensor:
     """Return the mean overlap of both masks with their things in each scene, (scenes,)."""
-    derived = objects.masks(claims, threshold) > HALF
+    derived = objects.masks(claims, threshold, margin=0) > HALF
     scored = overlap(derived, truth).mean(dim=1)
     return torch.maximum(scored, overlap(derived.flip(1), truth).mean(dim=1)) if one_class else scored
 
@@ -102,7 +104,7 @@ def make_pair(kind: Kind, rng: random.Random) -> Scene:
 
 @torch.no_grad()
 def read_claims(unet: torch.nn.Module, text: model.Text, scenes: list[Scene]) -> Tensor:
-    """Return the things' claims, averaged over noise levels, (scenes, 2, SIDE / CELL, SIDE / CELL)."""
+    """Return the things' claims, (scenes, 2, SIDE / CELL, SIDE / CELL), averaged over noise levels and bound by outlines."""
     latents = model.encode(torch.stack([scene.picture() for scene in scenes]))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
     context, words = text([scene.prompt() for scene in scenes]), [find_words(text, scene) for scene in scenes]
@@ -114,7 +116,7 @@ def read_claims(unet: torch.nn.Module, text: model.Text, scenes: list[Scene]) ->
         for number, maps in enumerate(recorder.maps()[0]):
             of_words = [maps[..., positions].movedim(-1, 0)[None] for positions in words[number]]
             total[number] += torch.cat([masks.claim(each) for each in of_words])
-    return total / len(TIMESTEPS)
+    return follow_outlines(total / len(TIMESTEPS), latents)
 
 
 def find_words(text: model.Text, scene: Scene) -> list[list[int]]:

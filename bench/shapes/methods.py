@@ -49,7 +49,7 @@ class Ask(NamedTuple):
 
 class Method(NamedTuple):
     """prepare: a group -> what to sample an ask with. kinds: of pictures it is asked for. one_by_one: whether each picture is
-    sampled by itself, with what an ask and its number give. The rest is what it depends on."""
+    sampled by itself, with what an ask and its number give. steps: where not those of SAMPLING. The rest is what it depends on."""
 
     prepare: Callable[..., Callable[..., Conditioned]]
     kinds: tuple[str, ...]
@@ -57,6 +57,7 @@ class Method(NamedTuple):
     node: str = ""
     code: tuple[str, ...] = ()
     one_by_one: bool = False
+    steps: int | None = None
 
 
 def lora_name(concept: ShapeConcept) -> str:
@@ -238,6 +239,8 @@ HEADLINE = {
     "clora": clora_row(),
     "clora-in-turn": clora_row(concepts_per_step=1),
     "clora-fast": clora_row(concepts_per_step=1, plain_every=2),
+    "clora-20-steps": clora_row()._replace(steps=20),
+    "clora-fast-20-steps": clora_row(concepts_per_step=1, plain_every=2)._replace(steps=20),
     "clora-updates": clora_row(update_strength=0.02),
     "clora-no-masks": clora_row(first_masked_step=10000),
     "masked-hooks": Method(masked_hooks, KINDS[1:2]),
