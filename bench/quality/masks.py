@@ -28,7 +28,6 @@ from .report import PAGE, replace_between
 
 BEGIN, END = "<!-- masks: begin -->", "<!-- masks: end -->"  # around the table
 SCENES = 48  # of each kind
-THRESHOLDS = (AreaSettings().threshold, 0.4)
 TIMESTEPS = range(950, 0, -100)
 HALF = 0.5  # a cell belongs to a thing that covers more of it; an overlap below it counts as a failure
 
@@ -41,6 +40,21 @@ class Kind(NamedTuple):
     one_class: bool
 
 
+class Way(NamedTuple):
+    """How claims become objects. outlines: whether the claims follow them; margin: cells that an object is grown by."""
+
+    title: str
+    outlines: bool
+    threshold: float
+    margin: int
+
+
+# As the sampler finds objects; by attention alone, with the best threshold and the cell that attention leaves out; and so without that cell.
+WAYS = [
+    Way("as built", True, AreaSettings().threshold, 0),
+    Way("attention alone, one cell larger, threshold 0.4", False, 0.4, 1),
+    Way("attention alone", False, AreaSettings().threshold, 0),
+]
 KINDS = [
     Kind(f"{title}, {'one class' if one_class else 'two classes'}", distance, one_class)
     for title, distance in (("apart", None), ("touching", 1.0), ("overlapping", 0.72))
@@ -54,22 +68,23 @@ def main(names: list[str]) -> None:
         sys.exit(f"masks: takes no further words, not {' '.join(names)}")
     patcher, *_ = pack.demo_models()
     unet, text = patcher.model.diffusion_model.float(), model.Text(torch.device("cpu"))
-    heads = ["two things", *(head for each in THRESHOLDS for head in (f"threshold {each}", f"below {HALF}"))]
+    heads = ["two things", *(head for way in WAYS for head in (way.title, f"below {HALF}"))]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for kind in KINDS:
         rng = random.Random(7)
         scenes = [make_pair(kind, rng) for _ in range(SCENES)]
-        claims, truth = read_claims(unet, text, scenes), torch.stack([visible(scene) for scene in scenes])
-        scored = [score(claims, truth, threshold, kind.one_class) for threshold in THRESHOLDS]
+        claims, latents = read_claims(unet, text, scenes)
+        truth, followed = torch.stack([visible(scene) for scene in scenes]), follow_outlines(claims, latents)
+        scored = [score(followed if way.outlines else claims, truth, way, kind.one_class) for way in WAYS]
         lines.append(f"| {kind.title} | {' | '.join(map(format_scores, scored))} |")
     table = "\n".join(lines)
     PAGE.write_text(replace_between(PAGE.read_text("utf-8"), BEGIN, END, table), "utf-8")
     print(table)
 
 
-def score(claims: Tensor, truth: Tensor, threshold: float, one_class: bool) -> Tensor:
+def score(claims: Tensor, truth: Tensor, way: Way, one_class: bool) -> Tensor:
     """Return the mean overlap of both masks with their things in each scene, (scenes,)."""
-    derived = objects.masks(claims, threshold, margin=0) > HALF
+    derived = objects.masks(claims, way.threshold, margin=way.margin) > HALF
     scored = overlap(derived, truth).mean(dim=1)
     return torch.maximum(scored, overlap(derived.flip(1), truth).mean(dim=1)) if one_class else scored
 
@@ -103,8 +118,8 @@ def make_pair(kind: Kind, rng: random.Random) -> Scene:
 
 
 @torch.no_grad()
-def read_claims(unet: torch.nn.Module, text: model.Text, scenes: list[Scene]) -> Tensor:
-    """Return the things' claims, (scenes, 2, SIDE / CELL, SIDE / CELL), averaged over noise levels and bound by outlines."""
+def read_claims(unet: torch.nn.Module, text: model.Text, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+    """Return the things' claims, (scenes, 2, SIDE / CELL, SIDE / CELL), averaged over noise levels, and the scenes' latents."""
     latents = model.encode(torch.stack([scene.picture() for scene in scenes]))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
     context, words = text([scene.prompt() for scene in scenes]), [find_words(text, scene) for scene in scenes]
@@ -116,7 +131,7 @@ def read_claims(unet: torch.nn.Module, text: model.Text, scenes: list[Scene]) ->
         for number, maps in enumerate(recorder.maps()[0]):
             of_words = [maps[..., positions].movedim(-1, 0)[None] for positions in words[number]]
             total[number] += torch.cat([masks.claim(each) for each in of_words])
-    return follow_outlines(total / len(TIMESTEPS), latents)
+    return total / len(TIMESTEPS), latents
 
 
 def find_words(text: model.Text, scene: Scene) -> list[list[int]]:
