@@ -3,9 +3,8 @@
     make bench-quality ARGS=masks
 
 Scenes are rendered, so that the places of their things are known: two things apart, touching, or the second in front of the
-first. The base model reads each scene at ten noise levels; the words' attention becomes objects as in the sampler, without the margin
-that its masks have around them. The score is the intersection over union with the visible parts of both things, cell by cell; of
-two of one class either may be whose it likes.
+first. The base model reads each scene at ten noise levels; the words' attention becomes masks as in the sampler. The score is the
+intersection over union with the visible parts of both things, cell by cell; of two of one class either may be whose it likes.
 """
 
 import math
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from loraclr.loraclr_core.sampler import masks, objects
 from loraclr.loraclr_core.sampler.areas import AreaSettings
-from loraclr.loraclr_core.sampler.outlines import follow_outlines
 from shapes import model
 from shapes.base import reading
 from shapes.world import BACKGROUNDS, CELL, CLASSES, RADII, SIDE, Scene, Thing, class_look, make_scene
@@ -28,6 +26,7 @@ from .report import PAGE, replace_between
 
 BEGIN, END = "<!-- masks: begin -->", "<!-- masks: end -->"  # around the table
 SCENES = 48  # of each kind
+THRESHOLDS = (AreaSettings().threshold, 0.4)
 TIMESTEPS = range(950, 0, -100)
 HALF = 0.5  # a cell belongs to a thing that covers more of it; an overlap below it counts as a failure
 
@@ -40,21 +39,6 @@ class Kind(NamedTuple):
     one_class: bool
 
 
-class Way(NamedTuple):
-    """How claims become objects. outlines: whether the claims follow them; margin: cells that an object is grown by."""
-
-    title: str
-    outlines: bool
-    threshold: float
-    margin: int
-
-
-# As the sampler finds objects; by attention alone, with the best threshold and the cell that attention leaves out; and so without that cell.
-WAYS = [
-    Way("as built", True, AreaSettings().threshold, 0),
-    Way("attention alone, one cell larger, threshold 0.4", False, 0.4, 1),
-    Way("attention alone", False, AreaSettings().threshold, 0),
-]
 KINDS = [
     Kind(f"{title}, {'one class' if one_class else 'two classes'}", distance, one_class)
     for title, distance in (("apart", None), ("touching", 1.0), ("overlapping", 0.72))
@@ -68,23 +52,22 @@ def main(names: list[str]) -> None:
         sys.exit(f"masks: takes no further words, not {' '.join(names)}")
     patcher, *_ = pack.demo_models()
     unet, text = patcher.model.diffusion_model.float(), model.Text(torch.device("cpu"))
-    heads = ["two things", *(head for way in WAYS for head in (way.title, f"below {HALF}"))]
+    heads = ["two things", *(head for each in THRESHOLDS for head in (f"threshold {each}", f"below {HALF}"))]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for kind in KINDS:
         rng = random.Random(7)
         scenes = [make_pair(kind, rng) for _ in range(SCENES)]
-        claims, latents = read_claims(unet, text, scenes)
-        truth, followed = torch.stack([visible(scene) for scene in scenes]), follow_outlines(claims, latents)
-        scored = [score(followed if way.outlines else claims, truth, way, kind.one_class) for way in WAYS]
+        claims, truth = read_claims(unet, text, scenes), torch.stack([visible(scene) for scene in scenes])
+        scored = [score(claims, truth, threshold, kind.one_class) for threshold in THRESHOLDS]
         lines.append(f"| {kind.title} | {' | '.join(map(format_scores, scored))} |")
     table = "\n".join(lines)
     PAGE.write_text(replace_between(PAGE.read_text("utf-8"), BEGIN, END, table), "utf-8")
     print(table)
 
 
-def score(claims: Tensor, truth: Tensor, way: Way, one_class: bool) -> Tensor:
+def score(claims: Tensor, truth: Tensor, threshold: float, one_class: bool) -> Tensor:
     """Return the mean overlap of both masks with their things in each scene, (scenes,)."""
-    derived = objects.masks(claims, way.threshold, margin=way.margin) > HALF
+    derived = objects.masks(claims, threshold) > HALF
     scored = overlap(derived, truth).mean(dim=1)
     return torch.maximum(scored, overlap(derived.flip(1), truth).mean(dim=1)) if one_class else scored
 
@@ -118,8 +101,8 @@ def make_pair(kind: Kind, rng: random.Random) -> Scene:
 
 
 @torch.no_grad()
-def read_claims(unet: torch.nn.Module, text: model.Text, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-    """Return the things' claims, (scenes, 2, SIDE / CELL, SIDE / CELL), averaged over noise levels, and the scenes' latents."""
+def read_claims(unet: torch.nn.Module, text: model.Text, scenes: list[Scene]) -> Tensor:
+    """Return the things' claims, averaged over noise levels, (scenes, 2, SIDE / CELL, SIDE / CELL)."""
     latents = model.encode(torch.stack([scene.picture() for scene in scenes]))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
     context, words = text([scene.prompt() for scene in scenes]), [find_words(text, scene) for scene in scenes]
@@ -131,7 +114,7 @@ def read_claims(unet: torch.nn.Module, text: model.Text, scenes: list[Scene]) ->
         for number, maps in enumerate(recorder.maps()[0]):
             of_words = [maps[..., positions].movedim(-1, 0)[None] for positions in words[number]]
             total[number] += torch.cat([masks.claim(each) for each in of_words])
-    return total / len(TIMESTEPS), latents
+    return total / len(TIMESTEPS)
 
 
 def find_words(text: model.Text, scene: Scene) -> list[list[int]]:

@@ -16,11 +16,9 @@ EIGHT = np.ones((3, 3))
 SMALLEST = 1 / 64
 # The step by which the threshold rises until touching objects separate.
 LEVEL = 0.05
-# By how many cells a mask is larger than its object: a LoRA would continue any part of the plain thing that stood out of the mask.
-MARGIN = 1
 
 
-def masks(claims: Tensor, threshold: float, morphology: Morphology = "none", margin: int = MARGIN) -> Tensor:
+def masks(claims: Tensor, threshold: float, morphology: Morphology = "none") -> Tensor:
     """Return a mask of one object for each concept, 0 or 1: (batch, concepts, height, width) -> the same shape.
 
     claims: the claims of the concepts' words in the plain picture, 0…1 (`masks.claim`). An object is a connected part
@@ -28,17 +26,18 @@ def masks(claims: Tensor, threshold: float, morphology: Morphology = "none", mar
     separates touching ones. Objects are assigned such that the sum of the concepts' mean claims to their own objects is
     largest. Spare objects belong to no concept, and a concept for which no object is left has an empty mask.
 
-    margin: cells around its object that a mask takes in, where they are free.
+    A mask is one cell larger than its object: a LoRA would continue any part of the plain thing that stood out of the
+    mask.
     """
-    return torch.stack([_assign(picture, threshold, morphology, margin) for picture in claims])
+    return torch.stack([_assign(picture, threshold, morphology) for picture in claims])
 
 
-def _assign(claims: Tensor, threshold: float, morphology: Morphology, margin: int) -> Tensor:
+def _assign(claims: Tensor, threshold: float, morphology: Morphology) -> Tensor:
     claimed = claims.amax(dim=0).cpu().numpy()
     labels, parts = _divide(claimed, threshold, len(claims))
     mean_claims = [ndimage.mean(concept_claims, labels, parts) for concept_claims in claims.cpu().numpy()]
     labels = _grow(labels, claimed > threshold, claimed.size)
-    labels = _grow(labels, np.ones_like(claimed, dtype=bool), margin)
+    labels = _grow(labels, np.ones_like(claimed, dtype=bool), 1)
     numbers = torch.from_numpy(labels).to(claims.device)
     masks = torch.zeros_like(claims)
     for concept, number in zip(*optimize.linear_sum_assignment(mean_claims, maximize=True), strict=True):

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from quality import masks
-from quality.masks import KINDS, Kind, Way, make_pair, overlap, visible
+from quality.masks import KINDS, Kind, make_pair, overlap, visible
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
@@ -31,10 +31,8 @@ def test_the_score_is_one_for_the_truth_and_either_thing_of_one_class_may_be_who
     claims = torch.zeros(1, 2, 16, 16)
     claims[0, 0, 2:6, 2:6] = 1.0
     claims[0, 1, 9:13, 9:13] = 1.0
-    truth, way = claims > 0.5, Way("", outlines=False, threshold=0.3, margin=0)
+    truth = masks.objects.masks(claims, 0.3) > 0.5
     assert overlap(truth, truth).tolist() == [[1, 1]]
-    assert masks.score(claims, truth, way, one_class=False) == 1
-    assert masks.score(claims, truth.flip(1), way, one_class=False) == 0
-    assert masks.score(claims, truth.flip(1), way, one_class=True) == 1
-    larger = masks.score(claims, truth, way._replace(margin=1), one_class=False)
-    assert larger == pytest.approx(16 / 36)
+    assert masks.score(claims, truth, 0.3, one_class=False) == 1
+    assert masks.score(claims, truth.flip(1), 0.3, one_class=False) == 0
+    assert masks.score(claims, truth.flip(1), 0.3, one_class=True) == 1

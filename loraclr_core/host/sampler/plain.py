@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ...sampler import masks
-from ...sampler.outlines import follow_outlines
 from ...sampler.separation import Branch
 from .attention import Recorder
 from .evaluation import Evaluation
@@ -37,16 +36,14 @@ class PlainPicture:
     """The moments of a finished take, in the order of the calls."""
 
     moments: list[Moment]
-    # What the positive prompt predicted last; None where nothing was sampled.
-    denoised: Tensor | None
 
     def claims(self, base: Branch) -> Tensor | None:
-        """Return how strongly each concept's words claim each place, (batch, concepts, h, w).
+        """Return how strongly each concept's words claim each place, (batch, concepts, h, w), averaged over the take.
 
-        It is averaged over the take and follows the outlines in the picture. None where nothing was sampled.
+        None where nothing was sampled.
         """
         claims = [torch.stack([masks.claim(words) for words in moment], dim=1) for moment in self._words(base)]
-        return follow_outlines(torch.stack(claims).mean(dim=0), self.denoised) if claims else None
+        return torch.stack(claims).mean(dim=0) if claims else None
 
     def attention(self, base: Branch) -> Tensor | None:
         """Return the attention to each concept's words, (batch, concepts): the strongest word's, averaged over picture and take.
@@ -109,7 +106,6 @@ class PlainTake(Take):
         super().__init__(composition, start, view)
         self.moments: list[Moment] = []
         self.last: Seen | None = None
-        self.denoised: Tensor | None = None
 
     def predict(self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None) -> list[Tensor]:
         if recorder is None:
@@ -119,8 +115,6 @@ class PlainTake(Take):
                 predictions = self._evaluate(evaluation, x, recorder)
                 self.last = Seen(_roles(evaluation), predictions, require_maps(evaluation, recorder.maps(), [0])[0])
             _, predictions, maps = self.last
-            assert evaluation.main is not None
-            self.denoised = predictions[evaluation.main]
         self.moments.append(Moment(float(evaluation.sigma[0]), x.clone(), predictions, maps))
         return [prediction.clone() for prediction in predictions]  # other nodes may change them
 
@@ -143,7 +137,7 @@ class PlainTake(Take):
 
     def picture(self) -> PlainPicture:
         """Return the finished take."""
-        return PlainPicture(self.moments, self.denoised)
+        return PlainPicture(self.moments)
 
 
 def _roles(evaluation: Evaluation) -> list[str | None]:
