@@ -132,7 +132,8 @@ def run(device: torch.device, steps: int = 13000) -> None:
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     elif (found := landed(STAGE)) is not None:
-        network.load_state_dict(found.weights)
+        for each in (network, averaged.module):
+            each.load_state_dict(found.weights)
         step = found.steps
     losses, start = [], time.monotonic()
     while step < steps:

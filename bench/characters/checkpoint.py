@@ -29,8 +29,9 @@ def weights() -> dict[str, Tensor]:
 def load() -> World:
     """Return the checkpoint as the stock loader gives it, made anew where other weights were landed."""
     digest = hashlib.sha256()
-    for stage in (autoencoder.STAGE, base.STAGE):
-        digest.update(file_of(stage).read_bytes())
+    for stage in (autoencoder, base):
+        stage.trained()  # ends the run where it is not
+        digest.update(file_of(stage.STAGE).read_bytes())
     path = Path(folder_paths.get_folder_paths("checkpoints")[0]) / NAME
     demo_assets.ensure(path, digest.hexdigest()[:16], lambda: (weights(), {"modelspec.title": "LoRACLR characters"}))
     return World(*nodes.CheckpointLoaderSimple().load_checkpoint(NAME))

@@ -187,9 +187,23 @@ def test_stages_whose_states_are_lost_go_on_from_what_was_landed():
     assert after.step == 1
     for key, tensor in before.average.items():
         assert (after.average[key] - tensor).norm() <= 0.01 * tensor.norm() + 1e-5, key
+    before = landed.landed(autoencoder.STAGE)
+    autoencoder.run(CPU, 1)  # no step is left to do
+    for key, tensor in landed.landed(autoencoder.STAGE).weights.items():
+        assert (tensor - before.weights[key]).norm() <= 0.01 * tensor.norm() + 1e-5, key
     for stage in (autoencoder, judge):
+        stage.STATE.unlink(missing_ok=True)
         stage.run(CPU, 2)
         assert landed.landed(stage.STAGE).steps == 2
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_nothing_is_drawn_before_the_stages_are_trained():
+    with pytest.raises(SystemExit, match="run the stage “autoencoder” first"):
+        look.run(CPU)
+    autoencoder.run(CPU, 1)
+    with pytest.raises(SystemExit, match="run the stage “base” first"):
+        look.run(CPU)
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -206,6 +206,22 @@ def test_guidance_that_asks_itself_is_given_no_held_prediction(demo, left, laten
     assert torch.equal(found["samples"], expected["samples"])
 
 
+def test_guidance_that_begins_after_the_first_step_is_given_no_held_prediction_of_a_concept(demo, left, latent):
+    """The plain take has told that it asks."""
+
+    def ask(args):
+        if float(args["sigma"][0]) > 10:  # of the first step
+            return args["denoised"]
+        values = args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"]
+        (own,) = comfy.samplers.calc_cond_batch(*values)
+        return args["denoised"] + 0.5 * (args["cond_denoised"] - own)
+
+    guided = demo.model.clone()
+    guided.set_model_sampler_post_cfg_function(ask)
+    expected, found = (sample(*left(guided, concepts_per_step=n), latent, steps=4) for n in (0, 1))
+    assert torch.equal(found["samples"], expected["samples"])
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_node_that_writes_into_the_predictions_changes_none_that_is_kept(left, latent, every):
     def write(args):

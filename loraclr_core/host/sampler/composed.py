@@ -29,6 +29,7 @@ class ComposedTake(Take):
         super().__init__(composition, start, view)
         self.branches = composition.branches
         self.surroundings = surroundings
+        self.others_ask = surroundings.others_ask
         self.displacement = Displacement()
         self.areas = Areas(
             *given_masks.place(composition.concepts, composition.areas, start.noise),

@@ -27,6 +27,9 @@ class Prepared(NamedTuple):
 
 
 class Surroundings(Protocol):
+    # Whether other nodes have asked for predictions of their own before.
+    others_ask: bool
+
     def plain_claims(self, base: Branch) -> Tensor | None:
         """Return the concepts' claims in the plain picture, (batch, concepts, h, w); None without one."""
         ...
@@ -38,6 +41,8 @@ class Surroundings(Protocol):
 
 class ComposedSurroundings:
     """Every branch sees the composed picture everywhere, as published."""
+
+    others_ask = False
 
     def __init__(self, branches: int):
         self.branches = branches
@@ -55,6 +60,7 @@ class PlainSurroundings:
     def __init__(self, branches: int, picture: PlainPicture):
         self.branches = branches
         self.picture = picture
+        self.others_ask = any(moment.maps is None for moment in picture.moments)
         self.calls = 0
         self.seen: Tensor | None = None  # the areas before the sampler's last own call
 
