@@ -1,6 +1,6 @@
 """Trains the autoencoder, of TAESD's shape: pictures to latents of a 64th of their places, and back.
 
-It sees crops around characters, at a quarter of the work of whole pictures. Most of them wear something, and characters count
+It sees crops around characters, at well under half of the work of whole pictures. Most of them wear something, and characters count
 more than what is around them: eyes and what is worn are small. Latents are kept near mean 0 and variance 1, and the decoder
 learns from slightly noisy ones, as sampled latents are. An average of the weights is landed, so the training may end at any step.
 """
@@ -23,12 +23,13 @@ from .world import SIDE, Scene, Worn, any_colour, training_scene
 STAGE = "autoencoder"
 STATE = sprites.HOME / "autoencoder.pt"
 POOL = 3000  # pictures, rendered once
-BATCH = 12
-CROP = 64  # pixels
+BATCH = 8
+CROP, NEAR = 80, 24  # pixels: of a side, and most from a crop's middle to a character's
 LEARNING_RATE, AVERAGE = 1e-3, 0.999
 BRANCH = 0.3  # of the usual size: what a block adds at first, since there is no normalisation
 NOISE = 0.1  # of latents
 EDGES, SPREAD = 0.3, 0.01  # weights of the error of differences between neighbours, and of the latents' moments
+ABSOLUTE, SQUARED = 0.25, 2.0  # weights: an eye that is missing counts for more than a ground slightly off everywhere
 CHARACTER = 4.0  # weight of a pixel of a character and what it wears; of the others 1
 WEARING = 0, 1, 1, 2, 2  # how many accessories a character has; one of these at random
 EVERY = 100
@@ -60,15 +61,15 @@ def trained() -> tuple[Autoencoder, int]:
     return network.eval().requires_grad_(False), found.steps
 
 
-def edges(picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the differences between neighbours, across and down."""
-    return picture.diff(dim=-1), picture.diff(dim=-2)
-
-
 def error(decoded: Tensor, picture: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted absolute error of the pixels and of the differences between neighbours. weight: of each pixel."""
-    off = (decoded - picture) * weight
-    return off.abs().mean() + EDGES * sum(difference.abs().mean() for difference in edges(off))
+    """Return the weighted error of the pixels and of the differences between neighbours. weight: of each pixel."""
+
+    def mean(off: Tensor, weight: Tensor) -> Tensor:
+        return ((ABSOLUTE * off.abs() + SQUARED * off.square()) * weight).mean()
+
+    off = decoded - picture
+    across, down = mean(off.diff(dim=-1), weight[..., 1:]), mean(off.diff(dim=-2), weight[..., 1:, :])
+    return mean(off, weight) + EDGES * (across + down)
 
 
 def unevenness(latents: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ class Pool:
 
 def crop(layers: Tensor, x: float, y: float, rng: random.Random) -> Tensor:
     """Return a crop near a place, on the latent's grid or not."""
-    left, top = (min(max(round(at - CROP / 2 + rng.uniform(-20, 20)), 0), SIDE - CROP) for at in (x, y))
+    left, top = (min(max(round(at - CROP / 2 + rng.uniform(-NEAR, NEAR)), 0), SIDE - CROP) for at in (x, y))
     return layers[:, top : top + CROP, left : left + CROP]
 
 

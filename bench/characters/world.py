@@ -5,7 +5,6 @@ then, an accessory in any colours. A *concept* is one individual of a class: it 
 colours, which no prompt describes. Pictures hold one to four characters anywhere: apart, touching, or one before another.
 """
 
-import colorsys
 import io
 import itertools
 import math
@@ -24,10 +23,10 @@ from .sprites import ACCESSORIES, CLASSES, PROPS, STYLES, Colour, css, icon
 
 SIDE = 128  # pixels
 CELL = 8  # pixels of a latent's cell
-SIZES = {1: (52, 84), 2: (46, 66), 3: (40, 56), 4: (36, 50)}  # of characters' sides, by how many there are; pixels
+SIZES = {1: (60, 108), 2: (54, 74), 3: (46, 58), 4: (42, 50)}  # of characters' sides, by how many there are; pixels
 PROP_SIZES = 24, 34
 ROUND = 0.45  # a face's radius, as a share of its side
-TURN, TINT, SHADE = 15, 12, 0.08  # most: degrees of turn and of hue; lightness
+TURN, TINT, SHADE = 10, 12, 0.08  # most: degrees of turn and of hue; lightness
 UNNAMED_STYLE = "a picture of"
 
 # The ground, its upper part and its lower part.
@@ -47,6 +46,9 @@ APART, NEAR, TOUCHING, HUGGING, OVERLAPPING = (1.08, 9.0), (1.08, 1.4), (0.93, 1
 
 MAGENTA, LIME, AQUA = (0.93, 0.05, 0.65), (0.35, 0.95, 0.10), (0.0, 0.85, 0.90)
 VIOLET, BLUE = (0.45, 0.12, 0.90), (0.08, 0.25, 0.95)
+RED, YELLOW, WHITE = (0.90, 0.10, 0.10), (1.0, 0.85, 0.10), (1.0, 1.0, 1.0)
+# Of what is worn.
+COLOURS: tuple[Colour, ...] = (MAGENTA, LIME, AQUA, VIOLET, BLUE, RED, YELLOW, WHITE)
 
 
 class Worn(NamedTuple):
@@ -233,7 +235,7 @@ def render(parts: Sequence[str]) -> Tensor:
 
 def any_colour(rng: random.Random) -> Colour:
     """Return a strong colour."""
-    return colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.75, 1.0), rng.uniform(0.6, 1.0))
+    return rng.choice(COLOURS)
 
 
 def dress(class_word: str, asked: random.Random, rng: random.Random) -> tuple[str, tuple[Worn, ...]]:
@@ -250,7 +252,7 @@ def arrange(count: int, distance: tuple[float, float], rng: random.Random, relat
 
     distance: from … to, as a share of the sum of the radii.
     """
-    for _ in range(1000):
+    for _ in range(20000):
         turns = [rng.uniform(-TURN, TURN) for _ in range(count)]
         sizes = [rng.uniform(*SIZES[count]) for _ in range(count)]
         places = [random_place(size, turn, rng) for size, turn in zip(sizes, turns, strict=True)]
