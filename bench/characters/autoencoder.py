@@ -3,6 +3,8 @@
 It sees crops around characters, at well under half of the work of whole pictures. Most of them wear something, and characters count
 more than what is around them: eyes and what is worn are small. Latents are kept near mean 0 and variance 1, and the decoder
 learns from slightly noisy ones, as sampled latents are. An average of the weights is landed, so the training may end at any step.
+
+Once the base model is trained on its latents, the stage “decoder” goes on: the encoder, and so the latents, stay as they are.
 """
 
 import random
@@ -52,13 +54,13 @@ class Autoencoder(nn.Module):
 
 
 def trained() -> tuple[Autoencoder, int]:
-    """Return the autoencoder as it was landed, and its steps."""
+    """Return the autoencoder as it was landed, and its encoder's steps."""
     found = landed(STAGE)
     if found is None:
         sys.exit("characters: the autoencoder is not trained yet; run the stage “autoencoder” first")
     network = Autoencoder()
     network.load_state_dict(found.weights)
-    return network.eval().requires_grad_(False), found.steps
+    return network.eval().requires_grad_(False), found.encoded_by
 
 
 def error(decoded: Tensor, picture: Tensor, weight: Tensor) -> Tensor:
@@ -118,24 +120,27 @@ def crop(layers: Tensor, x: float, y: float, rng: random.Random) -> Tensor:
     return layers[:, top : top + CROP, left : left + CROP]
 
 
-def run(device: torch.device, steps: int = 13000) -> None:
+def run(device: torch.device, steps: int = 20000, with_encoder: bool = True) -> None:
     """Train up to so many steps in all."""
     torch.manual_seed(0)  # of the weights it begins with
     # Convolutions are a quarter faster with a place's channels side by side.
     network = Autoencoder().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
-    step, pool = 0, Pool()
+    step, encoder_steps, pool = 0, 0, Pool()
     if STATE.exists():
         state = torch.load(STATE, map_location=device, weights_only=True)
         network.load_state_dict(state["network"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
+        step, encoder_steps = state["step"], state["encoder_steps"]
     elif (found := landed(STAGE)) is not None:
         for each in (network, averaged.module):
             each.load_state_dict(found.weights)
-        step = found.steps
+        step, encoder_steps = found.steps, found.encoded_by
+    if not with_encoder:
+        network.encoder.load_state_dict(averaged.module.encoder.state_dict())  # which is landed
+        network.encoder.requires_grad_(False)
     losses, start = [], time.monotonic()
     while step < steps:
         for group in optimizer.param_groups:
@@ -153,6 +158,7 @@ def run(device: torch.device, steps: int = 13000) -> None:
         optimizer.step()
         averaged.update_parameters(network)
         step += 1
+        encoder_steps = step if with_encoder else encoder_steps
         losses.append(float((decoded - pictures).detach().abs().mean()))
         if step % EVERY == 0 or step == steps:
             seconds = (time.monotonic() - start) / len(losses)
@@ -162,7 +168,16 @@ def run(device: torch.device, steps: int = 13000) -> None:
                 f" deviation {' '.join(f'{value:.2f}' for value in spread)}",
                 flush=True,
             )
-            state = {"network": network.state_dict(), "averaged": averaged.state_dict()}
-            model.keep(STATE, {**state, "optimizer": optimizer.state_dict(), "step": step})
+            state = {
+                "network": network.state_dict(),
+                "averaged": averaged.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            model.keep(STATE, {**state, "step": step, "encoder_steps": encoder_steps})
             losses, start = [], time.monotonic()
-    land(STAGE, averaged.module.state_dict(), step)
+    land(STAGE, averaged.module.state_dict(), step, encoder_steps)
+
+
+def run_decoder(device: torch.device, steps: int = 30000) -> None:
+    """Train the decoder alone up to so many steps in all."""
+    run(device, steps, with_encoder=False)

@@ -90,7 +90,7 @@ def places_of_words(scene: Scene, text: Text) -> list[tuple[list[int], Tensor]]:
 class Samples:
     """Pictures rendered and encoded when they are first asked for, and kept.
 
-    encoded_by: the autoencoder's steps; latents of another one are made anew.
+    encoded_by: the encoder's steps; latents of another one are made anew.
     """
 
     def __init__(self, device: torch.device):
@@ -153,10 +153,10 @@ class Trainer:
             self.average, self.step = {key: tensor.to(device) for key, tensor in found.weights.items()}, found.steps
 
     def check_latents(self, path: Path, encoded_by: int) -> None:
-        """End the run if a model was trained on latents of another autoencoder. encoded_by: the steps of its own."""
+        """End the run if a model was trained on latents of another encoder. encoded_by: the steps of its own."""
         if encoded_by != self.samples.encoded_by:
             sys.exit(
-                f"characters: {path} was trained on latents of the autoencoder after {encoded_by} steps, which now has"
+                f"characters: {path} was trained on latents of the encoder after {encoded_by} steps, which now has"
                 f" {self.samples.encoded_by}; move it away to train the base model anew"
             )
 

@@ -17,7 +17,7 @@ class Landed(NamedTuple):
     weights: dict[str, Tensor]
     # In all.
     steps: int
-    # Those of the autoencoder whose latents they were trained on; 0 for a stage that sees pictures.
+    # Those of the encoder whose latents they were trained on; 0 for a stage that sees pictures.
     encoded_by: int
 
 

@@ -6,7 +6,13 @@ import torch
 
 from . import autoencoder, base, judge, look
 
-STAGES = {"autoencoder": autoencoder.run, "base": base.run, "judge": judge.run, "look": look.run}
+STAGES = {
+    "autoencoder": autoencoder.run,
+    "decoder": autoencoder.run_decoder,
+    "base": base.run,
+    "judge": judge.run,
+    "look": look.run,
+}
 
 
 def main(arguments: list[str]) -> None:

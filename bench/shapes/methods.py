@@ -242,6 +242,8 @@ HEADLINE = {
     "clora-20-steps": clora_row()._replace(steps=20),
     "clora-fast-20-steps": clora_row(concepts_per_step=1, plain_every=2)._replace(steps=20),
     "clora-faster-20-steps": clora_row(concepts_per_step=1, plain_every=3)._replace(steps=20),
+    "clora-30-steps": clora_row()._replace(steps=30),
+    "clora-fast-30-steps": clora_row(concepts_per_step=1, plain_every=2)._replace(steps=30),
     "clora-updates": clora_row(update_strength=0.02),
     "clora-no-masks": clora_row(first_masked_step=10000),
     "masked-hooks": Method(masked_hooks, KINDS[1:2]),

@@ -168,6 +168,21 @@ def test_a_base_model_is_not_trained_on_with_latents_of_another_autoencoder():
 
 
 @pytest.mark.usefixtures("elsewhere")
+def test_the_decoder_learns_on_without_a_change_of_the_latents_of_the_base_model():
+    autoencoder.run(CPU, 1)
+    before = landed.landed(autoencoder.STAGE)
+    base.run(CPU, 1)
+    autoencoder.run_decoder(CPU, 2)
+    after = landed.landed(autoencoder.STAGE)
+    assert (after.steps, after.encoded_by) == (2, 1)
+    changed = {
+        key.partition(".")[0] for key, tensor in after.weights.items() if not torch.equal(tensor, before.weights[key])
+    }
+    assert changed == {"decoder"}
+    base.run(CPU, 2)
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_each_stage_goes_on_where_it_was_stopped():
     """The autoencoder, the base model on its latents, and the judge."""
     for stage in (autoencoder, base, judge):

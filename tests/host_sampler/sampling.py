@@ -2,6 +2,8 @@
 
 import functools
 
+import comfy.samplers
+import comfy_extras.nodes_custom_sampler as custom_sampler
 import nodes
 import torch
 from pack import run
@@ -62,6 +64,14 @@ def encode(clip, text: str) -> list:
 def sample(model, positive, negative, latent, sampler="euler", scheduler="normal", steps=2, cfg=5.0, seed=3, **inputs):
     """The stock KSampler: LATENT."""
     return nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, **inputs)[0]
+
+
+def guided(guider, latent, steps=2) -> tuple[dict, dict]:
+    """The stock SamplerCustomAdvanced: LATENT, and the denoised one."""
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
+    sampler = comfy.samplers.sampler_object("euler")
+    noise = custom_sampler.Noise_RandomNoise(3)
+    return custom_sampler.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args
 
 
 def plain(demo, latent, positive="a photo of cat and dog in a park", negative="blurry", **inputs):

@@ -19,7 +19,7 @@ import comfy_extras.nodes_slg as slg
 import nodes
 import pytest
 import torch
-from host_sampler.sampling import PLAIN, assert_same, clora, compose, encode, maps, plain, sample
+from host_sampler.sampling import PLAIN, assert_same, clora, compose, encode, guided, maps, plain, sample
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 
 
@@ -114,24 +114,17 @@ def test_guidance_that_calls_the_model_again_does_not_move_the_latent_again(demo
     assert len(moves) == 3
 
 
-def _guided(guider, latent, steps=2):
-    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
-    sampler = comfy.samplers.sampler_object("euler")
-    noise = custom_sampler.Noise_RandomNoise(3)
-    return custom_sampler.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args
-
-
 def test_dual_cfg(double, idle, concepts, latent):
     model, positive, negative = clora(double, idle, **PLAIN)
     texts = [encode(double.clip, text) for text in ("a photo of cat and dog in a park", "blurry", "blurry")]
-    expected, _ = _guided(
+    expected, _ = guided(
         custom_sampler.DualCFGGuider.execute(double.model, *texts, 5.0, 3.0, "regular").args[0], latent
     )
     guider = custom_sampler.DualCFGGuider.execute(model, positive, negative, negative, 5.0, 3.0, "regular").args[0]
-    found, _ = _guided(guider, latent)
+    found, _ = guided(guider, latent)
     assert_same(found, expected, 1e-5)
     with pytest.raises(ValueError, match="middle conditioning is not from the CLoRA"):
-        _guided(
+        guided(
             custom_sampler.DualCFGGuider.execute(model, positive, texts[1], negative, 5.0, 3.0, "regular").args[0],
             latent,
         )
@@ -140,8 +133,8 @@ def test_dual_cfg(double, idle, concepts, latent):
 def test_perp_neg_with_its_own_empty_prompt(double, idle, latent):
     model, positive, negative = clora(double, idle, **PLAIN)
     texts = [encode(double.clip, text) for text in ("a photo of cat and dog in a park", "blurry", "")]
-    expected, _ = _guided(perpneg.PerpNegGuider.execute(double.model, *texts, 5.0, 1.0).args[0], latent)
-    found, _ = _guided(perpneg.PerpNegGuider.execute(model, positive, negative, texts[2], 5.0, 1.0).args[0], latent)
+    expected, _ = guided(perpneg.PerpNegGuider.execute(double.model, *texts, 5.0, 1.0).args[0], latent)
+    found, _ = guided(perpneg.PerpNegGuider.execute(model, positive, negative, texts[2], 5.0, 1.0).args[0], latent)
     assert_same(found, expected, 1e-5)
 
 
@@ -150,7 +143,7 @@ def test_the_preview_and_the_denoised_output_are_where_the_latent_is(demo, conce
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(5.0)
-    output, denoised = _guided(guider, latent)
+    output, denoised = guided(guider, latent)
     assert_same(denoised, output, 1e-5)
 
 

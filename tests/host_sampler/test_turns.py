@@ -6,7 +6,8 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-from host_sampler.sampling import clora, concept, maps, plain, sample
+from comfy_extras.nodes_perpneg import PerpNegGuider
+from host_sampler.sampling import clora, concept, encode, guided, maps, plain, sample
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 from pack import run
 
@@ -204,6 +205,18 @@ def test_guidance_that_asks_itself_is_given_no_held_prediction(demo, left, laten
     guided = PerturbedAttentionGuidance.execute(demo.model, 3.0).args[0]
     expected, found = (sample(*left(guided, **values), latent, steps=4) for values in ({}, saving))
     assert torch.equal(found["samples"], expected["samples"])
+
+
+@pytest.mark.parametrize("saving", [{"plain_every": 2}, {"concepts_per_step": 1}], ids=str)
+def test_perp_neg_is_given_no_held_prediction_beside_its_own_empty_prompt(demo, left, latent, saving):
+    """Its empty prompt has no branches, so it is asked at every step."""
+    empty = encode(demo.clip, "")
+
+    def pictures(**values):
+        model, positive, negative = left(**values)
+        return guided(PerpNegGuider.execute(model, positive, negative, empty, 5.0, 1.0).args[0], latent, steps=4)[0]
+
+    assert torch.equal(pictures(**saving)["samples"], pictures()["samples"])
 
 
 def test_guidance_that_begins_after_the_first_step_is_given_no_held_prediction_of_a_concept(demo, left, latent):

@@ -2,14 +2,13 @@
 
 import copy
 
-import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import comfy_extras.nodes_hooks as nodes_hooks
 import comfy_extras.nodes_perpneg as perpneg
 import nodes
 import pytest
 import torch
-from host_sampler.sampling import clora, encode, sample
+from host_sampler.sampling import clora, encode, guided, sample
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 
 WIRE = "conditioning is from CLoRA Attention Contrast Sampler, but the model is not. Connect that node's MODEL output"
@@ -35,28 +34,21 @@ def _second_pass(model, positive, negative, latent):
     return sample(model, positive, negative, upscaled, steps=4, denoise=0.5)
 
 
-def _advanced(guider, latent):
-    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", 2)
-    sampler = comfy.samplers.sampler_object("euler")
-    noise = custom_sampler.Noise_RandomNoise(3)
-    return custom_sampler.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args[0]
-
-
 def _cfg_guider(model, positive, negative, latent):
-    return _advanced(custom_sampler.CFGGuider.execute(model, positive, negative, 5.0).args[0], latent)
+    return guided(custom_sampler.CFGGuider.execute(model, positive, negative, 5.0).args[0], latent)[0]
 
 
 def _basic_guider(model, positive, negative, latent):
-    return _advanced(custom_sampler.BasicGuider.execute(model, positive).args[0], latent)
+    return guided(custom_sampler.BasicGuider.execute(model, positive).args[0], latent)[0]
 
 
 def _dual_cfg(model, positive, negative, latent):
     guider = custom_sampler.DualCFGGuider.execute(model, positive, negative, negative, 5.0, 3.0, "regular").args[0]
-    return _advanced(guider, latent)
+    return guided(guider, latent)[0]
 
 
 def _perp_neg(model, positive, negative, latent):
-    return _advanced(perpneg.PerpNegGuider.execute(model, positive, negative, negative, 5.0, 1.0).args[0], latent)
+    return guided(perpneg.PerpNegGuider.execute(model, positive, negative, negative, 5.0, 1.0).args[0], latent)[0]
 
 
 SAMPLERS = [_ksampler, _ksampler_advanced, _second_pass, _cfg_guider, _basic_guider, _dual_cfg, _perp_neg]
