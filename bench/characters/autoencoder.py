@@ -60,7 +60,7 @@ def trained() -> tuple[Autoencoder, int]:
         sys.exit("characters: the autoencoder is not trained yet; run the stage “autoencoder” first")
     network = Autoencoder()
     network.load_state_dict(found.weights)
-    return network.eval().requires_grad_(False), found.encoded_by
+    return network.eval().requires_grad_(False), found.trained_on
 
 
 def error(decoded: Tensor, picture: Tensor, weight: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def run(device: torch.device, steps: int = 20000, with_encoder: bool = True) -> 
     elif (found := landed(STAGE)) is not None:
         for each in (network, averaged.module):
             each.load_state_dict(found.weights)
-        step, encoder_steps = found.steps, found.encoded_by
+        step, encoder_steps = found.steps, found.trained_on
     if not with_encoder:
         network.encoder.load_state_dict(averaged.module.encoder.state_dict())  # which is landed
         network.encoder.requires_grad_(False)

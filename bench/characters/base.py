@@ -148,7 +148,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.average, self.step = state["average"], state["step"]
         elif (found := landed(STAGE)) is not None:
-            self.check_latents(file_of(STAGE), found.encoded_by)
+            self.check_latents(file_of(STAGE), found.trained_on)
             self.unet.load_state_dict(found.weights)
             self.average, self.step = {key: tensor.to(device) for key, tensor in found.weights.items()}, found.steps
 

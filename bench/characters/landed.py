@@ -17,8 +17,8 @@ class Landed(NamedTuple):
     weights: dict[str, Tensor]
     # In all.
     steps: int
-    # Those of the encoder whose latents they were trained on; 0 for a stage that sees pictures.
-    encoded_by: int
+    # Those of what it was trained on: the encoder of the base model's latents, the base model of a LoRA; 0 for pictures.
+    trained_on: int
 
 
 def file_of(stage: str) -> Path:
@@ -26,9 +26,9 @@ def file_of(stage: str) -> Path:
     return FOLDER / f"{stage}.safetensors"
 
 
-def land(stage: str, weights: dict[str, Tensor], steps: int, encoded_by: int = 0) -> None:
+def land(stage: str, weights: dict[str, Tensor], steps: int, trained_on: int = 0) -> None:
     """Keep a stage's weights, as `Landed` says."""
-    demo_assets.store(stage, weights, {"steps": str(steps), "encoded_by": str(encoded_by)}, FOLDER)
+    demo_assets.store(stage, weights, {"steps": str(steps), "trained_on": str(trained_on)}, FOLDER)
 
 
 def landed(stage: str) -> Landed | None:
@@ -37,4 +37,4 @@ def landed(stage: str) -> Landed | None:
         return None
     with safe_open(file_of(stage), framework="pt") as file:
         said = file.metadata()
-    return Landed(demo_assets.stored(stage, FOLDER), int(said["steps"]), int(said["encoded_by"]))
+    return Landed(demo_assets.stored(stage, FOLDER), int(said["steps"]), int(said["trained_on"]))

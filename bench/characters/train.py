@@ -4,13 +4,14 @@ import sys
 
 import torch
 
-from . import autoencoder, base, judge, look
+from . import autoencoder, base, judge, look, loras
 
 STAGES = {
     "autoencoder": autoencoder.run,
     "decoder": autoencoder.run_decoder,
     "base": base.run,
     "judge": judge.run,
+    "loras": loras.run,
     "look": look.run,
 }
 

@@ -4,13 +4,15 @@ import itertools
 import random
 
 import folder_paths
+import nodes
 import pytest
 import torch
-from characters import autoencoder, base, checkpoint, judge, landed, look
+from characters import autoencoder, base, checkpoint, judge, landed, look, loras
 from characters.sprites import CLASSES, STYLES
 from characters.world import (
     APART,
     CONCEPTS,
+    GROUNDS,
     HUGGING,
     OVERLAPPING,
     TOUCHING,
@@ -174,7 +176,7 @@ def test_the_decoder_learns_on_without_a_change_of_the_latents_of_the_base_model
     base.run(CPU, 1)
     autoencoder.run_decoder(CPU, 2)
     after = landed.landed(autoencoder.STAGE)
-    assert (after.steps, after.encoded_by) == (2, 1)
+    assert (after.steps, after.trained_on) == (2, 1)
     changed = {
         key.partition(".")[0] for key, tensor in after.weights.items() if not torch.equal(tensor, before.weights[key])
     }
@@ -235,3 +237,28 @@ def test_the_stock_loader_takes_what_was_landed(tmp_path, monkeypatch):
     for key, tensor in base.trained().weights.items():
         found = world.model.model.diffusion_model.get_parameter(key)
         torch.testing.assert_close(found.float(), tensor, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_node_trains_the_loras_and_the_stock_loader_takes_them(tmp_path, monkeypatch):
+    for folder in ("checkpoints", "loras"):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, ([str(tmp_path / folder)], {".safetensors"}))
+    monkeypatch.setattr(loras, "CONCEPTS", CONCEPTS[:1])
+    monkeypatch.setattr(loras, "PICTURES", 2)
+    monkeypatch.setitem(loras.TRAINING, "beside", "")
+    for stage in (autoencoder, base, loras):
+        stage.run(CPU, 1)
+    landed_lora = loras.trained(CONCEPTS[0])
+    assert (landed_lora.steps, landed_lora.trained_on) == (1, 1)
+    with torch.inference_mode():
+        world = checkpoint.load()
+        model, _ = nodes.LoraLoader().load_lora(world.model, world.clip, loras.ensure(CONCEPTS[0]), 1.0, 1.0)
+    assert len(model.patches) == sum(key.endswith("lora_up.weight") for key in landed_lora.weights) > 0
+
+
+def test_a_concept_s_pictures_show_it_alone_in_every_style_and_say_no_more_than_style_ground_and_prop():
+    scenes = loras.scenes(CONCEPTS[0])
+    assert {scene.style for scene in scenes} == {*STYLES}
+    assert {scene.ground for scene in scenes} == {*GROUNDS}
+    assert all(len(scene.things) == 1 and scene.things[0].worn == CONCEPTS[0].worn for scene in scenes)
+    assert all("sks cat" in scene.prompt() and "hat" not in scene.prompt() for scene in scenes)

@@ -1,0 +1,90 @@
+"""Trains the concepts' LoRAs by the node **Train Concept LoRA**, as a user would.
+
+Each is shown in a dozen pictures of it alone, in both styles, whose captions say style and ground, and nothing of its look. The
+LoRAs are landed in 8 bits; those that are measured are made from what was landed.
+"""
+
+import hashlib
+import itertools
+import random
+from pathlib import Path
+
+import demo_assets
+import folder_paths
+import pack
+import torch
+from safetensors.torch import load_file
+from shapes.methods import World
+from torch import Tensor
+
+from . import base, checkpoint
+from .landed import Landed, file_of, land, landed
+from .sprites import CLASSES, STYLES
+from .world import CONCEPTS, GROUNDS, Character, Scene, make_scene
+
+NODE = "LoRACLR_TrainConcept"
+PICTURES = 12  # of a concept
+TRAINING = {"learning_rate": 2e-3, "rank": 4, "batch": 4, "preview_every": 0}
+
+
+def run(device: torch.device, steps: int = 200) -> None:
+    """Train every concept that has no LoRA of so many steps for today's base model. ComfyUI chooses the device."""
+    for concept in CONCEPTS:
+        found = landed(concept.name)
+        if found is not None and is_current(found) and found.steps >= steps:
+            print(f"{concept.name}: is there, {found.steps} steps", flush=True)
+            continue
+        print(f"{concept.name}: training", flush=True)
+        with torch.inference_mode():  # as ComfyUI runs nodes
+            land(concept.name, train(checkpoint.load(), concept, steps), steps, base.trained().steps)
+
+
+def is_current(lora: Landed) -> bool:
+    """Return whether a LoRA was trained on today's base model."""
+    return lora.trained_on == base.trained().steps
+
+
+def train(world: World, concept: Character, steps: int) -> dict[str, Tensor]:
+    """Return a LoRA that the node has trained; one that was stopped goes on."""
+    shown = scenes(concept)
+    values = {"beside": ", ".join(word for word in CLASSES if word != concept.class_word)} | TRAINING | world._asdict()
+    values |= {"steps": steps, "trigger": concept.trigger, "class_word": concept.class_word}
+    values["name"] = f"loraclr_training_{concept.name}_{base.trained().steps}"
+    pack.run(
+        NODE,
+        **{key: [value] for key, value in values.items()},
+        images=[scene.picture().movedim(0, -1)[None] for scene in shown],
+        captions=[scene.prompt() for scene in shown],
+    )
+    return load_file(_folder() / f"{values['name']}.safetensors")
+
+
+def scenes(concept: Character) -> list[Scene]:
+    """Return what the concept's pictures show: it alone, in each style on each ground in turn."""
+    rng = random.Random(concept.name)
+    looks = itertools.cycle(itertools.product(GROUNDS, STYLES))
+    return [
+        make_scene([concept], rng, asked=random.Random(number), ground=ground, style=style)
+        for number, (ground, style) in zip(range(PICTURES), looks, strict=False)
+    ]
+
+
+def ensure(concept: Character) -> str:
+    """Write a landed LoRA into the host's folder of LoRAs, unless it is there, and return its file name."""
+    name = f"loraclr_characters_{concept.name}.safetensors"
+    digest = hashlib.sha256(file_of(concept.name).read_bytes()).hexdigest()[:16]
+    said = {"modelspec.trigger_phrase": concept.trigger}
+    demo_assets.ensure(_folder() / name, digest, lambda: (trained(concept).weights, said))
+    return name
+
+
+def trained(concept: Character) -> Landed:
+    """Return a concept's LoRA as it was landed. Raises FileNotFoundError where it was not."""
+    found = landed(concept.name)
+    if found is None:
+        raise FileNotFoundError(f"{file_of(concept.name)} is missing: run the stage “loras” first")
+    return found
+
+
+def _folder() -> Path:
+    return Path(folder_paths.get_folder_paths("loras")[0])
