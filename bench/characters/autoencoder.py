@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from . import sprites
 from .landed import land, landed
 from .sprites import ACCESSORIES
-from .world import SIDE, Scene, Worn, any_colour, training_scene
+from .world import COLOURS, SIDE, Scene, Worn, training_scene
 
 STAGE = "autoencoder"
 STATE = sprites.HOME / "autoencoder.pt"
@@ -85,7 +85,7 @@ def dressed(scene: Scene, rng: random.Random) -> Scene:
 
     def anything() -> tuple[Worn, ...]:
         names = rng.sample([*ACCESSORIES], rng.choice(WEARING))
-        return tuple(Worn(name, any_colour(rng), any_colour(rng)) for name in names)
+        return tuple(Worn(name, *rng.sample(COLOURS, 2)) for name in names)
 
     return scene._replace(things=tuple(thing._replace(worn=anything()) for thing in scene.things))
 
@@ -120,7 +120,7 @@ def crop(layers: Tensor, x: float, y: float, rng: random.Random) -> Tensor:
     return layers[:, top : top + CROP, left : left + CROP]
 
 
-def run(device: torch.device, steps: int = 20000, with_encoder: bool = True) -> None:
+def run(device: torch.device, steps: int = 16100, with_encoder: bool = True) -> None:
     """Train up to so many steps in all."""
     torch.manual_seed(0)  # of the weights it begins with
     # Convolutions are a quarter faster with a place's channels side by side.
@@ -139,6 +139,13 @@ def run(device: torch.device, steps: int = 20000, with_encoder: bool = True) -> 
             each.load_state_dict(found.weights)
         step, encoder_steps = found.steps, found.trained_on
     if not with_encoder:
+        if not encoder_steps:
+            sys.exit("characters: the encoder is not trained yet; run the stage “autoencoder” first")
+        if (found := landed(STAGE)) is not None and found.trained_on != encoder_steps:
+            sys.exit(
+                f"characters: {STATE} has an encoder of {encoder_steps} steps, and the landed one has {found.trained_on};"
+                " move the state away to go on from the landed one"
+            )
         network.encoder.load_state_dict(averaged.module.encoder.state_dict())  # which is landed
         network.encoder.requires_grad_(False)
     losses, start = [], time.monotonic()

@@ -1,21 +1,24 @@
 """Trains the concepts' LoRAs by the node **Train Concept LoRA**, as a user would.
 
-Each is shown in a dozen pictures of it alone, in both styles, whose captions say style and ground, and nothing of its look. The
-LoRAs are landed in 8 bits; those that are measured are made from what was landed.
+Each is shown in a dozen pictures of it alone, in both styles, whose captions say its trigger, style, ground and props, and nothing
+of its look. The LoRAs are landed in 8 bits; those that are measured are made from what was landed.
 """
 
 import hashlib
 import itertools
+import json
 import random
+import sys
 from pathlib import Path
 
 import demo_assets
 import folder_paths
 import pack
 import torch
+from loraclr.loraclr_core.host.train import output
+from safetensors import safe_open
 from safetensors.torch import load_file
 from shapes.methods import World
-from torch import Tensor
 
 from . import base, checkpoint
 from .landed import Landed, file_of, land, landed
@@ -36,7 +39,8 @@ def run(device: torch.device, steps: int = 200) -> None:
             continue
         print(f"{concept.name}: training", flush=True)
         with torch.inference_mode():  # as ComfyUI runs nodes
-            land(concept.name, train(checkpoint.load(), concept, steps), steps, base.trained().steps)
+            path = train(checkpoint.load(), concept, steps)
+        land(concept.name, load_file(path), steps_of(path), base.trained().steps)
 
 
 def is_current(lora: Landed) -> bool:
@@ -44,19 +48,25 @@ def is_current(lora: Landed) -> bool:
     return lora.trained_on == base.trained().steps
 
 
-def train(world: World, concept: Character, steps: int) -> dict[str, Tensor]:
-    """Return a LoRA that the node has trained; one that was stopped goes on."""
+def train(world: World, concept: Character, steps: int) -> Path:
+    """Return the file of a LoRA that the node has trained; a training that was stopped goes on."""
     shown = scenes(concept)
     values = {"beside": ", ".join(word for word in CLASSES if word != concept.class_word)} | TRAINING | world._asdict()
     values |= {"steps": steps, "trigger": concept.trigger, "class_word": concept.class_word}
     values["name"] = f"loraclr_training_{concept.name}_{base.trained().steps}"
-    pack.run(
+    _, _, name, *_ = pack.run(
         NODE,
         **{key: [value] for key, value in values.items()},
         images=[scene.picture().movedim(0, -1)[None] for scene in shown],
         captions=[scene.prompt() for scene in shown],
     )
-    return load_file(_folder() / f"{values['name']}.safetensors")
+    return _folder() / name  # another than asked for, where an earlier training's file has that one
+
+
+def steps_of(path: Path) -> int:
+    """Return how many steps a file of the node was trained for."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()[output.TRAINING])["steps"]
 
 
 def scenes(concept: Character) -> list[Scene]:
@@ -72,17 +82,17 @@ def scenes(concept: Character) -> list[Scene]:
 def ensure(concept: Character) -> str:
     """Write a landed LoRA into the host's folder of LoRAs, unless it is there, and return its file name."""
     name = f"loraclr_characters_{concept.name}.safetensors"
+    weights, said = trained(concept).weights, {"modelspec.trigger_phrase": concept.trigger}
     digest = hashlib.sha256(file_of(concept.name).read_bytes()).hexdigest()[:16]
-    said = {"modelspec.trigger_phrase": concept.trigger}
-    demo_assets.ensure(_folder() / name, digest, lambda: (trained(concept).weights, said))
+    demo_assets.ensure(_folder() / name, digest, lambda: (weights, said))
     return name
 
 
 def trained(concept: Character) -> Landed:
-    """Return a concept's LoRA as it was landed. Raises FileNotFoundError where it was not."""
+    """Return a concept's LoRA as it was landed."""
     found = landed(concept.name)
     if found is None:
-        raise FileNotFoundError(f"{file_of(concept.name)} is missing: run the stage “loras” first")
+        sys.exit(f"characters: the LoRA of {concept.name} is not trained yet; run the stage “loras” first")
     return found
 
 

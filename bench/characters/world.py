@@ -1,7 +1,7 @@
 """A world of characters that people tell apart at a glance, whose every picture is known exactly.
 
 A *class* is a kind of character, drawn anew in every picture: in one of two styles, with another tint, size, turn and, now and
-then, an accessory in any colours. A *concept* is one individual of a class: it always wears the same two accessories in the same
+then, an accessory in two of eight colours. A *concept* is one individual of a class: it always wears the same two accessories in the same
 colours, which no prompt describes. Pictures hold one to four characters anywhere: apart, touching, or one before another.
 """
 
@@ -234,7 +234,7 @@ def render(parts: Sequence[str]) -> Tensor:
 
 
 def any_colour(rng: random.Random) -> Colour:
-    """Return a strong colour."""
+    """Return one of the colours of what is worn."""
     return rng.choice(COLOURS)
 
 
@@ -244,7 +244,7 @@ def dress(class_word: str, asked: random.Random, rng: random.Random) -> tuple[st
         return class_word, ()
     name = asked.choice([*ACCESSORIES])
     said = f"{class_word} with {'' if name == 'glasses' else 'a '}{name}" if asked.random() < SAID else class_word
-    return said, (Worn(name, any_colour(rng), any_colour(rng)),)
+    return said, (Worn(name, *rng.sample(COLOURS, 2)),)
 
 
 def arrange(count: int, distance: tuple[float, float], rng: random.Random, relation: str = "and") -> list[Place]:

@@ -171,17 +171,25 @@ def test_a_base_model_is_not_trained_on_with_latents_of_another_autoencoder():
 
 @pytest.mark.usefixtures("elsewhere")
 def test_the_decoder_learns_on_without_a_change_of_the_latents_of_the_base_model():
-    autoencoder.run(CPU, 1)
+    with pytest.raises(SystemExit, match="run the stage “autoencoder” first"):
+        autoencoder.run_decoder(CPU, 1)
+    autoencoder.run(CPU, 2)  # so that the weights are not their own average
     before = landed.landed(autoencoder.STAGE)
     base.run(CPU, 1)
-    autoencoder.run_decoder(CPU, 2)
+    autoencoder.run_decoder(CPU, 3)
     after = landed.landed(autoencoder.STAGE)
-    assert (after.steps, after.trained_on) == (2, 1)
+    assert (after.steps, after.trained_on) == (3, 2)
+    state = torch.load(autoencoder.STATE, weights_only=True)
+    encoder = {key: tensor for key, tensor in state["network"].items() if key.startswith("encoder.")}
+    assert all(torch.equal(tensor, state["averaged"][f"module.{key}"]) for key, tensor in encoder.items())
     changed = {
         key.partition(".")[0] for key, tensor in after.weights.items() if not torch.equal(tensor, before.weights[key])
     }
     assert changed == {"decoder"}
     base.run(CPU, 2)
+    autoencoder.land(autoencoder.STAGE, after.weights, steps=4, trained_on=4)
+    with pytest.raises(SystemExit, match="has an encoder of 2 steps, and the landed one has 4"):
+        autoencoder.run_decoder(CPU, 4)
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -249,6 +257,14 @@ def test_the_node_trains_the_loras_and_the_stock_loader_takes_them(tmp_path, mon
     for stage in (autoencoder, base, loras):
         stage.run(CPU, 1)
     landed_lora = loras.trained(CONCEPTS[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(loras, "train", None)  # is not called: nothing is left to train
+        loras.run(CPU, 1)
+    landed.file_of(CONCEPTS[0].name).unlink()
+    monkeypatch.setitem(loras.TRAINING, "rank", 2)
+    loras.run(CPU, 1)  # the earlier training's file stays, and this one has another name
+    ups = [tensor for key, tensor in loras.trained(CONCEPTS[0]).weights.items() if key.endswith("lora_up.weight")]
+    assert {tensor.shape[1] for tensor in ups} == {2}
     assert (landed_lora.steps, landed_lora.trained_on) == (1, 1)
     with torch.inference_mode():
         world = checkpoint.load()

@@ -66,7 +66,7 @@ def sample(model, positive, negative, latent, sampler="euler", scheduler="normal
     return nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, **inputs)[0]
 
 
-def guided(guider, latent, steps=2) -> tuple[dict, dict]:
+def sample_guided(guider, latent, steps=2) -> tuple[dict, dict]:
     """The stock SamplerCustomAdvanced: LATENT, and the denoised one."""
     sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
     sampler = comfy.samplers.sampler_object("euler")

@@ -19,7 +19,7 @@ import comfy_extras.nodes_slg as slg
 import nodes
 import pytest
 import torch
-from host_sampler.sampling import PLAIN, assert_same, clora, compose, encode, guided, maps, plain, sample
+from host_sampler.sampling import PLAIN, assert_same, clora, compose, encode, maps, plain, sample, sample_guided
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 
 
@@ -117,14 +117,14 @@ def test_guidance_that_calls_the_model_again_does_not_move_the_latent_again(demo
 def test_dual_cfg(double, idle, concepts, latent):
     model, positive, negative = clora(double, idle, **PLAIN)
     texts = [encode(double.clip, text) for text in ("a photo of cat and dog in a park", "blurry", "blurry")]
-    expected, _ = guided(
+    expected, _ = sample_guided(
         custom_sampler.DualCFGGuider.execute(double.model, *texts, 5.0, 3.0, "regular").args[0], latent
     )
     guider = custom_sampler.DualCFGGuider.execute(model, positive, negative, negative, 5.0, 3.0, "regular").args[0]
-    found, _ = guided(guider, latent)
+    found, _ = sample_guided(guider, latent)
     assert_same(found, expected, 1e-5)
     with pytest.raises(ValueError, match="middle conditioning is not from the CLoRA"):
-        guided(
+        sample_guided(
             custom_sampler.DualCFGGuider.execute(model, positive, texts[1], negative, 5.0, 3.0, "regular").args[0],
             latent,
         )
@@ -133,8 +133,10 @@ def test_dual_cfg(double, idle, concepts, latent):
 def test_perp_neg_with_its_own_empty_prompt(double, idle, latent):
     model, positive, negative = clora(double, idle, **PLAIN)
     texts = [encode(double.clip, text) for text in ("a photo of cat and dog in a park", "blurry", "")]
-    expected, _ = guided(perpneg.PerpNegGuider.execute(double.model, *texts, 5.0, 1.0).args[0], latent)
-    found, _ = guided(perpneg.PerpNegGuider.execute(model, positive, negative, texts[2], 5.0, 1.0).args[0], latent)
+    expected, _ = sample_guided(perpneg.PerpNegGuider.execute(double.model, *texts, 5.0, 1.0).args[0], latent)
+    found, _ = sample_guided(
+        perpneg.PerpNegGuider.execute(model, positive, negative, texts[2], 5.0, 1.0).args[0], latent
+    )
     assert_same(found, expected, 1e-5)
 
 
@@ -143,7 +145,7 @@ def test_the_preview_and_the_denoised_output_are_where_the_latent_is(demo, conce
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(5.0)
-    output, denoised = guided(guider, latent)
+    output, denoised = sample_guided(guider, latent)
     assert_same(denoised, output, 1e-5)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNegGuider
-from host_sampler.sampling import clora, concept, encode, guided, maps, plain, sample
+from host_sampler.sampling import clora, concept, encode, maps, plain, sample, sample_guided
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 from pack import run
 
@@ -214,7 +214,8 @@ def test_perp_neg_is_given_no_held_prediction_beside_its_own_empty_prompt(demo, 
 
     def pictures(**values):
         model, positive, negative = left(**values)
-        return guided(PerpNegGuider.execute(model, positive, negative, empty, 5.0, 1.0).args[0], latent, steps=4)[0]
+        guider = PerpNegGuider.execute(model, positive, negative, empty, 5.0, 1.0).args[0]
+        return sample_guided(guider, latent, steps=4)[0]
 
     assert torch.equal(pictures(**saving)["samples"], pictures()["samples"])
 

@@ -8,7 +8,7 @@ import comfy_extras.nodes_perpneg as perpneg
 import nodes
 import pytest
 import torch
-from host_sampler.sampling import clora, encode, guided, sample
+from host_sampler.sampling import clora, encode, sample, sample_guided
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 
 WIRE = "conditioning is from CLoRA Attention Contrast Sampler, but the model is not. Connect that node's MODEL output"
@@ -35,20 +35,21 @@ def _second_pass(model, positive, negative, latent):
 
 
 def _cfg_guider(model, positive, negative, latent):
-    return guided(custom_sampler.CFGGuider.execute(model, positive, negative, 5.0).args[0], latent)[0]
+    return sample_guided(custom_sampler.CFGGuider.execute(model, positive, negative, 5.0).args[0], latent)[0]
 
 
 def _basic_guider(model, positive, negative, latent):
-    return guided(custom_sampler.BasicGuider.execute(model, positive).args[0], latent)[0]
+    return sample_guided(custom_sampler.BasicGuider.execute(model, positive).args[0], latent)[0]
 
 
 def _dual_cfg(model, positive, negative, latent):
     guider = custom_sampler.DualCFGGuider.execute(model, positive, negative, negative, 5.0, 3.0, "regular").args[0]
-    return guided(guider, latent)[0]
+    return sample_guided(guider, latent)[0]
 
 
 def _perp_neg(model, positive, negative, latent):
-    return guided(perpneg.PerpNegGuider.execute(model, positive, negative, negative, 5.0, 1.0).args[0], latent)[0]
+    guider = perpneg.PerpNegGuider.execute(model, positive, negative, negative, 5.0, 1.0).args[0]
+    return sample_guided(guider, latent)[0]
 
 
 SAMPLERS = [_ksampler, _ksampler_advanced, _second_pass, _cfg_guider, _basic_guider, _dual_cfg, _perp_neg]
