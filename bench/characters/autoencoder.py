@@ -179,8 +179,10 @@ def run(device: torch.device, steps: int = 16100, with_encoder: bool = True) -> 
                 "network": network.state_dict(),
                 "averaged": averaged.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "step": step,
+                "encoder_steps": encoder_steps,
             }
-            model.keep(STATE, {**state, "step": step, "encoder_steps": encoder_steps})
+            model.keep(STATE, state)
             losses, start = [], time.monotonic()
     land(STAGE, averaged.module.state_dict(), step, encoder_steps)
 

@@ -32,28 +32,31 @@ TRAINING = {"learning_rate": 2e-3, "rank": 4, "batch": 4, "preview_every": 0}
 
 def run(device: torch.device, steps: int = 200) -> None:
     """Train every concept that has no LoRA of so many steps for today's base model. ComfyUI chooses the device."""
-    for concept in CONCEPTS:
-        found = landed(concept.name)
-        if found is not None and is_current(found) and found.steps >= steps:
-            print(f"{concept.name}: is there, {found.steps} steps", flush=True)
-            continue
-        print(f"{concept.name}: training", flush=True)
-        with torch.inference_mode():  # as ComfyUI runs nodes
-            path = train(checkpoint.load(), concept, steps)
-        land(concept.name, load_file(path), steps_of(path), base.trained().steps)
+    base_steps = base.trained().steps
+    missing = [concept for concept in CONCEPTS if not is_trained(concept, steps, base_steps)]
+    print(f"{len(CONCEPTS) - len(missing)} of {len(CONCEPTS)} concepts are there", flush=True)
+    if not missing:
+        return
+    with torch.inference_mode():  # as ComfyUI runs nodes
+        world = checkpoint.load()
+        for concept in missing:
+            print(f"{concept.name}: training", flush=True)
+            path = train(world, concept, steps, base_steps)
+            land(concept.name, load_file(path), steps_of(path), base_steps)
 
 
-def is_current(lora: Landed) -> bool:
-    """Return whether a LoRA was trained on today's base model."""
-    return lora.trained_on == base.trained().steps
+def is_trained(concept: Character, steps: int, base_steps: int) -> bool:
+    """Return whether a concept has a LoRA of so many steps, for the base model after `base_steps`."""
+    found = landed(concept.name)
+    return found is not None and found.trained_on == base_steps and found.steps >= steps
 
 
-def train(world: World, concept: Character, steps: int) -> Path:
+def train(world: World, concept: Character, steps: int, base_steps: int) -> Path:
     """Return the file of a LoRA that the node has trained; a training that was stopped goes on."""
     shown = scenes(concept)
     values = {"beside": ", ".join(word for word in CLASSES if word != concept.class_word)} | TRAINING | world._asdict()
     values |= {"steps": steps, "trigger": concept.trigger, "class_word": concept.class_word}
-    values["name"] = f"loraclr_training_{concept.name}_{base.trained().steps}"
+    values["name"] = f"loraclr_training_{concept.name}_{base_steps}"
     _, _, name, *_ = pack.run(
         NODE,
         **{key: [value] for key, value in values.items()},

@@ -252,7 +252,7 @@ def arrange(count: int, distance: tuple[float, float], rng: random.Random, relat
 
     distance: from … to, as a share of the sum of the radii.
     """
-    for _ in range(20000):
+    for _ in range(20000):  # of four anywhere, one in two hundred fits
         turns = [rng.uniform(-TURN, TURN) for _ in range(count)]
         sizes = [rng.uniform(*SIZES[count]) for _ in range(count)]
         places = [random_place(size, turn, rng) for size, turn in zip(sizes, turns, strict=True)]
