@@ -4,6 +4,7 @@
 
     all_2           two concepts, all at every step (the default) / a plain picture
     fast_2, 4, 8    so many concepts, one per step, and the plain picture at every second step / a plain picture
+    faster_8        eight, and the plain picture at every third step / a plain picture
 """
 
 import statistics
@@ -30,6 +31,7 @@ KINDS = {
     "fast_2": (2, FAST),
     "fast_4": (4, FAST),
     "fast_8": (8, FAST),
+    "faster_8": (8, FAST | {"plain_every": 3}),
 }
 
 

@@ -47,10 +47,14 @@ class Turns:
             self.step, self.turn = step, self.turn + 1
         concepts = [branch for branch in branches if branch != 0]
         waiting = [branch for branch in self.held if branch in concepts and self.held[branch].roles == roles]
-        if not 0 < self.concepts_per_step < len(concepts) or len(waiting) < len(concepts):
+        if not self._are_taken(branches) or len(waiting) < len(concepts):
             return list(branches)
         again = [branch for branch in concepts if self.held[branch].turn == self.turn]
         return [b for b in branches if b == 0 or b in (again or waiting[: self.concepts_per_step])]
+
+    def are_first(self, branches: Sequence[int]) -> bool:
+        """Return whether `branches` take turns, and the step that they were due in last is the first."""
+        return self._are_taken(branches) and self.turn == 0
 
     def hold(self, branches: Sequence[int], roles: Roles, predictions: list[list[Tensor]], maps: Maps) -> None:
         """Keep the results of the branches that were due. predictions: for each list, those of `branches`."""
@@ -67,3 +71,6 @@ class Turns:
     def maps(self, branches: Sequence[int]) -> Maps:
         """Return the last attention of each of `branches`."""
         return {branch: self.held[branch].maps for branch in branches}
+
+    def _are_taken(self, branches: Sequence[int]) -> bool:
+        return 0 < self.concepts_per_step < sum(branch != 0 for branch in branches)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNegGuider
-from host_sampler.sampling import clora, concept, encode, maps, plain, sample, sample_guided
+from host_sampler.sampling import CLORA, clora, concept, encode, maps, plain, sample, sample_guided
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 from pack import run
 
@@ -41,12 +41,13 @@ def test_with_all_concepts_at_every_step_it_is_the_same_bit_for_bit(composed, la
 
 @pytest.mark.parametrize(("cfg", "lists"), [(5.0, 2), (1.0, 1)])
 def test_a_step_runs_as_many_branches_as_it_is_told(demo, composed, latent, cfg, lists):
+    """In turns, the first step asks no concept for its negative prediction."""
     rows = []
     watch = demo.model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    for per_step, later in ((0, 3), (1, 1), (2, 2)):
+    for per_step, first, later in ((0, 3 * lists, 3 * lists), (1, 3, lists), (2, 3, 2 * lists)):
         rows.clear()
         sample(*composed(concepts_per_step=per_step), latent, steps=4, cfg=cfg)
-        assert rows == [lists] * 4 + [3 * lists] + [later * lists] * 3
+        assert rows == [lists] * 4 + [first] + [later] * 3
     watch.remove()
 
 
@@ -81,9 +82,17 @@ def thirds(demo):
 
 
 @pytest.mark.parametrize("cfg", [5.0, 1.0])
-def test_the_others_predictions_are_those_of_their_last_turn(thirds, latent, cfg):
-    """Where the latent never moves, they are what all concepts at every step predicted then."""
-    every, turns = (still_predictions(thirds(concepts_per_step=n), latent, [0, 1, 2, 3, 4], cfg) for n in (0, 1))
+def test_the_others_predictions_are_those_of_their_last_turn(demo, thirds, latent, cfg):
+    """Where the latent never moves, they are what all concepts at every step predicted then.
+
+    In the first step, the plain picture's negative prediction is guided away from.
+    """
+    calls = [0, 1, 2, 3, 4]
+    every, turns = (still_predictions(thirds(concepts_per_step=n), latent, calls, cfg) for n in (0, 1))
+    (positive,) = still_predictions(thirds(), latent, [0], cfg=1.0)
+    negative = encode(demo.clip, CLORA["negative"])
+    (away,) = still_predictions((demo.model, negative, negative), latent, [0], cfg=1.0)
+    every[0] = away + cfg * (positive - away)
     last_turns = [(0, 0, 0), (1, 0, 0), (1, 2, 0), (1, 2, 3), (4, 2, 3)]
     for found, steps in zip(turns, last_turns, strict=True):
         for third, step in enumerate(steps):
@@ -171,7 +180,7 @@ def test_the_plain_picture_is_evaluated_at_every_so_many_steps_and_the_last(
     watch = demo.model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     sample(*composed(concepts_per_step=1, plain_every=every), latent, steps=6, cfg=cfg)
     watch.remove()
-    assert rows == [lists] * evaluated + [3 * lists] + [lists] * 5
+    assert rows == [lists] * evaluated + [3] + [lists] * 5
 
 
 @pytest.fixture(scope="module")

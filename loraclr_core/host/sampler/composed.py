@@ -15,7 +15,7 @@ from .evaluation import Call, Evaluation
 from .gradient import gradient, require_maps
 from .live import LiveView
 from .records import Record
-from .surroundings import Surroundings
+from .surroundings import Prepared, Surroundings
 from .take import Composition, Start, Take
 
 
@@ -48,7 +48,7 @@ class ComposedTake(Take):
         prepared = self.surroundings.prepare(evaluation, self.areas, by_sampler=recorder is not None)
         if recorder is not None:
             self._separate(evaluation, x, prepared.maps, step)
-        predictions, maps = self._evaluate(evaluation, x, recorder, prepared.missing, step)
+        predictions, maps = self._evaluate(evaluation, x, recorder, prepared, step)
         if recorder is not None:
             self._observe(require_maps(evaluation, prepared.maps | maps, range(len(self.branches))), step)
         return [
@@ -83,21 +83,29 @@ class ComposedTake(Take):
         )
 
     def _evaluate(
-        self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None, branches: list[int], step: int
+        self, evaluation: Evaluation, x: Tensor, recorder: Recorder | None, prepared: Prepared, step: int
     ) -> tuple[list[list[Tensor]], Maps]:
-        """Return each list's predictions by `branches`, and the branches' attention where the sampler itself asks.
+        """Return each list's predictions by the missing branches, and their attention where the sampler itself asks.
 
         Only the sampler's own calls take turns: other nodes may ask at another latent.
         """
-        z = self.displacement.moved(x)
+        z, branches = self.displacement.moved(x), prepared.missing
         if recorder is None:
             predictions = evaluation.predict(z, None, branches)
             self._check_first_evaluation()
             return predictions, {}
         roles = [call.role for call in evaluation.calls]
-        due = branches if self.is_compared(evaluation) else self.turns.due(branches, step, roles)
-        predictions = evaluation.predict(z, recorder, due)
+        compared = self.is_compared(evaluation)
+        due = branches if compared else self.turns.due(branches, step, roles)
+        # In the first step a LoRA hardly changes the negative prediction, and the plain picture's is known.
+        by_plain = not compared and 0 not in branches and self.turns.are_first(branches)
+        predictions = evaluation.predict(z, recorder, due, ["positive"] if by_plain else ["positive", "negative"])
         self._check_first_evaluation()
+        if by_plain:
+            predictions = [
+                plain * len(due) if role == "negative" else own
+                for role, plain, own in zip(roles, prepared.predictions, predictions, strict=True)
+            ]
         self.turns.hold(due, roles, predictions, require_maps(evaluation, recorder.maps(), due))
         completed = [
             predictions[number] if role is None else self.turns.predictions(branches, number)

@@ -65,12 +65,19 @@ class Evaluation:
         """Show each branch this latent outside its own mask from now on. masks: (batch, branches, h, w), 0…1."""
         self.surroundings = latent, over_channels(masks, latent)
 
-    def predict(self, z: Tensor, recorder: Recorder | None, branches: Sequence[int]) -> list[list[Tensor]]:
+    def predict(
+        self,
+        z: Tensor,
+        recorder: Recorder | None,
+        branches: Sequence[int],
+        roles: Sequence[Role] = ("positive", "negative"),
+    ) -> list[list[Tensor]]:
         """Return, for each call, the denoised predictions of `branches`, each (batch, channels, h, w).
 
-        A call without a role has exactly one.
+        A call of a role that is not in `roles` has none. A call without a role has exactly one.
         """
-        requests = [branches if call.role is not None else range(len(call.branches)) for call in self.calls]
+        asked = {None: range(1)} | dict.fromkeys(roles, branches)
+        requests = [asked.get(call.role, ()) for call in self.calls]
         # Backwards, because ComfyUI takes the lists from the end: the base rows come first, as other nodes expect.
         groups = [
             [(i, branch) for i, wanted in enumerate(requests) if branch in wanted]
