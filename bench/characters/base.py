@@ -8,6 +8,7 @@ this small does not, so a second term asks for it, in the base's training only: 
 character is less than `LOCALISED` times that outside.
 """
 
+import functools
 import math
 import random
 import sys
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from . import autoencoder, sprites
 from .landed import Landed, file_of, land, landed
-from .world import CELL, Scene, training_scene
+from .world import CELL, Scene, draw_count, training_scene
 
 STAGE = "base"
 STATE = sprites.HOME / "base.pt"
@@ -48,6 +49,8 @@ DROPPED = 0.1
 PROMPTS = 3000
 PICTURES = 3  # of each prompt; encoding one takes as long as a step of training on it
 AVERAGE = 0.999
+# From which step on pictures show up to how many characters. A look is learned several times as fast from pictures of one.
+COURSE = {0: 1, 3000: 2, 6000: 4}
 EVERY = 250  # steps between reports, each kept
 
 LOCALISED, LOCALISATION_WEIGHT = 5.0, 0.05
@@ -128,6 +131,18 @@ class Samples:
         return [self.known[seed] for seed in seeds]
 
 
+def shown_at(step: int, prompts: int) -> list[int]:
+    """Return the seeds of the scenes that are shown from a step on."""
+    return seeds_of(max(count for first, count in COURSE.items() if first <= step), prompts)
+
+
+@functools.cache
+def seeds_of(most: int, prompts: int) -> list[int]:
+    """Return the seeds of the scenes of up to so many characters."""
+    chosen = [number for number in range(prompts) if draw_count(random.Random(number)) <= most]
+    return [PICTURES * number + picture for number in chosen for picture in range(PICTURES)]
+
+
 class Trainer:
     """A training and its state: U-Net, optimizer, average and step."""
 
@@ -185,7 +200,7 @@ class Trainer:
     def one_step(self, most: float = 1.0) -> tuple[float, float]:
         """Return the loss, and what attention lacks. most: of the learning rate."""
         rng, generator = random.Random(self.step), torch.Generator().manual_seed(self.step)
-        samples = self.samples([rng.randrange(PROMPTS * PICTURES) for _ in range(BATCH)])
+        samples = self.samples(rng.choices(shown_at(self.step, PROMPTS), k=BATCH))
         prompts = ["" if rng.random() < DROPPED else sample.prompt for sample in samples]
         for group in self.optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (self.step + 1) / WARMUP, most)

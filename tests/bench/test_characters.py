@@ -11,11 +11,15 @@ from characters import autoencoder, base, checkpoint, judge, landed, look, loras
 from characters.sprites import CLASSES, STYLES
 from characters.world import (
     APART,
+    CELL,
     CONCEPTS,
     GROUNDS,
     HUGGING,
     OVERLAPPING,
     TOUCHING,
+    Place,
+    Scene,
+    Thing,
     arrange,
     clearance,
     make_scene,
@@ -71,6 +75,21 @@ def test_characters_that_are_apart_leave_room_between_them(count):
         assert float(masks.sum(dim=0).max()) < 1.01
         for first, second in itertools.combinations(masks, 2):
             assert not bool((first > 0.5).logical_and(second > 0.5).any())
+
+
+def test_a_look_is_nearly_the_same_latent_wherever_it_stands():
+    """Centres lie on the cells' corners: a model this small need not learn every fraction of a cell."""
+    network, _ = autoencoder.trained()
+    latents = []
+    for x in (40, 56):
+        things = (Thing("cat", "cat", Place(x, 72, 48)),)
+        scene = Scene(things, ("cat",), "and", "sticker", "a sticker of", "in snow", 64, None)
+        latents.append(network.encoder(scene.picture()[None]).detach())
+    first, second = latents[0][..., 5:13, 1:9], latents[1][..., 5:13, 3:11]
+    assert (first - second).square().mean() < 0.01 * first.square().mean()
+    for seed in SEEDS:
+        for thing in training_scene(random.Random(seed), random.Random(seed)).things:
+            assert thing.place.x % CELL == thing.place.y % CELL == 0
 
 
 @pytest.mark.parametrize("distance", [TOUCHING, HUGGING, OVERLAPPING])
@@ -155,7 +174,7 @@ def elsewhere(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "STATE", tmp_path / f"{module.__name__}.pt")
     monkeypatch.setattr(landed, "FOLDER", tmp_path / "weights")
     monkeypatch.setattr(base, "SAMPLES", tmp_path / "samples.pt")
-    monkeypatch.setattr(base, "PROMPTS", 1)
+    monkeypatch.setattr(base, "PROMPTS", 2)  # the second shows one character
     monkeypatch.setattr(judge, "HELD_OUT", 2)
     with torch.inference_mode(False), torch.enable_grad():
         yield
@@ -190,6 +209,14 @@ def test_the_decoder_learns_on_without_a_change_of_the_latents_of_the_base_model
     autoencoder.land(autoencoder.STAGE, after.weights, steps=4, trained_on=4)
     with pytest.raises(SystemExit, match="has an encoder of 2 steps, and the landed one has 4"):
         autoencoder.run_decoder(CPU, 4)
+
+
+@pytest.mark.parametrize(("step", "most"), [(0, 1), (3000, 2), (6000, 4)])
+def test_the_base_model_is_shown_one_character_first_then_two_then_up_to_four(step, most):
+    counts = set()
+    for seed in base.shown_at(step, prompts=40):
+        counts.add(len(training_scene(random.Random(seed // base.PICTURES), random.Random(seed + 1)).things))
+    assert counts == {*range(1, most + 1)}
 
 
 @pytest.mark.usefixtures("elsewhere")
