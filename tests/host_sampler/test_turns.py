@@ -5,9 +5,10 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNegGuider
-from host_sampler.sampling import CLORA, clora, concept, encode, maps, plain, sample, sample_guided
+from host_sampler.sampling import CLORA, PLAIN, assert_same, clora, concept, encode, maps, plain, sample, sample_guided
 from loraclr.loraclr_core.host.sampler.evaluation import KEY
 from pack import run
 
@@ -31,6 +32,17 @@ def composed(demo, three):
     return make
 
 
+@pytest.fixture
+def rows(demo):
+    """The number of rows of each call of the model."""
+    counted: list[int] = []
+    watch = demo.model.model.diffusion_model.register_forward_pre_hook(
+        lambda module, args: counted.append(len(args[0]))
+    )
+    yield counted
+    watch.remove()
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "dpmpp_2m_sde"])
 @pytest.mark.parametrize("per_step", [3, 8])
 def test_with_all_concepts_at_every_step_it_is_the_same_bit_for_bit(composed, latent, sampler, per_step):
@@ -40,15 +52,41 @@ def test_with_all_concepts_at_every_step_it_is_the_same_bit_for_bit(composed, la
 
 
 @pytest.mark.parametrize(("cfg", "lists"), [(5.0, 2), (1.0, 1)])
-def test_a_step_runs_as_many_branches_as_it_is_told(demo, composed, latent, cfg, lists):
+def test_a_step_runs_as_many_branches_as_it_is_told(rows, composed, latent, cfg, lists):
     """In turns, the first step asks no concept for its negative prediction."""
-    rows = []
-    watch = demo.model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     for per_step, first, later in ((0, 3 * lists, 3 * lists), (1, 3, lists), (2, 3, 2 * lists)):
         rows.clear()
         sample(*composed(concepts_per_step=per_step), latent, steps=4, cfg=cfg)
         assert rows == [lists] * 4 + [first] + [later] * 3
-    watch.remove()
+
+
+def test_a_first_step_that_is_evaluated_at_another_latent_too_asks_for_negative_predictions_there(
+    rows, composed, latent
+):
+    """The plain picture's is at its own latent, and guidance compares what is of one."""
+    sample(*composed(concepts_per_step=1), latent, sampler="dpm_2", steps=2)
+    assert rows == [2] * 3 + [3, 6, 2]
+
+
+def test_a_latent_that_was_moved_asks_for_negative_predictions(demo, rows, three, latent):
+    sample(*clora(demo, three, prompt="a {cat} and {dog} and {bird}", concepts_per_step=1), latent, steps=1)
+    assert rows[0] == 2
+    assert rows[-1] == 6
+
+
+def test_without_a_plain_picture_the_first_step_asks_for_negative_predictions(rows, composed, latent):
+    sample(*composed(concepts_per_step=1, surroundings="composed (paper)"), latent, steps=2)
+    assert rows == [8, 4]
+
+
+@pytest.mark.parametrize("cfg", [5.0, 1.0])
+def test_nag_acts_on_the_first_step_too(demo, idle, latent, cfg):
+    """It does nothing on a batch without negative rows."""
+    guided = NAGuidance.execute(demo.model, 5.0, 0.5, 1.5).args[0]
+    expected = plain(demo._replace(model=guided), latent, steps=1, cfg=cfg)
+    assert (expected["samples"] - plain(demo, latent, steps=1, cfg=cfg)["samples"]).abs().max() > 0.01
+    found = sample(*clora(demo._replace(model=guided), idle, **PLAIN, concepts_per_step=1), latent, steps=1, cfg=cfg)
+    assert_same(found, expected, 1e-4)
 
 
 def still_predictions(outputs, latent, calls: list[int], cfg: float = 5.0) -> list[torch.Tensor]:
@@ -174,12 +212,9 @@ def test_turns_are_taken_on_the_composed_picture_too(composed, latent):
 @pytest.mark.parametrize(("cfg", "lists"), [(5.0, 2), (1.0, 1)])
 @pytest.mark.parametrize(("every", "evaluated"), [(1, 6), (2, 4), (3, 3), (4, 3)])
 def test_the_plain_picture_is_evaluated_at_every_so_many_steps_and_the_last(
-    demo, composed, latent, every, evaluated, cfg, lists
+    rows, composed, latent, every, evaluated, cfg, lists
 ):
-    rows = []
-    watch = demo.model.model.diffusion_model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     sample(*composed(concepts_per_step=1, plain_every=every), latent, steps=6, cfg=cfg)
-    watch.remove()
     assert rows == [lists] * evaluated + [3] + [lists] * 5
 
 

@@ -95,23 +95,32 @@ class ComposedTake(Take):
             self._check_first_evaluation()
             return predictions, {}
         roles = [call.role for call in evaluation.calls]
-        compared = self.is_compared(evaluation)
-        due = branches if compared else self.turns.due(branches, step, roles)
-        # In the first step a LoRA hardly changes the negative prediction, and the plain picture's is known.
-        by_plain = not compared and 0 not in branches and self.turns.are_first(branches)
-        predictions = evaluation.predict(z, recorder, due, ["positive"] if by_plain else ["positive", "negative"])
-        self._check_first_evaluation()
-        if by_plain:
+        due = branches if self.is_compared(evaluation) else self.turns.due(branches, step, roles)
+        if self._are_negatives_known(evaluation, prepared, z):
+            predictions = evaluation.predict(z, recorder, due, ["positive"])
             predictions = [
                 plain * len(due) if role == "negative" else own
                 for role, plain, own in zip(roles, prepared.predictions, predictions, strict=True)
             ]
+        else:
+            predictions = evaluation.predict(z, recorder, due)
+        self._check_first_evaluation()
         self.turns.hold(due, roles, predictions, require_maps(evaluation, recorder.maps(), due))
         completed = [
             predictions[number] if role is None else self.turns.predictions(branches, number)
             for number, role in enumerate(roles)
         ]
         return completed, self.turns.maps(branches)
+
+    def _are_negatives_known(self, evaluation: Evaluation, prepared: Prepared, z: Tensor) -> bool:
+        """Return whether the plain picture's negative prediction stands for those of concepts that take turns.
+
+        It does where a run begins, at the plain picture's own latent: a LoRA changes a negative prediction little there. Patches
+        that see rows are left the negative ones, as ComfyUI's NAG does nothing without them.
+        """
+        if self.is_compared(evaluation) or evaluation.has_row_patches() or not self.turns.are_first(prepared.missing):
+            return False
+        return prepared.latent is not None and torch.equal(z, prepared.latent)
 
     def _separate(self, evaluation: Evaluation, x: Tensor, prepared_maps: Maps, step: int) -> None:
         """Move the latent against the gradient of the separation loss, as often as is due in this step."""

@@ -61,6 +61,11 @@ class Evaluation:
         """Return the functions that other packs have put between this evaluation and the model's layers."""
         return wrappers(self.options.get("model_function_wrapper"), self.options.get("transformer_options", {}))
 
+    def has_row_patches(self) -> bool:
+        """Return whether other nodes' patches see attention rows."""
+        patches = self.options.get("transformer_options", {}).get("patches", {})
+        return any(patches.get(name) for name in ROW_PATCHES)
+
     def surround(self, latent: Tensor, masks: Tensor) -> None:
         """Show each branch this latent outside its own mask from now on. masks: (batch, branches, h, w), 0…1."""
         self.surroundings = latent, over_channels(masks, latent)
@@ -83,8 +88,7 @@ class Evaluation:
             [(i, branch) for i, wanted in enumerate(requests) if branch in wanted]
             for branch in sorted(set().union(*requests), reverse=True)
         ]
-        patches = self.options.get("transformer_options", {}).get("patches", {})
-        if not any(patches.get(name) for name in ROW_PATCHES):
+        if not self.has_row_patches():
             groups = [[wanted for group in groups for wanted in group]]
         predictions: dict[Wanted, Tensor] = {}
         for group in groups:

@@ -24,6 +24,8 @@ class Prepared(NamedTuple):
     maps: Maps
     # The known branches' predictions for each of ComfyUI's lists of conditioning.
     predictions: list[list[Tensor]]
+    # The latent that they are of, (batch, channels, h, w); None without any.
+    latent: Tensor | None
 
 
 class Surroundings(Protocol):
@@ -51,7 +53,7 @@ class ComposedSurroundings:
         return None
 
     def prepare(self, evaluation: Evaluation, areas: Areas, by_sampler: bool) -> Prepared:
-        return Prepared(list(range(self.branches)), {}, [[] for _ in evaluation.calls])
+        return Prepared(list(range(self.branches)), {}, [[] for _ in evaluation.calls], None)
 
 
 class PlainSurroundings:
@@ -78,4 +80,4 @@ class PlainSurroundings:
             for call, plain in zip(evaluation.calls, moment.predictions, strict=True)
         ]
         maps = {} if moment.maps is None else {0: moment.maps}
-        return Prepared(list(range(1, self.branches)), maps, predictions)
+        return Prepared(list(range(1, self.branches)), maps, predictions, moment.x)
