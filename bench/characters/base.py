@@ -1,6 +1,7 @@
 """Trains the base model's U-Net on pictures of characters.
 
-An average of its weights is kept beside them; some prompts are dropped, for guidance. The run's state is in
+It is shown pictures of one character first, then of two, then of up to four. An average of its weights is kept beside them; some
+prompts are dropped, for guidance. The run's state is in
 `.host/characters/`, so it goes on where it was stopped; without it, from the average that was landed.
 
 CLoRA lives on a class word's attention lying on its own object. Models trained on many pictures have this of themselves; one
@@ -9,6 +10,8 @@ character is less than `LOCALISED` times that outside.
 """
 
 import functools
+import hashlib
+import inspect
 import math
 import random
 import sys
@@ -24,7 +27,7 @@ from shapes.base import initialise, reading
 from shapes.model import KEPT, Text
 from torch import Tensor
 
-from . import autoencoder, sprites
+from . import autoencoder, sprites, world
 from .landed import Landed, file_of, land, landed
 from .world import CELL, Scene, draw_count, training_scene
 
@@ -90,10 +93,16 @@ def places_of_words(scene: Scene, text: Text) -> list[tuple[list[int], Tensor]]:
     return places
 
 
-class Samples:
-    """Pictures rendered and encoded when they are first asked for, and kept.
+def drawn_by() -> str:
+    """Return a digest of the code that draws the scenes."""
+    code = (inspect.getsource(module) for module in (world, sprites))
+    return hashlib.sha256("".join(code).encode()).hexdigest()[:16]
 
-    encoded_by: the encoder's steps; latents of another one are made anew.
+
+class Samples:
+    """Pictures rendered and encoded when they are first asked for, and kept; those of other code or another encoder are made anew.
+
+    encoded_by: the encoder's steps.
     """
 
     def __init__(self, device: torch.device):
@@ -105,7 +114,7 @@ class Samples:
         if SAMPLES.exists():
             state = torch.load(SAMPLES, map_location="cpu", weights_only=True)
             self.text.known = {prompt: tensor.to(device) for prompt, tensor in state["text"].items()}
-            if state["encoded_by"] == self.encoded_by:
+            if state["encoded_by"] == self.encoded_by and state["drawn_by"] == drawn_by():
                 self.known = {seed: Sample(*values) for seed, values in state["samples"].items()}
         self.stored = len(self.known)
 
@@ -114,7 +123,8 @@ class Samples:
         if len(self.known) == self.stored:
             return
         samples = {seed: tuple(sample) for seed, sample in self.known.items()}
-        model.keep(SAMPLES, {"text": self.text.known, "samples": samples, "encoded_by": self.encoded_by})
+        made_by = {"encoded_by": self.encoded_by, "drawn_by": drawn_by()}
+        model.keep(SAMPLES, {"text": self.text.known, "samples": samples, **made_by})
         self.stored = len(self.known)
 
     @torch.no_grad()

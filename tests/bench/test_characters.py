@@ -189,6 +189,17 @@ def test_a_base_model_is_not_trained_on_with_latents_of_another_autoencoder():
 
 
 @pytest.mark.usefixtures("elsewhere")
+def test_pictures_that_other_code_drew_are_drawn_anew(monkeypatch):
+    autoencoder.run(CPU, 1)
+    samples = base.Samples(CPU)
+    samples([0])
+    samples.keep()
+    assert list(base.Samples(CPU).known) == [0]
+    monkeypatch.setattr(base, "drawn_by", lambda: "other code")
+    assert not base.Samples(CPU).known
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_the_decoder_learns_on_without_a_change_of_the_latents_of_the_base_model():
     with pytest.raises(SystemExit, match="run the stage “autoencoder” first"):
         autoencoder.run_decoder(CPU, 1)

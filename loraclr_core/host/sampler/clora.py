@@ -6,7 +6,7 @@ contrast between the concepts' attention maps, once per step, and the prediction
 
 With the plain picture around the concepts, a run has two takes from the same noise. In the first, the base branch alone
 makes the plain picture; in the second, the concepts are composed in it. Both takes together evaluate every branch once
-for each of the sampler's evaluations, as the published loop does.
+for each of the sampler's evaluations, as the published loop does; less often where concepts take turns.
 """
 
 from collections.abc import Callable
