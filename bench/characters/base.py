@@ -52,7 +52,8 @@ DROPPED = 0.1
 PROMPTS = 3000
 PICTURES = 3  # of each prompt; encoding one takes as long as a step of training on it
 AVERAGE = 0.999
-# From which step on pictures show up to how many characters. A look is learned several times as fast from pictures of one.
+# From which step on pictures show up to how many characters. In a trial, 300 steps on pictures of one taught
+# what 8500 on pictures of one to four had not.
 COURSE = {0: 1, 3000: 2, 6000: 4}
 EVERY = 250  # steps between reports, each kept
 

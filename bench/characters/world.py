@@ -24,7 +24,7 @@ from .sprites import ACCESSORIES, CLASSES, PROPS, STYLES, Colour, css, icon
 SIDE = 128  # pixels
 CELL = 8  # pixels of a latent's cell
 # Centres lie on the cells' corners, and sides are one of three. So a look is nearly the same numbers in the latent wherever it
-# stands, and a small model learns it many times as fast.
+# stands, and a small model has less to learn.
 SIZES = {1: (64, 96), 2: (48, 64), 3: (48,), 4: (48,)}  # of characters' sides, by how many there are; pixels
 LEAN = 8  # degrees that those who hug turn
 PROP_SIZES = 24, 32
