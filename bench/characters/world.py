@@ -257,7 +257,7 @@ def arrange(count: int, distance: tuple[float, float], rng: random.Random, relat
     """
     for _ in range(20000):  # of four anywhere, one in two hundred fits
         places = [random_place(rng.choice(SIZES[count]), rng) for _ in range(count)]
-        if count > 1 and distance != APART:
+        if count > 1 and distance != APART:  # of one size, or a small one could be hidden
             places[1] = beside(places[0], places[1], rng.uniform(*distance), rng, relation in ("hugging", "beside"))
         if relation == "hugging":  # each leans towards the other
             lean = 1 if places[0].x < places[1].x else -1
@@ -284,12 +284,17 @@ def snap(pixels: float) -> int:
 
 
 def beside(first: Place, second: Place, distance: float, rng: random.Random, level: bool) -> Place:
-    """Return the second place moved next to the first. distance: as a share of the sum of the radii. level: side by side."""
+    """Return the second place moved next to the first, and as large.
+
+    distance: as a share of the sum of the radii. level: side by side.
+    """
     angle = (
         rng.uniform(-0.25, 0.25) + math.pi * (level and first.x > SIDE / 2) if level else rng.uniform(0, 2 * math.pi)
     )
-    reach = distance * ROUND * (first.size + second.size)
-    return second._replace(x=snap(first.x + reach * math.cos(angle)), y=snap(first.y + reach * math.sin(angle)))
+    reach = distance * ROUND * 2 * first.size
+    return second._replace(
+        x=snap(first.x + reach * math.cos(angle)), y=snap(first.y + reach * math.sin(angle)), size=first.size
+    )
 
 
 def clearance(first: Place, second: Place) -> float:

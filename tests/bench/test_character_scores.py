@@ -10,7 +10,7 @@ from characters.sprites import STYLES
 from characters.world import APART, CONCEPTS, HUGGING, OVERLAPPING, SIDE, Character, Scene, make_scene
 
 CAT, DOG, FOX, ROBOT, CAT2, *_ = CONCEPTS
-SEEDS = range(10)
+SEEDS = range(20)
 KINDS = "cat", "bear", "frog", "pig"
 
 
@@ -58,7 +58,7 @@ def test_an_outfit_on_another_class_is_bleeding_and_no_concept():
 
 
 def test_those_who_hug_are_in_contact_and_those_apart_are_not():
-    assert all(scores.in_contact(figures(scene), "cat", "dog") for scene in scenes("cat", "dog", distance=HUGGING))
+    assert all(scores.in_contact(figures(scene), "cat", "dog") for scene in scenes("cat", "dog", relation="hugging"))
     far = scenes("cat", "dog", distance=(1.3, 1.8))
     assert not any(scores.in_contact(figures(scene), "cat", "dog") for scene in far)
 
