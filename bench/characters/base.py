@@ -1,8 +1,8 @@
 """Trains the base model's U-Net on pictures of characters.
 
-It is shown pictures of one character first, then of two, then of up to four. An average of its weights is kept beside them; some
-prompts are dropped, for guidance. The run's state is in
-`.host/characters/`, so it goes on where it was stopped; without it, from the average that was landed.
+It is shown pictures of one character first, then of up to four. An average of its weights is kept beside them; some prompts
+are dropped, for guidance. The run's state is in `.host/characters/`, so it goes on where it was stopped; without it, from the
+average that was landed.
 
 CLoRA lives on a class word's attention lying on its own object. Models trained on many pictures have this of themselves; one
 this small does not, so a second term asks for it, in the base's training only: wherever a word's mean attention inside its
@@ -52,9 +52,8 @@ DROPPED = 0.1
 PROMPTS = 3000
 PICTURES = 3  # of each prompt; encoding one takes as long as a step of training on it
 AVERAGE = 0.999
-# From which step on pictures show up to how many characters. In a trial, 300 steps on pictures of one taught
-# what 8500 on pictures of one to four had not.
-COURSE = {0: 1, 3000: 2, 6000: 4}
+# From which step on pictures show up to how many characters.
+COURSE = {0: 1, 1500: 4}
 EVERY = 250  # steps between reports, each kept
 
 LOCALISED, LOCALISATION_WEIGHT = 5.0, 0.05
@@ -164,7 +163,7 @@ class Trainer:
         self.step = 0
         initialise(self.unet)
         self.optimizer = torch.optim.AdamW(
-            self.unet.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01
+            self.unet.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
         self.average = {key: tensor.clone() for key, tensor in self.unet.state_dict().items()}
         if STATE.exists():
@@ -224,9 +223,8 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         decay = min(AVERAGE, self.step / (self.step + 10))
-        with torch.no_grad():
-            for key, tensor in self.unet.state_dict().items():
-                self.average[key].lerp_(tensor, 1 - decay)
+        weights = self.unet.state_dict()
+        torch._foreach_lerp_([self.average[key] for key in weights], [*weights.values()], 1 - decay)
         return float(loss.detach()), float(lacking.detach())
 
     def denoising_loss(

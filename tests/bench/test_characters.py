@@ -82,7 +82,7 @@ def test_a_look_is_nearly_the_same_latent_wherever_it_stands():
     network, _ = autoencoder.trained()
     latents = []
     for x in (40, 56):
-        things = (Thing("cat", "cat", Place(x, 72, 48)),)
+        things = (Thing("cat", "cat", Place(x, 72)),)
         scene = Scene(things, ("cat",), "and", "sticker", "a sticker of", "in snow", 64, None)
         latents.append(network.encoder(scene.picture()[None]).detach())
     first, second = latents[0][..., 5:13, 1:9], latents[1][..., 5:13, 3:11]
@@ -222,8 +222,8 @@ def test_the_decoder_learns_on_without_a_change_of_the_latents_of_the_base_model
         autoencoder.run_decoder(CPU, 4)
 
 
-@pytest.mark.parametrize(("step", "most"), [(0, 1), (3000, 2), (6000, 4)])
-def test_the_base_model_is_shown_one_character_first_then_two_then_up_to_four(step, most):
+@pytest.mark.parametrize(("step", "most"), [(0, 1), (1500, 4)])
+def test_the_base_model_is_shown_one_character_first_then_up_to_four(step, most):
     counts = set()
     for seed in base.shown_at(step, prompts=40):
         counts.add(len(training_scene(random.Random(seed // base.PICTURES), random.Random(seed + 1)).things))
