@@ -11,9 +11,9 @@ import random
 import sys
 import time
 
+import denoising
 import torch
 from comfy.taesd.taesd import Block, Decoder, Encoder
-from shapes import model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -154,7 +154,7 @@ def run(device: torch.device, steps: int = 16100, with_encoder: bool = True) -> 
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100)
         pictures, weight = (layers.to(device, memory_format=torch.channels_last) for layers in pool.crops(step))
         generator = torch.Generator().manual_seed(step)
-        with model.quick(device):
+        with denoising.quick(device):
             latents = network.encoder(pictures).float()
             noise = NOISE * torch.randn(latents.shape, generator=generator).to(device)
             decoded = network.decoder(latents + noise).float()
@@ -182,7 +182,7 @@ def run(device: torch.device, steps: int = 16100, with_encoder: bool = True) -> 
                 "step": step,
                 "encoder_steps": encoder_steps,
             }
-            model.keep(STATE, state)
+            denoising.keep(STATE, state)
             losses, start = [], time.monotonic()
     land(STAGE, averaged.module.state_dict(), step, encoder_steps)
 

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import demo_assets
+import denoising
 import torch
 import torch.nn.functional as F
-from shapes import model
-from shapes.base import initialise, reading
-from shapes.model import KEPT, Text
+from denoising import KEPT, SNR, Text, initialise, reading
 from torch import Tensor
 
 from . import autoencoder, sprites, world
@@ -124,7 +123,7 @@ class Samples:
             return
         samples = {seed: tuple(sample) for seed, sample in self.known.items()}
         made_by = {"encoded_by": self.encoded_by, "drawn_by": drawn_by()}
-        model.keep(SAMPLES, {"text": self.text.known, "samples": samples, **made_by})
+        denoising.keep(SAMPLES, {"text": self.text.known, "samples": samples, **made_by})
         self.stored = len(self.known)
 
     @torch.no_grad()
@@ -134,7 +133,7 @@ class Samples:
         if missing:
             scenes = [training_scene(random.Random(seed // PICTURES), random.Random(seed + 1)) for seed in missing]
             pictures = torch.stack([scene.picture() for scene in scenes]).to(self.device)
-            with model.quick(self.device):
+            with denoising.quick(self.device):
                 latents = self.encoder(pictures).float().cpu()
             for seed, scene, latent in zip(missing, scenes, latents, strict=True):
                 self.known[seed] = Sample(scene.prompt(), latent.half(), places_of_words(scene, self.text))
@@ -189,7 +188,9 @@ class Trainer:
         """Store the state."""
         self.samples.keep()
         state = {"unet": self.unet.state_dict(), "optimizer": self.optimizer.state_dict()}
-        model.keep(STATE, {**state, "average": self.average, "step": self.step, "encoded_by": self.samples.encoded_by})
+        denoising.keep(
+            STATE, {**state, "average": self.average, "step": self.step, "encoded_by": self.samples.encoded_by}
+        )
 
     def train(self, steps: int) -> None:
         """Train up to so many steps in all."""
@@ -232,16 +233,16 @@ class Trainer:
     ) -> Tensor:
         """Return the mean squared error of the noise, timesteps weighted as in the shapes world."""
         latents = torch.stack([sample.latent.float() for sample in samples])
-        timesteps = model.spread_timesteps(len(samples), generator)
+        timesteps = denoising.spread_timesteps(len(samples), generator)
         noise = torch.randn(latents.shape, generator=generator)
-        noisy = model.noised(latents, noise, timesteps).to(self.device)
-        with model.quick(self.device):
+        noisy = denoising.noised(latents, noise, timesteps).to(self.device)
+        with denoising.quick(self.device):
             predicted = self.unet(
                 noisy, timesteps.float().to(self.device), self.samples.text(prompts), transformer_options=options
             )
         snr = KEPT[timesteps] / (1 - KEPT[timesteps])
         errors = (predicted.float().cpu() - noise).square().mean(dim=(1, 2, 3))
-        return (snr.clamp(*model.SNR) / snr * errors).mean()
+        return (snr.clamp(*SNR) / snr * errors).mean()
 
 
 def localisation_loss(samples: list[Sample], prompts: list[str], maps: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ class is told by the two answers together.
 import random
 import time
 
+import denoising
 import torch
 import torch.nn.functional as F
-from shapes import model
 from torch import Tensor, nn
 
 from . import autoencoder, sprites
@@ -188,6 +188,6 @@ def run(device: torch.device, steps: int = 2500) -> None:
             words = ", ".join(f"{head} {share:.3f}" for head, share in shares.items())
             seconds = (time.monotonic() - start) / (step - began)
             print(f"step {step}: loss {float(value.detach()):.3f}; wrong {words}; {seconds:.2f} s per step", flush=True)
-            model.keep(STATE, {"judge": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
+            denoising.keep(STATE, {"judge": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
             began, start = step, time.monotonic()
     land(STAGE, judge.state_dict(), step)

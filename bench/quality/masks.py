@@ -15,10 +15,10 @@ from typing import NamedTuple
 import pack
 import torch
 import torch.nn.functional as F
+from denoising import Text, noised, reading
 from loraclr.loraclr_core.sampler import masks, objects
 from loraclr.loraclr_core.sampler.areas import AreaSettings
 from shapes import model
-from shapes.base import reading
 from shapes.world import BACKGROUNDS, CELL, CLASSES, RADII, SIDE, Scene, Thing, class_look, make_scene
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def main(names: list[str]) -> None:
     if names:
         sys.exit(f"masks: takes no further words, not {' '.join(names)}")
     patcher, *_ = pack.demo_models()
-    unet, text = patcher.model.diffusion_model.float(), model.Text(torch.device("cpu"))
+    unet, text = patcher.model.diffusion_model.float(), Text(torch.device("cpu"))
     heads = ["two things", *(head for each in THRESHOLDS for head in (f"threshold {each}", f"below {HALF}"))]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for kind in KINDS:
@@ -101,7 +101,7 @@ def make_pair(kind: Kind, rng: random.Random) -> Scene:
 
 
 @torch.no_grad()
-def read_claims(unet: torch.nn.Module, text: model.Text, scenes: list[Scene]) -> Tensor:
+def read_claims(unet: torch.nn.Module, text: Text, scenes: list[Scene]) -> Tensor:
     """Return the things' claims, averaged over noise levels, (scenes, 2, SIDE / CELL, SIDE / CELL)."""
     latents = model.encode(torch.stack([scene.picture() for scene in scenes]))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
@@ -110,14 +110,14 @@ def read_claims(unet: torch.nn.Module, text: model.Text, scenes: list[Scene]) ->
     for timestep in TIMESTEPS:
         timesteps = torch.full((len(scenes),), timestep)
         with reading(unet, len(scenes)) as (recorder, options):
-            unet(model.noised(latents, noise, timesteps), timesteps.float(), context, transformer_options=options)
+            unet(noised(latents, noise, timesteps), timesteps.float(), context, transformer_options=options)
         for number, maps in enumerate(recorder.maps()[0]):
             of_words = [maps[..., positions].movedim(-1, 0)[None] for positions in words[number]]
             total[number] += torch.cat([masks.claim(each) for each in of_words])
     return total / len(TIMESTEPS)
 
 
-def find_words(text: model.Text, scene: Scene) -> list[list[int]]:
+def find_words(text: Text, scene: Scene) -> list[list[int]]:
     """Return the positions of each thing's words in the scene's prompt."""
     words = [thing.words for thing in scene.things]
     return [text.positions(scene.prompt(), word)[words[:number].count(word)] for number, word in enumerate(words)]

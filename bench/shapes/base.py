@@ -8,23 +8,19 @@ one this small draws clear shapes long before (ratio inside to outside 1.1 after
 wherever a word's mean attention inside its object is less than `LOCALISED` times that outside. It asks for no more.
 """
 
-import contextlib
 import math
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import demo_assets
 import torch
 import torch.nn.functional as F
-from loraclr.loraclr_core.host.sampler.attention import Read, Recorder
-from loraclr.loraclr_core.host.sampler.layers import read_layers
+from denoising import Text, initialise, keep, noised, reading
 from torch import Tensor
 
 from . import model
-from .model import Text
-from .world import CELL, CLASSES, SIDE, Scene, make_scene, training_scene
+from .world import CELL, CLASSES, Scene, make_scene, training_scene
 
 STATE = model.STATES / "base.pt"
 NAME = "unet"
@@ -62,7 +58,7 @@ class Trainer:
 
     def keep(self) -> None:
         state = {"unet": self.unet.state_dict(), "optimizer": self.optimizer.state_dict()}
-        model.keep(STATE, {**state, "average": self.average, "step": self.step})
+        keep(STATE, {**state, "average": self.average, "step": self.step})
 
     def train(self, steps: int) -> None:
         """Up to so many steps in all."""
@@ -110,23 +106,6 @@ class Trainer:
         return demo_assets.store(NAME, self.average)
 
 
-def initialise(unet: torch.nn.Module) -> None:
-    """As U-Nets of this kind start: no block adds anything yet."""
-    demo_assets.fill(unet, seed=0, residual_gain=demo_assets.RESIDUAL_GAIN)
-    for name, weight in unet.named_parameters():
-        if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
-            torch.nn.init.zeros_(weight)
-
-
-@contextlib.contextmanager
-def reading(unet: torch.nn.Module, rows: int) -> Iterator[tuple[Recorder, dict]]:
-    """A recorder of one forward pass, and the transformer options to run it with."""
-    recorder = Recorder(read_layers(unet, SIDE // CELL, SIDE // CELL), stop=False)
-    recorder.begin([Read(range(rows), 0, 77)], 77, rows)
-    yield recorder, recorder.options({})
-    recorder.add(recorder.end())
-
-
 @torch.no_grad()
 def attention_ratio(unet: torch.nn.Module, text: Text, timestep: int, count: int = 16) -> float:
     """Attention of a class word inside its own object over that outside of it, the geometric mean of pictures of two."""
@@ -135,7 +114,7 @@ def attention_ratio(unet: torch.nn.Module, text: Text, timestep: int, count: int
     latents = model.encode(torch.stack([scene.picture() for scene in scenes]))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
     timesteps = torch.full((count,), timestep)
-    noisy = model.noised(latents, noise, timesteps).to(text.device)
+    noisy = noised(latents, noise, timesteps).to(text.device)
     with reading(unet, count) as (recorder, options):
         context = text([scene.prompt() for scene in scenes])
         unet(noisy, timesteps.float().to(text.device), context, transformer_options=options)

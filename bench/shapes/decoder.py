@@ -9,6 +9,7 @@ import time
 import demo_assets
 import torch
 from comfy.taesd.taesd import Decoder
+from denoising import keep, quick
 
 from . import model
 from .world import CELL, PATTERNS, SIDE, Colour, Scene, training_scene
@@ -38,7 +39,7 @@ def run(device: torch.device, steps: int = 1200) -> None:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * (1 - step / steps)
         latents, pictures = batch(step)
-        with model.quick(device):
+        with quick(device):
             found = decoder(latents.to(device))
         loss = (found.float() - pictures.to(device)).abs().mean()
         optimizer.zero_grad()
@@ -50,7 +51,7 @@ def run(device: torch.device, steps: int = 1200) -> None:
         if step % EVERY == 0 or step == steps:
             seconds = (time.monotonic() - start) / len(losses)
             print(f"step {step}: mean error {sum(losses) / len(losses):.4f}, {seconds:.2f} s per step", flush=True)
-            model.keep(STATE, {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
+            keep(STATE, {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
             losses, start = [], time.monotonic()
     demo_assets.store(NAME, decoder.state_dict())
 

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 import demo_assets
 import torch
 import torch.nn.functional as F
+from denoising import Text, reading
 from torch import Tensor, nn
 
 from . import model
-from .base import NAME, localisation_loss, reading
-from .model import Text
+from .base import NAME, localisation_loss
 from .world import BACKGROUNDS, CELL, CLASSES, CONCEPTS, ODD, SIDE, Scene, ShapeConcept, make_scene, training_scene
 
 RANK = 16

@@ -7,13 +7,13 @@ import pack
 import pytest
 import quality
 import torch
+from denoising import Text
 from PIL import Image
 from quality import cells, columns, comparisons, report
 from quality.columns import BATCH, COLUMNS
 from quality.rows import ROWS
 from shapes import base, loras, rivals
 from shapes.methods import HEADLINE, ROOT, Ask, Method, World, merge_row
-from shapes.model import Text
 from shapes.world import CONCEPTS
 
 
