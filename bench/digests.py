@@ -20,9 +20,10 @@ import pack
 import torch
 import workflows
 from comfy_server import ComfyServer
+from pack import World
 from PIL import Image
+from quality.methods import LATENT, Ask, chain
 from quality.rows import ROWS
-from shapes.methods import LATENT, Ask, World, chain
 from shapes.world import CONCEPTS
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def main(names: list[str]) -> None:
         sys.exit("digests: name the file that they are recorded in, or compared with")
     path = Path(names[0])
     with torch.inference_mode():
-        world = World(*pack.demo_models())
+        world = pack.demo_models()
         digests = dict(merges(world)) | dict(pictures(world)) | dict(demo_pictures())
     for name, value in digests.items():
         print(f"{name}: {value}")

@@ -8,10 +8,13 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 # First, as ComfyUI's main.py does: older versions' nodes.py puts comfy/ on the path, whose utils.py hides this package.
 import utils.extra_config  # noqa: F401  # isort: skip
 import nodes
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from demo_assets import CHECKPOINT, write_assets
 
 
@@ -47,7 +50,15 @@ def run(node_id: str, **inputs) -> tuple:
     return node(node_id).PREPARE_CLASS_CLONE(None).execute(**(values | inputs)).args
 
 
-def demo_models() -> tuple:
-    """MODEL, CLIP, VAE of the demo checkpoint by the stock loader; its LoRAs are in the loras folder."""
+class World(NamedTuple):
+    """A checkpoint, as the stock loader gives it."""
+
+    model: ModelPatcher
+    clip: CLIP
+    vae: VAE
+
+
+def demo_models() -> World:
+    """Return the demo checkpoint; its LoRAs are in the loras folder."""
     write_assets()
-    return nodes.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
+    return World(*nodes.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT))

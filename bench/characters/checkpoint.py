@@ -7,7 +7,7 @@ import demo_assets
 import folder_paths
 import nodes
 from comfy.taesd.taesd import TAESD
-from shapes.methods import World
+from pack import World
 from torch import Tensor
 
 from . import autoencoder, base

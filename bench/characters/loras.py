@@ -16,9 +16,9 @@ import folder_paths
 import pack
 import torch
 from loraclr.loraclr_core.host.train import output
+from pack import World
 from safetensors import safe_open
 from safetensors.torch import load_file
-from shapes.methods import World
 
 from . import base, checkpoint
 from .landed import Landed, file_of, land, landed

@@ -23,13 +23,13 @@ import sys
 
 import pack
 import torch
+from pack import World
 from sd15 import say
-from shapes.methods import World
-from shapes.rivals import FOLDER, RIVALS
 
 from . import report
 from .cells import confirm_cell, is_current, measure_cell, validate_scores
 from .columns import columns_of
+from .rivals import FOLDER, RIVALS
 from .rows import ROWS
 
 
@@ -40,7 +40,7 @@ def main(names: list[str]) -> None:
     if names != ["show"]:
         validate_scores()
         with torch.inference_mode():  # as ComfyUI runs nodes
-            measure(World(*pack.demo_models()), names)
+            measure(pack.demo_models(), names)
     report.show()
 
 
@@ -48,7 +48,7 @@ def measure(world: World, names: list[str]) -> None:
     """Measure the cells that are missing or out of date, or confirm them; without names draw the grid anew."""
     rows = ROWS if names in ([], ["confirm"]) else [row for row in ROWS if row in names]
     if not FOLDER.exists() and not set(names) & set(RIVALS):
-        say("FreeFuse's rows are left out; bench/shapes/rivals.py says how to fetch it")
+        say("FreeFuse's rows are left out; bench/quality/rivals.py says how to fetch it")
         rows = [row for row in rows if row not in RIVALS]
     for row in rows:
         for column in columns_of(row):

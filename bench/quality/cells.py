@@ -19,14 +19,15 @@ import demo_assets
 import nodes
 import pack
 import torch
+from pack import World
 from PIL import Image
 from sd15 import say
 from shapes import scores
-from shapes.methods import LATENT, ROOT, SAMPLING, SHARED, Ask, Conditioned, Group, Method, World, base
 from shapes.world import CLASSES, CONCEPTS, make_scene
 from torch import Tensor
 
 from .columns import BATCH, COLUMNS, count_pictures
+from .methods import LATENT, ROOT, SAMPLING, SHARED, Ask, Conditioned, Group, Method, base
 from .rows import ROWS
 
 CELLS = ROOT / "bench" / "shapes" / "cells"

@@ -3,9 +3,9 @@
 import itertools
 from typing import NamedTuple
 
-from shapes.methods import VARIANTS, Ask, Group
 from shapes.world import BACKGROUNDS, CLASSES, CONCEPTS
 
+from .methods import VARIANTS, Ask, Group
 from .rows import COMPARED, ROWS
 
 BATCH = 4  # pictures of one prompt

@@ -3,13 +3,14 @@
 import json
 import math
 
+from pack import World
 from PIL import Image, ImageDraw
-from shapes.methods import HEADLINE, ROOT, VARIANTS, World
 from shapes.world import SIDE
 
 from .cells import is_current, measure_asks, picture_path, read_cell, save_picture
 from .columns import COLUMNS, SAMPLER_COLUMNS, columns_of, count_pictures
 from .comparisons import SCORES, average, compare
+from .methods import HEADLINE, ROOT, VARIANTS
 from .rows import COMPARED, ROWS
 
 PAGE = ROOT / "docs" / "quality.md"

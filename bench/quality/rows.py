@@ -1,7 +1,7 @@
 """Every row: this pack's methods and what they are compared with."""
 
-from shapes.methods import HEADLINE, VARIANTS
-from shapes.rivals import RIVALS
+from .methods import HEADLINE, VARIANTS
+from .rivals import RIVALS
 
 COMPARED = HEADLINE | RIVALS
 ROWS = COMPARED | VARIANTS

@@ -8,19 +8,20 @@ import pytest
 import quality
 import torch
 from denoising import Text
+from pack import World
 from PIL import Image
-from quality import cells, columns, comparisons, report
+from quality import cells, columns, comparisons, report, rivals
 from quality.columns import BATCH, COLUMNS
+from quality.methods import HEADLINE, ROOT, Ask, Method, merge_row
 from quality.rows import ROWS
-from shapes import base, loras, rivals
-from shapes.methods import HEADLINE, ROOT, Ask, Method, World, merge_row
+from shapes import base, loras
 from shapes.world import CONCEPTS
 
 
 @pytest.fixture(scope="module")
 def world():
     with torch.inference_mode():
-        return World(*pack.demo_models())
+        return pack.demo_models()
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_rows_of_a_pack_that_is_not_there_are_left_out_and_said(monkeypatch, tmp
     rows = measured_rows([], monkeypatch, tmp_path)
     assert "clora" in rows
     assert not set(rows) & set(rivals.RIVALS)
-    assert "bench/shapes/rivals.py says how to fetch it" in capsys.readouterr().err
+    assert "bench/quality/rivals.py says how to fetch it" in capsys.readouterr().err
 
 
 def test_a_row_of_a_pack_that_is_not_there_says_how_to_fetch_it(monkeypatch, tmp_path):

@@ -11,12 +11,12 @@ from loraclr.loraclr_core.host.train import train
 from loraclr.loraclr_core.host.train.data import Other
 from loraclr.loraclr_core.host.train.rows import Rows
 from loraclr.loraclr_core.train.draws import draws
+from pack import World
 from quality import cells
 from quality.columns import BATCH
 from quality.report import PAGE, replace_between
 from quality.training import class_pictures, report, scoring, ways
 from quality.training.ways import TRAINED, WAYS, Way
-from shapes.methods import World
 from shapes.world import BACKGROUNDS, CLASSES, SIDE, ShapeConcept
 
 BALL, BOX, *_ = TRAINED
@@ -68,7 +68,7 @@ def test_a_way_sets_what_the_node_has(way):
 class TestClassPictures:
     def test_four_on_every_background_whose_captions_name_the_class(self, monkeypatch):
         monkeypatch.setitem(cells.SAMPLING, "steps", 1)
-        batches, captions = class_pictures.paint(World(*pack.demo_models()), BALL)
+        batches, captions = class_pictures.paint(pack.demo_models(), BALL)
         assert [tuple(batch.shape) for batch in batches] == [(BATCH, SIDE, SIDE, 3)] * len(BACKGROUNDS)
         assert captions == [f"a photo of a ball {background}" for background in BACKGROUNDS for _ in range(BATCH)]
 

@@ -13,7 +13,7 @@ import sys
 
 import pack
 import torch
-from shapes.methods import World
+from pack import World
 
 from ..cells import validate_scores
 from . import report
@@ -28,7 +28,7 @@ def main(names: list[str]) -> None:
     if names != ["show"]:
         validate_scores()
         with torch.inference_mode():  # as ComfyUI runs nodes
-            measure_ways(World(*pack.demo_models()), [way for way in WAYS if way in (names or WAYS)])
+            measure_ways(pack.demo_models(), [way for way in WAYS if way in (names or WAYS)])
     report.show()
 
 

@@ -12,11 +12,12 @@ from loraclr.loraclr_core.host.loaded import Deltas
 from loraclr.loraclr_core.host.train import train
 from loraclr.loraclr_core.host.train.rows import Rows
 from loraclr.loraclr_core.train.draws import Draw
-from shapes.methods import Ask, World
+from pack import World
 from shapes.world import BACKGROUNDS, ShapeConcept
 from torch import Tensor
 
 from ..cells import sample_base
+from ..methods import Ask
 
 
 class ClassPictureRows(Rows):

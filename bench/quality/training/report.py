@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from shapes.methods import Group
 
 from ..comparisons import RIGHT, Difference
+from ..methods import Group
 from ..report import PAGE, replace_between
 from .scoring import METHODS, cells_of, is_current, read
 from .ways import COMPARED, IDEAS, TRAINED, concepts_of

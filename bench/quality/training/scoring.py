@@ -19,9 +19,15 @@ from collections.abc import Callable
 import nodes
 import pack
 import torch
+from pack import World
 from sd15 import say
 from shapes import model, scores
-from shapes.methods import (
+from shapes.world import BACKGROUNDS, CLASSES, ShapeConcept
+from torch import Tensor
+
+from ..cells import SAMPLING, read_cell, sample, sample_base, score, strip_documentation, write_cell
+from ..columns import BATCH
+from ..methods import (
     COMMON,
     LATENT,
     MERGE,
@@ -31,16 +37,10 @@ from shapes.methods import (
     Ask,
     Conditioned,
     Group,
-    World,
     chain,
     code,
     conditioned,
 )
-from shapes.world import BACKGROUNDS, CLASSES, ShapeConcept
-from torch import Tensor
-
-from ..cells import SAMPLING, read_cell, sample, sample_base, score, strip_documentation, write_cell
-from ..columns import BATCH
 from . import ways
 from .ways import TRAINED, ensure_lora
 

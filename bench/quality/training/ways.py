@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import folder_paths
 import pack
+from pack import World
 from sd15 import say
-from shapes.methods import COMMON, ROOT, World, code
 from shapes.world import BACKGROUNDS, CLASSES, CONCEPTS, Scene, ShapeConcept, make_scene
 
 from ..cells import hash_weights, strip_documentation
+from ..methods import COMMON, ROOT, code
 from . import class_pictures
 
 NODE = "LoRACLR_TrainConcept"

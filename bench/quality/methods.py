@@ -12,10 +12,10 @@ import nodes
 import pack
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.sd import CLIP, VAE
+from comfy.sd import CLIP
+from pack import World
+from shapes.world import BACKGROUNDS, SIDE, ShapeConcept, prompt
 from torch import Tensor
-
-from .world import BACKGROUNDS, SIDE, ShapeConcept, prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLING = {"steps": 12, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal"}
@@ -24,14 +24,6 @@ LATENT = {"samples": torch.zeros(1, 4, SIDE // 8, SIDE // 8)}
 Group = tuple[ShapeConcept, ...]  # the concepts a method is given
 Conditioned = tuple  # MODEL, positive, negative
 KINDS = ("own", "together", "kept")
-
-
-class World(NamedTuple):
-    """The demo checkpoint, as the stock loader gives it."""
-
-    model: ModelPatcher
-    clip: CLIP
-    vae: VAE
 
 
 class Ask(NamedTuple):

@@ -19,9 +19,10 @@ import comfy.sample
 import nodes
 import pack
 from comfy.model_patcher import ModelPatcher
+from pack import World
 from torch import Tensor
 
-from .methods import LATENT, ROOT, SAMPLING, Ask, Conditioned, Group, Method, World, clora, clora_row, encode, lora_name
+from .methods import LATENT, ROOT, SAMPLING, Ask, Conditioned, Group, Method, clora, clora_row, encode, lora_name
 
 FOLDER = ROOT / ".host" / "FreeFuse" / "freefuse_comfyui"
 # Of its masks: the step that is read, a third of all as in its workflow for SDXL, and the first block of the output half.
@@ -36,7 +37,7 @@ Masks = dict[str, Tensor]  # by concept, (h, w)
 def load() -> Callable:
     """Load its nodes by ComfyUI's own loader, and return its rule for which layers are masked."""
     if not FOLDER.exists():
-        sys.exit(f"quality: {FOLDER} is missing; bench/shapes/rivals.py says how to fetch it")
+        sys.exit(f"quality: {FOLDER} is missing; bench/quality/rivals.py says how to fetch it")
     if not asyncio.run(nodes.load_custom_node(str(FOLDER))):
         sys.exit(f"quality: ComfyUI could not load FreeFuse's nodes from {FOLDER}; see the log above")
     return hooks()._should_apply_spatial_mask
@@ -135,7 +136,7 @@ def our_masks(world: World, ask: Ask, count: int = 4) -> list[Masks]:
     return found
 
 
-CODE = ("bench/shapes/rivals.py",)
+CODE = ("bench/quality/rivals.py",)
 TOGETHER = ("together",)
 RIVALS = {
     "freefuse": Method(freefuse, TOGETHER, code=CODE, one_by_one=True),
