@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import demo_assets
+import small_models
 import torch
 from comfy.sd1_clip import SD1Tokenizer
 from loraclr.loraclr_core.host.sampler.attention import Read, Recorder
@@ -23,7 +23,7 @@ class Text:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.encoder = demo_assets.damped_text_encoder().to(device)
+        self.encoder = small_models.damped_text_encoder().to(device)
         self.tokenizer = SD1Tokenizer()
         self.known: dict[str, Tensor] = {}
 
@@ -68,7 +68,7 @@ def quick(device: torch.device) -> torch.autocast:
 
 def initialise(unet: nn.Module) -> None:
     """Set the weights as U-Nets of this kind start: no block adds anything yet."""
-    demo_assets.fill(unet, seed=0, residual_gain=demo_assets.RESIDUAL_GAIN)
+    small_models.fill(unet, seed=0, residual_gain=small_models.RESIDUAL_GAIN)
     for name, weight in unet.named_parameters():
         if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
             nn.init.zeros_(weight)

@@ -18,20 +18,8 @@ import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
-from demo_assets import (
-    LOHA_METADATA,
-    Factors,
-    checkpoint,
-    ensure,
-    fill,
-    kohya,
-    kohya_metadata,
-    loha,
-    lora_layers,
-    make_text_encoder,
-    make_unet,
-    peft,
-)
+from demo_assets import LOHA_METADATA, Factors, kohya, kohya_metadata, loha, peft
+from small_models import checkpoint, ensure, fill, lora_layers, make_text_encoder, make_unet
 from torch import Tensor, nn
 
 RECIPE = "3"  # raise it whenever a file of the same name would come out different

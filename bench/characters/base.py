@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import demo_assets
 import denoising
 import torch
 import torch.nn.functional as F
 from denoising import KEPT, SNR, Text, initialise, reading
+from small_models import make_unet
 from torch import Tensor
 
 from . import autoencoder, sprites, world
@@ -158,7 +158,7 @@ class Trainer:
     def __init__(self, device: torch.device):
         self.device = device
         self.samples = Samples(device)
-        self.unet = demo_assets.make_unet(**UNET).train().to(device)
+        self.unet = make_unet(**UNET).train().to(device)
         self.step = 0
         initialise(self.unet)
         self.optimizer = torch.optim.AdamW(

@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-import demo_assets
 import folder_paths
 import nodes
+import small_models
 from comfy.taesd.taesd import TAESD
 from pack import World
 from torch import Tensor
@@ -18,12 +18,12 @@ NAME = "loraclr_characters.safetensors"
 
 def weights() -> dict[str, Tensor]:
     """Return a state dict for the stock CheckpointLoaderSimple."""
-    unet, taesd = demo_assets.make_unet(**base.UNET), TAESD()
+    unet, taesd = small_models.make_unet(**base.UNET), TAESD()
     unet.load_state_dict(base.trained().weights)
     pictures, _ = autoencoder.trained()
     taesd.taesd_encoder.load_state_dict(pictures.encoder.state_dict())
     taesd.taesd_decoder.load_state_dict(pictures.decoder.state_dict())
-    return demo_assets.checkpoint(unet, demo_assets.damped_text_encoder(), taesd)
+    return small_models.checkpoint(unet, small_models.damped_text_encoder(), taesd)
 
 
 def load() -> World:
@@ -33,5 +33,5 @@ def load() -> World:
         stage.trained()  # ends the run where it is not
         digest.update(file_of(stage.STAGE).read_bytes())
     path = Path(folder_paths.get_folder_paths("checkpoints")[0]) / NAME
-    demo_assets.ensure(path, digest.hexdigest()[:16], lambda: (weights(), {"modelspec.title": "LoRACLR characters"}))
+    small_models.ensure(path, digest.hexdigest()[:16], lambda: (weights(), {"modelspec.title": "LoRACLR characters"}))
     return World(*nodes.CheckpointLoaderSimple().load_checkpoint(NAME))

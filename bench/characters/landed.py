@@ -6,7 +6,7 @@ A training whose state is lost goes on from them, with a new optimizer.
 from pathlib import Path
 from typing import NamedTuple
 
-import demo_assets
+import small_models
 from safetensors import safe_open
 from torch import Tensor
 
@@ -28,7 +28,7 @@ def file_of(stage: str) -> Path:
 
 def land(stage: str, weights: dict[str, Tensor], steps: int, trained_on: int = 0) -> None:
     """Keep a stage's weights, as `Landed` says."""
-    demo_assets.store(stage, weights, {"steps": str(steps), "trained_on": str(trained_on)}, FOLDER)
+    small_models.store(file_of(stage), weights, {"steps": str(steps), "trained_on": str(trained_on)})
 
 
 def landed(stage: str) -> Landed | None:
@@ -37,4 +37,4 @@ def landed(stage: str) -> Landed | None:
         return None
     with safe_open(file_of(stage), framework="pt") as file:
         said = file.metadata()
-    return Landed(demo_assets.stored(stage, FOLDER), int(said["steps"]), int(said["trained_on"]))
+    return Landed(small_models.stored(file_of(stage)), int(said["steps"]), int(said["trained_on"]))

@@ -11,9 +11,9 @@ import random
 import sys
 from pathlib import Path
 
-import demo_assets
 import folder_paths
 import pack
+import small_models
 import torch
 from loraclr.loraclr_core.host.train import output
 from pack import World
@@ -87,7 +87,7 @@ def ensure(concept: Character) -> str:
     name = f"loraclr_characters_{concept.name}.safetensors"
     weights, said = trained(concept).weights, {"modelspec.trigger_phrase": concept.trigger}
     digest = hashlib.sha256(file_of(concept.name).read_bytes()).hexdigest()[:16]
-    demo_assets.ensure(_folder() / name, digest, lambda: (weights, said))
+    small_models.ensure(_folder() / name, digest, lambda: (weights, said))
     return name
 
 

@@ -17,6 +17,7 @@ import demo_assets
 import torch
 import torch.nn.functional as F
 from denoising import Text, initialise, keep, noised, reading
+from small_models import make_unet, store
 from torch import Tensor
 
 from . import model
@@ -42,9 +43,9 @@ class Trainer:
     def __init__(self, device: torch.device):
         self.device = device
         self.text = Text(device)
-        self.unet = demo_assets.make_unet().train().to(device)
+        self.unet = make_unet().train().to(device)
         self.step = 0
-        if (demo_assets.WEIGHTS / f"{NAME}.safetensors").exists():
+        if demo_assets.weights_of(NAME).exists():
             self.unet.load_state_dict(demo_assets.stored(NAME))
         else:
             initialise(self.unet)
@@ -103,7 +104,9 @@ class Trainer:
         return ", ".join(f"{attention_ratio(self.unet, self.text, level):.2f} at {level}" for level in NOISE_LEVELS)
 
     def export(self) -> Path:
-        return demo_assets.store(NAME, self.average)
+        path = demo_assets.weights_of(NAME)
+        store(path, self.average, {})
+        return path
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import random
 import time
 
 import demo_assets
+import small_models
 import torch
 from comfy.taesd.taesd import Decoder
 from denoising import keep, quick
@@ -26,7 +27,7 @@ EVERY = 100
 def run(device: torch.device, steps: int = 1200) -> None:
     """Up to so many steps in all, the learning rate falling to zero."""
     decoder = Decoder().to(device)
-    demo_assets.fill(decoder, seed=2, residual_gain=0.4)
+    small_models.fill(decoder, seed=2, residual_gain=0.4)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE)
     step = 0
     if STATE.exists():
@@ -53,7 +54,7 @@ def run(device: torch.device, steps: int = 1200) -> None:
             print(f"step {step}: mean error {sum(losses) / len(losses):.4f}, {seconds:.2f} s per step", flush=True)
             keep(STATE, {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
             losses, start = [], time.monotonic()
-    demo_assets.store(NAME, decoder.state_dict())
+    small_models.store(demo_assets.weights_of(NAME), decoder.state_dict(), {})
 
 
 def repainted(scene: Scene, rng: random.Random) -> Scene:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 
 import demo_assets
+import small_models
 import torch
 import torch.nn.functional as F
 from denoising import Text, reading
@@ -38,11 +39,11 @@ EVERY = 50
 
 def run(device: torch.device, steps: int = 400) -> None:
     """Every concept that is not there yet as it is now, on the base model as it is now, or was trained for fewer steps."""
-    base = demo_assets.WEIGHTS / f"{NAME}.safetensors"
+    base = demo_assets.weights_of(NAME)
     if not base.exists():
         sys.exit(f"shapes: {base} is missing; train the base model first, stage “base”")
     text = Text(device)
-    unet = demo_assets.make_unet().to(device)
+    unet = small_models.make_unet().to(device)
     unet.load_state_dict(demo_assets.stored(NAME))
     unet.requires_grad_(False)
     for seed, concept in enumerate(CONCEPTS):
@@ -52,7 +53,7 @@ def run(device: torch.device, steps: int = 400) -> None:
             continue
         factors = train(unet, text, concept, seed, steps)
         metadata = {"trigger": concept.trigger, "steps": str(steps), "origin": origin(concept)}
-        demo_assets.store(concept.name, factors, metadata)
+        small_models.store(demo_assets.weights_of(concept.name), factors, metadata)
 
 
 def origin(concept: ShapeConcept) -> str:
@@ -110,7 +111,7 @@ def train(unet: nn.Module, text: Text, concept: ShapeConcept, seed: int, steps: 
     """The LoRA's factors: `<diffusers name>.up` (out, rank, …) and `<diffusers name>.down` (rank, in, …)."""
     torch.manual_seed(seed)
     device = next(unet.parameters()).device
-    layers = demo_assets.lora_layers(unet)
+    layers = small_models.lora_layers(unet)
     adapters = {key: Adapter(unet.get_submodule(key)).to(device) for key in layers.values()}
     parameters = [parameter for adapter in adapters.values() for parameter in adapter.parameters()]
     averages = [parameter.detach().clone() for parameter in parameters]

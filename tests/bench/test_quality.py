@@ -6,6 +6,7 @@ import demo_assets
 import pack
 import pytest
 import quality
+import small_models
 import torch
 from denoising import Text
 from pack import World
@@ -72,7 +73,7 @@ def test_every_lora_was_trained_on_the_base_model_and_the_concept_that_are_shipp
 
 def test_attention_of_class_words_lies_on_their_objects():
     """What CLoRA lives on, of the weights that are shipped; in the middle of the schedule."""
-    unet = demo_assets.make_unet()
+    unet = small_models.make_unet()
     unet.load_state_dict(demo_assets.stored("unet"))
     assert base.attention_ratio(unet, Text(torch.device("cpu")), 500) >= 3
 

@@ -3,10 +3,10 @@
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.ops
-import demo_assets
 import pack
 import pytest
 import random_models
+import small_models
 import torch
 from host_sampler.sampling import clora, concept
 
@@ -50,7 +50,7 @@ def double(demo):
 @pytest.fixture(scope="session")
 def control():
     """A ControlNet of random weights for the demo."""
-    shape = {**demo_assets.UNET, **random_models.MIDDLE}
+    shape = {**small_models.UNET, **random_models.MIDDLE}
     shape = {key: value for key, value in shape.items() if key not in ("out_channels", "transformer_depth_output")}
     network = comfy.cldm.cldm.ControlNet(
         **shape, hint_channels=3, operations=comfy.ops.manual_cast, dtype=torch.float32
