@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import sprites
-from .landed import land, landed
+from .landed import AUTOENCODER, land, landed, require
 from .sprites import ACCESSORIES
 from .world import COLOURS, SIDE, Scene, Worn, training_scene
 
-STAGE = "autoencoder"
 STATE = sprites.HOME / "autoencoder.pt"
 POOL = 3000  # pictures, rendered once
 BATCH = 8
@@ -55,9 +54,7 @@ class Autoencoder(nn.Module):
 
 def trained() -> tuple[Autoencoder, int]:
     """Return the autoencoder as it was landed, and its encoder's steps."""
-    found = landed(STAGE)
-    if found is None:
-        sys.exit("characters: the autoencoder is not trained yet; run the stage “autoencoder” first")
+    found = require(AUTOENCODER)
     network = Autoencoder()
     network.load_state_dict(found.weights)
     return network.eval().requires_grad_(False), found.trained_on
@@ -134,14 +131,14 @@ def run(device: torch.device, steps: int = 16100, with_encoder: bool = True) -> 
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         step, encoder_steps = state["step"], state["encoder_steps"]
-    elif (found := landed(STAGE)) is not None:
+    elif (found := landed(AUTOENCODER)) is not None:
         for each in (network, averaged.module):
             each.load_state_dict(found.weights)
         step, encoder_steps = found.steps, found.trained_on
     if not with_encoder:
         if not encoder_steps:
             sys.exit("characters: the encoder is not trained yet; run the stage “autoencoder” first")
-        if (found := landed(STAGE)) is not None and found.trained_on != encoder_steps:
+        if (found := landed(AUTOENCODER)) is not None and found.trained_on != encoder_steps:
             sys.exit(
                 f"characters: {STATE} has an encoder of {encoder_steps} steps, and the landed one has {found.trained_on};"
                 " move the state away to go on from the landed one"
@@ -184,7 +181,7 @@ def run(device: torch.device, steps: int = 16100, with_encoder: bool = True) -> 
             }
             denoising.keep(STATE, state)
             losses, start = [], time.monotonic()
-    land(STAGE, averaged.module.state_dict(), step, encoder_steps)
+    land(AUTOENCODER, averaged.module.state_dict(), step, encoder_steps)
 
 
 def run_decoder(device: torch.device, steps: int = 30000) -> None:

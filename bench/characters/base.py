@@ -27,22 +27,12 @@ from small_models import make_unet
 from torch import Tensor
 
 from . import autoencoder, sprites, world
-from .landed import Landed, file_of, land, landed
+from .files import UNET
+from .landed import BASE, file_of, land, landed
 from .world import CELL, Scene, draw_count, training_scene
 
-STAGE = "base"
 STATE = sprites.HOME / "base.pt"
 SAMPLES = sprites.HOME / "samples.pt"
-
-# Two levels, of 16×16 and 8×8 places for 128 pixels, and no middle block: 30 million parameters. Attention is in the first
-# alone: there the sampler reads it as finely, for the size of the characters, as in SD1.5.
-UNET = {
-    "channel_mult": [1, 1],
-    "num_res_blocks": [1, 1],
-    "transformer_depth": [1, 0],
-    "transformer_depth_output": [1, 1, 0, 0],
-    "transformer_depth_middle": -2,
-}
 
 BATCH = 12
 LEARNING_RATE = 3e-4
@@ -56,14 +46,6 @@ COURSE = {0: 1, 1500: 4}
 EVERY = 250  # steps between reports, each kept
 
 LOCALISED, LOCALISATION_WEIGHT = 5.0, 0.05
-
-
-def trained() -> Landed:
-    """Return the U-Net as it was landed."""
-    found = landed(STAGE)
-    if found is None:
-        sys.exit("characters: the base model is not trained yet; run the stage “base” first")
-    return found
 
 
 class Sample(NamedTuple):
@@ -171,8 +153,8 @@ class Trainer:
             self.unet.load_state_dict(state["unet"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.average, self.step = state["average"], state["step"]
-        elif (found := landed(STAGE)) is not None:
-            self.check_latents(file_of(STAGE), found.trained_on)
+        elif (found := landed(BASE)) is not None:
+            self.check_latents(file_of(BASE), found.trained_on)
             self.unet.load_state_dict(found.weights)
             self.average, self.step = {key: tensor.to(device) for key, tensor in found.weights.items()}, found.steps
 
@@ -206,7 +188,7 @@ class Trainer:
                 )
                 self.keep()
                 losses, start = [], time.monotonic()
-        land(STAGE, self.average, self.step, self.samples.encoded_by)
+        land(BASE, self.average, self.step, self.samples.encoded_by)
 
     def one_step(self, most: float = 1.0) -> tuple[float, float]:
         """Return the loss, and what attention lacks. most: of the learning rate."""

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import autoencoder, sprites
-from .landed import land, landed
+from .landed import JUDGE, land, landed
 from .sprites import CLASSES, STYLES
 from .world import CONCEPTS, RELATIONS, Character, Scene, any_colour, make_scene
 
-STAGE = "judge"
 STATE = sprites.HOME / "judge.pt"
 CELL = 4  # pixels of a place
 WIDTH = 64
@@ -165,7 +164,7 @@ def run(device: torch.device, steps: int = 2500) -> None:
         judge.load_state_dict(state["judge"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    elif (found := landed(STAGE)) is not None:
+    elif (found := landed(JUDGE)) is not None:
         judge.load_state_dict(found.weights)
         step = found.steps
     began, start = step, time.monotonic()
@@ -190,4 +189,4 @@ def run(device: torch.device, steps: int = 2500) -> None:
             print(f"step {step}: loss {float(value.detach()):.3f}; wrong {words}; {seconds:.2f} s per step", flush=True)
             denoising.keep(STATE, {"judge": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
             began, start = step, time.monotonic()
-    land(STAGE, judge.state_dict(), step)
+    land(JUDGE, judge.state_dict(), step)

@@ -3,6 +3,7 @@
 A training whose state is lost goes on from them, with a new optimizer.
 """
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ import small_models
 from safetensors import safe_open
 from torch import Tensor
 
+# The stages. Each of the LoRAs is landed under its concept's name.
+AUTOENCODER, BASE, JUDGE, LORAS = "autoencoder", "base", "judge", "loras"
 FOLDER = Path(__file__).resolve().parent / "weights"
 
 
@@ -38,3 +41,11 @@ def landed(stage: str) -> Landed | None:
     with safe_open(file_of(stage), framework="pt") as file:
         said = file.metadata()
     return Landed(small_models.stored(file_of(stage)), int(said["steps"]), int(said["trained_on"]))
+
+
+def require(name: str, stage: str = "") -> Landed:
+    """Return what is landed under a name; end the run where there is nothing. stage: that trains it, if not of this name."""
+    found = landed(name)
+    if found is None:
+        sys.exit(f"characters: “{name}” is not trained yet; run the stage “{stage or name}” first")
+    return found

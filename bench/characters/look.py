@@ -7,10 +7,11 @@ import random
 
 import nodes
 import torch
+from pack import World
 from PIL import Image
 from torch import Tensor
 
-from . import checkpoint, sprites
+from . import files, sprites
 from .world import SIDE, training_scene
 
 PICTURE, PROMPTS = sprites.HOME / "look.png", sprites.HOME / "look.txt"
@@ -22,7 +23,7 @@ COLUMNS = 4
 def run(device: torch.device, count: int = 16) -> None:
     """Draw so many pictures."""
     with torch.inference_mode():  # as ComfyUI runs nodes
-        world = checkpoint.load()
+        world = files.load()
         prompts = [training_scene(random.Random(FIRST + n), random.Random(n)).prompt() for n in range(count)]
         pictures = [draw(world, prompt, seed) for seed, prompt in enumerate(prompts)]
     rows = [torch.cat(pictures[n : n + COLUMNS], dim=1) for n in range(0, count, COLUMNS)]
@@ -32,7 +33,7 @@ def run(device: torch.device, count: int = 16) -> None:
     print(f"{PICTURE}, row by row; the prompts are in {PROMPTS}")
 
 
-def draw(world: checkpoint.World, prompt: str, seed: int) -> Tensor:
+def draw(world: World, prompt: str, seed: int) -> Tensor:
     """Return a picture, (SIDE, SIDE, 3), 0…1."""
     positive, negative = (nodes.CLIPTextEncode().encode(world.clip, text)[0] for text in (prompt, ""))
     values = SAMPLING | {"positive": positive, "negative": negative}

@@ -4,24 +4,21 @@ Each is shown in a dozen pictures of it alone, in both styles, whose captions sa
 of its look. The LoRAs are landed in 8 bits; those that are measured are made from what was landed.
 """
 
-import hashlib
 import itertools
 import json
 import random
-import sys
 from pathlib import Path
 
 import folder_paths
 import pack
-import small_models
 import torch
 from loraclr.loraclr_core.host.train import output
 from pack import World
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from . import base, checkpoint
-from .landed import Landed, file_of, land, landed
+from . import files
+from .landed import BASE, land, landed, require
 from .sprites import CLASSES, STYLES
 from .world import CONCEPTS, GROUNDS, Character, Scene, make_scene
 
@@ -32,13 +29,13 @@ TRAINING = {"learning_rate": 2e-3, "rank": 4, "batch": 4, "preview_every": 0}
 
 def run(device: torch.device, steps: int = 200) -> None:
     """Train every concept that has no LoRA of so many steps for today's base model. ComfyUI chooses the device."""
-    base_steps = base.trained().steps
+    base_steps = require(BASE).steps
     missing = [concept for concept in CONCEPTS if not is_trained(concept, steps, base_steps)]
     print(f"{len(CONCEPTS) - len(missing)} of {len(CONCEPTS)} concepts are there", flush=True)
     if not missing:
         return
     with torch.inference_mode():  # as ComfyUI runs nodes
-        world = checkpoint.load()
+        world = files.load()
         for concept in missing:
             print(f"{concept.name}: training", flush=True)
             path = train(world, concept, steps, base_steps)
@@ -63,7 +60,8 @@ def train(world: World, concept: Character, steps: int, base_steps: int) -> Path
         images=[scene.picture().movedim(0, -1)[None] for scene in shown],
         captions=[scene.prompt() for scene in shown],
     )
-    return _folder() / name  # another than asked for, where an earlier training's file has that one
+    # Where an earlier training's file has the name that was asked for, this one has another.
+    return Path(folder_paths.get_folder_paths("loras")[0]) / name
 
 
 def steps_of(path: Path) -> int:
@@ -80,24 +78,3 @@ def scenes(concept: Character) -> list[Scene]:
         make_scene([concept], rng, asked=random.Random(number), ground=ground, style=style)
         for number, (ground, style) in zip(range(PICTURES), looks, strict=False)
     ]
-
-
-def ensure(concept: Character) -> str:
-    """Write a landed LoRA into the host's folder of LoRAs, unless it is there, and return its file name."""
-    name = f"loraclr_characters_{concept.name}.safetensors"
-    weights, said = trained(concept).weights, {"modelspec.trigger_phrase": concept.trigger}
-    digest = hashlib.sha256(file_of(concept.name).read_bytes()).hexdigest()[:16]
-    small_models.ensure(_folder() / name, digest, lambda: (weights, said))
-    return name
-
-
-def trained(concept: Character) -> Landed:
-    """Return a concept's LoRA as it was landed."""
-    found = landed(concept.name)
-    if found is None:
-        sys.exit(f"characters: the LoRA of {concept.name} is not trained yet; run the stage “loras” first")
-    return found
-
-
-def _folder() -> Path:
-    return Path(folder_paths.get_folder_paths("loras")[0])

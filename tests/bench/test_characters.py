@@ -7,7 +7,7 @@ import folder_paths
 import nodes
 import pytest
 import torch
-from characters import autoencoder, base, checkpoint, judge, landed, look, loras
+from characters import autoencoder, base, files, judge, landed, look, loras
 from characters.sprites import CLASSES, STYLES
 from characters.world import (
     APART,
@@ -204,10 +204,10 @@ def test_the_decoder_learns_on_without_a_change_of_the_latents_of_the_base_model
     with pytest.raises(SystemExit, match="run the stage “autoencoder” first"):
         autoencoder.run_decoder(CPU, 1)
     autoencoder.run(CPU, 2)  # so that the weights are not their own average
-    before = landed.landed(autoencoder.STAGE)
+    before = landed.landed(landed.AUTOENCODER)
     base.run(CPU, 1)
     autoencoder.run_decoder(CPU, 3)
-    after = landed.landed(autoencoder.STAGE)
+    after = landed.landed(landed.AUTOENCODER)
     assert (after.steps, after.trained_on) == (3, 2)
     state = torch.load(autoencoder.STATE, weights_only=True)
     encoder = {key: tensor for key, tensor in state["network"].items() if key.startswith("encoder.")}
@@ -217,7 +217,7 @@ def test_the_decoder_learns_on_without_a_change_of_the_latents_of_the_base_model
     }
     assert changed == {"decoder"}
     base.run(CPU, 2)
-    autoencoder.land(autoencoder.STAGE, after.weights, steps=4, trained_on=4)
+    autoencoder.land(landed.AUTOENCODER, after.weights, steps=4, trained_on=4)
     with pytest.raises(SystemExit, match="has an encoder of 2 steps, and the landed one has 4"):
         autoencoder.run_decoder(CPU, 4)
 
@@ -250,14 +250,14 @@ def test_stages_whose_states_are_lost_go_on_from_what_was_landed():
     assert after.step == 1
     for key, tensor in before.average.items():
         assert (after.average[key] - tensor).norm() <= 0.01 * tensor.norm() + 1e-5, key
-    before = landed.landed(autoencoder.STAGE)
+    before = landed.landed(landed.AUTOENCODER)
     autoencoder.run(CPU, 1)  # no step is left to do
-    for key, tensor in landed.landed(autoencoder.STAGE).weights.items():
+    for key, tensor in landed.landed(landed.AUTOENCODER).weights.items():
         assert (tensor - before.weights[key]).norm() <= 0.01 * tensor.norm() + 1e-5, key
-    for stage in (autoencoder, judge):
+    for stage, name in ((autoencoder, landed.AUTOENCODER), (judge, landed.JUDGE)):
         stage.STATE.unlink(missing_ok=True)
         stage.run(CPU, 2)
-        assert landed.landed(stage.STAGE).steps == 2
+        assert landed.landed(name).steps == 2
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -275,12 +275,12 @@ def test_the_stock_loader_takes_what_was_landed(tmp_path, monkeypatch):
     for stage in (autoencoder, base):
         stage.run(CPU, 1)
     with torch.inference_mode():
-        world = checkpoint.load()
+        world = files.load()
         picture = look.draw(world, "a picture of a cat on grass", seed=0)
     assert type(world.model.model.model_config).__name__ == "SD15"
     assert picture.shape == (128, 128, 3)
     assert picture.std() > 0
-    for key, tensor in base.trained().weights.items():
+    for key, tensor in landed.require(landed.BASE).weights.items():
         found = world.model.model.diffusion_model.get_parameter(key)
         torch.testing.assert_close(found.float(), tensor, rtol=1e-3, atol=1e-3)
 
@@ -294,19 +294,19 @@ def test_the_node_trains_the_loras_and_the_stock_loader_takes_them(tmp_path, mon
     monkeypatch.setitem(loras.TRAINING, "beside", "")
     for stage in (autoencoder, base, loras):
         stage.run(CPU, 1)
-    landed_lora = loras.trained(CONCEPTS[0])
+    landed_lora = landed.require(CONCEPTS[0].name)
     with monkeypatch.context() as patched:
         patched.setattr(loras, "train", None)  # is not called: nothing is left to train
         loras.run(CPU, 1)
     landed.file_of(CONCEPTS[0].name).unlink()
     monkeypatch.setitem(loras.TRAINING, "rank", 2)
     loras.run(CPU, 1)  # the earlier training's file stays, and this one has another name
-    ups = [tensor for key, tensor in loras.trained(CONCEPTS[0]).weights.items() if key.endswith("lora_up.weight")]
+    ups = [tensor for key, tensor in landed.require(CONCEPTS[0].name).weights.items() if key.endswith("lora_up.weight")]
     assert {tensor.shape[1] for tensor in ups} == {2}
     assert (landed_lora.steps, landed_lora.trained_on) == (1, 1)
     with torch.inference_mode():
-        world = checkpoint.load()
-        model, _ = nodes.LoraLoader().load_lora(world.model, world.clip, loras.ensure(CONCEPTS[0]), 1.0, 1.0)
+        world = files.load()
+        model, _ = nodes.LoraLoader().load_lora(world.model, world.clip, files.ensure_lora(CONCEPTS[0]), 1.0, 1.0)
     assert len(model.patches) == sum(key.endswith("lora_up.weight") for key in landed_lora.weights) > 0
 
 
