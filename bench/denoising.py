@@ -1,4 +1,4 @@
-"""What the trainings of small U-Nets of SD1.5's form share: noise, prompts, the first weights, attention and kept states."""
+"""What the trainings of small models share: noise, prompts, a U-Net's first weights and attention, precision and kept states."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """What a whole picture by the sampler costs beside a plain one, on SD1.5 and on KOALA-700M, of SDXL's form, with random weights.
 
 128×128; 20 steps of Euler with guidance, LoRAs of rank 16. A plain picture is made between any two others; a ratio is to
-the mean of the plain ones just before and after.
+the mean of the plain ones just before and after. Name no other section beside this one: it changes how memory is freed.
 
     all_2             two concepts, all at every step (the default) / a plain picture
     fast_2, 4, 8      so many concepts, one per step, and the plain picture at every second step / a plain picture

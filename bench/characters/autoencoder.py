@@ -136,11 +136,10 @@ def run(device: torch.device, steps: int = 16100, with_encoder: bool = True) -> 
             each.load_state_dict(found.weights)
         step, encoder_steps = found.steps, found.trained_on
     if not with_encoder:
-        if not encoder_steps:
-            sys.exit("characters: the encoder is not trained yet; run the stage “autoencoder” first")
-        if (found := landed(AUTOENCODER)) is not None and found.trained_on != encoder_steps:
+        landed_steps = require(AUTOENCODER).trained_on
+        if landed_steps != encoder_steps:
             sys.exit(
-                f"characters: {STATE} has an encoder of {encoder_steps} steps, and the landed one has {found.trained_on};"
+                f"characters: {STATE} has an encoder of {encoder_steps} steps, and the landed one has {landed_steps};"
                 " move the state away to go on from the landed one"
             )
         network.encoder.load_state_dict(averaged.module.encoder.state_dict())  # which is landed

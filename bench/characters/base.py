@@ -47,6 +47,9 @@ EVERY = 250  # steps between reports, each kept
 
 LOCALISED, LOCALISATION_WEIGHT = 5.0, 0.05
 
+# A digest of the code that draws the scenes, as it is when this is loaded: files may change while a training runs.
+DRAWN_BY = hashlib.sha256("".join(map(inspect.getsource, (world, sprites))).encode()).hexdigest()[:16]
+
 
 class Sample(NamedTuple):
     """A picture as the U-Net learns it."""
@@ -74,12 +77,6 @@ def places_of_words(scene: Scene, text: Text) -> list[tuple[list[int], Tensor]]:
     return places
 
 
-def drawn_by() -> str:
-    """Return a digest of the code that draws the scenes."""
-    code = (inspect.getsource(module) for module in (world, sprites))
-    return hashlib.sha256("".join(code).encode()).hexdigest()[:16]
-
-
 class Samples:
     """Pictures rendered and encoded when they are first asked for, and kept; those of other code or another encoder are made anew.
 
@@ -95,7 +92,7 @@ class Samples:
         if SAMPLES.exists():
             state = torch.load(SAMPLES, map_location="cpu", weights_only=True)
             self.text.known = {prompt: tensor.to(device) for prompt, tensor in state["text"].items()}
-            if state["encoded_by"] == self.encoded_by and state["drawn_by"] == drawn_by():
+            if state["encoded_by"] == self.encoded_by and state["drawn_by"] == DRAWN_BY:
                 self.known = {seed: Sample(*values) for seed, values in state["samples"].items()}
         self.stored = len(self.known)
 
@@ -104,7 +101,7 @@ class Samples:
         if len(self.known) == self.stored:
             return
         samples = {seed: tuple(sample) for seed, sample in self.known.items()}
-        made_by = {"encoded_by": self.encoded_by, "drawn_by": drawn_by()}
+        made_by = {"encoded_by": self.encoded_by, "drawn_by": DRAWN_BY}
         denoising.keep(SAMPLES, {"text": self.text.known, "samples": samples, **made_by})
         self.stored = len(self.known)
 
@@ -213,7 +210,7 @@ class Trainer:
     def denoising_loss(
         self, samples: list[Sample], prompts: list[str], generator: torch.Generator, options: dict
     ) -> Tensor:
-        """Return the mean squared error of the noise, timesteps weighted as in the shapes world."""
+        """Return the mean squared error of the noise, timesteps weighted as `SNR` says."""
         latents = torch.stack([sample.latent.float() for sample in samples])
         timesteps = denoising.spread_timesteps(len(samples), generator)
         noise = torch.randn(latents.shape, generator=generator)

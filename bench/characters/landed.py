@@ -24,28 +24,34 @@ class Landed(NamedTuple):
     trained_on: int
 
 
-def file_of(stage: str) -> Path:
-    """Return where a stage's weights are landed."""
-    return FOLDER / f"{stage}.safetensors"
+def file_of(name: str) -> Path:
+    """Return where weights are landed. name: a stage's, or of the LoRAs a concept's."""
+    return FOLDER / f"{name}.safetensors"
 
 
-def land(stage: str, weights: dict[str, Tensor], steps: int, trained_on: int = 0) -> None:
-    """Keep a stage's weights, as `Landed` says."""
-    small_models.store(file_of(stage), weights, {"steps": str(steps), "trained_on": str(trained_on)})
+def land(name: str, weights: dict[str, Tensor], steps: int, trained_on: int = 0) -> None:
+    """Keep weights, as `Landed` says."""
+    small_models.store(file_of(name), weights, {"steps": str(steps), "trained_on": str(trained_on)})
 
 
-def landed(stage: str) -> Landed | None:
-    """Return what a stage has come to, in float32; None before it was first trained."""
-    if not file_of(stage).exists():
+def landed(name: str) -> Landed | None:
+    """Return what is landed under a name, in float32; None before it was first trained."""
+    if not file_of(name).exists():
         return None
-    with safe_open(file_of(stage), framework="pt") as file:
+    with safe_open(file_of(name), framework="pt") as file:
         said = file.metadata()
-    return Landed(small_models.stored(file_of(stage)), int(said["steps"]), int(said["trained_on"]))
+    return Landed(small_models.stored(file_of(name)), int(said["steps"]), int(said["trained_on"]))
+
+
+def check(name: str, stage: str = "") -> None:
+    """End the run where nothing is landed under a name. stage: that trains it, if not of this name."""
+    if not file_of(name).exists():
+        sys.exit(f"characters: “{name}” is not trained yet; run the stage “{stage or name}” first")
 
 
 def require(name: str, stage: str = "") -> Landed:
-    """Return what is landed under a name; end the run where there is nothing. stage: that trains it, if not of this name."""
+    """Return what is landed under a name, in float32; end the run where there is nothing, as `check` does."""
+    check(name, stage)
     found = landed(name)
-    if found is None:
-        sys.exit(f"characters: “{name}” is not trained yet; run the stage “{stage or name}” first")
+    assert found is not None
     return found

@@ -23,14 +23,14 @@ from .sprites import ACCESSORIES, CLASSES, PROPS, STYLES, Colour, css, icon
 SIDE = 128  # pixels
 CELL = 8  # pixels of a latent's cell
 # All characters are of one size, and centres lie on the cells' corners, so that a look is nearly the same numbers in the latent
-# wherever it stands. A small model learns this sooner: 500 steps drew faces where 8500 on three sizes at any place drew blots.
+# wherever it stands: a small model learns this much sooner than characters of several sizes.
 SIZE = 56  # of a character's side; pixels
-# Of centres' x and y, by how many characters there are; pixels.
+# Where centres may be, x and y, by how many characters there are; pixels. A hat on the highest is still in the picture.
 ROOM = {
     1: (range(40, 89, CELL), range(56, 89, CELL)),
     2: (range(32, 97, CELL), range(56, 89, CELL)),
-    3: (range(32, 97, CELL), range(32, 97, CELL)),
-    4: (range(32, 97, CELL), range(32, 97, CELL)),
+    3: (range(32, 97, CELL), range(40, 97, CELL)),
+    4: (range(32, 97, CELL), range(40, 97, CELL)),
 }
 LEAN = 8  # degrees that those who hug turn
 PROP_SIZE, PROP_ROOM = 32, range(16, 113, CELL)
@@ -255,7 +255,8 @@ def dress(class_word: str, asked: random.Random, rng: random.Random) -> tuple[st
 def arrange(count: int, distance: tuple[float, float], rng: random.Random, relation: str = "and") -> list[Place]:
     """Return places for so many characters, the first two at this distance, all others apart.
 
-    distance: from … to, as a share of the sum of the radii.
+    distance: from … to, as a share of the sum of the radii. Those who hug or are “beside” are side by side, and those who hug
+    lean to each other.
     """
     anywhere = places_in(*ROOM[count])
     for _ in range(1000):

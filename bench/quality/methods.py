@@ -10,6 +10,7 @@ import demo_assets
 import folder_paths
 import nodes
 import pack
+import small_models
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
@@ -138,7 +139,9 @@ def part(concept: ShapeConcept, title: str, of_part: Callable[[str], bool]) -> s
     rank = next(iter(factors.values()))[0].shape[1]
     name = f"loraclr_demo_{concept.name}_{title}.safetensors"
     path = Path(folder_paths.get_folder_paths("loras")[0]) / name
-    demo_assets.ensure(path, demo_assets.recipe_of(concept.name), lambda: (demo_assets.kohya(factors, float(rank)), {}))
+    small_models.ensure(
+        path, demo_assets.recipe_of(concept.name), lambda: (demo_assets.kohya(factors, float(rank)), {})
+    )
     return name
 
 
@@ -179,7 +182,7 @@ def parts_of_picture(count: int) -> list[Tensor]:
     return {1: [torch.ones(1, SIDE, SIDE)], 2: [left, 1 - left]}.get(count, quarters[:count])
 
 
-SHARED = (encode, conditioned, chain, stacked, part, parts_of_picture)  # what methods have in common
+SHARED = (encode, conditioned, chain, stacked, parts_of_picture)  # what methods have in common
 # What a row's pictures depend on, by folder: what both methods use, and each one's own.
 COMMON = ("loraclr_core/*.py", "loraclr_core/host/*.py", "loraclr_core/host/lora/*.py")
 MERGE = ("loraclr_core/merge/*.py", "loraclr_core/host/merge/*.py")

@@ -58,7 +58,9 @@ def test_an_outfit_on_another_class_is_bleeding_and_no_concept():
 
 
 def test_those_who_hug_are_in_contact_and_those_apart_are_not():
-    assert all(scores.in_contact(figures(scene), "cat", "dog") for scene in scenes("cat", "dog", relation="hugging"))
+    for relation in ("and", "hugging"):
+        close = scenes("cat", "dog", relation=relation, distance=HUGGING)
+        assert all(scores.in_contact(figures(scene), "cat", "dog") for scene in close)
     far = scenes("cat", "dog", distance=(1.3, 1.8))
     assert not any(scores.in_contact(figures(scene), "cat", "dog") for scene in far)
 

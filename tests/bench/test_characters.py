@@ -15,11 +15,15 @@ from characters.world import (
     CONCEPTS,
     GROUNDS,
     HUGGING,
+    KEYS,
     OVERLAPPING,
+    RELATIONS,
+    ROOM,
     TOUCHING,
     Place,
     Scene,
     Thing,
+    Worn,
     arrange,
     clearance,
     make_scene,
@@ -90,6 +94,28 @@ def test_a_look_is_nearly_the_same_latent_wherever_it_stands():
     for seed in SEEDS:
         for thing in training_scene(random.Random(seed), random.Random(seed)).things:
             assert thing.place.x % CELL == thing.place.y % CELL == 0
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_there_is_room_for_every_relation(relation, count):
+    for seed in range(40):
+        for distance in RELATIONS[relation]:
+            places = arrange(count, distance, random.Random(seed), relation)
+            assert len({(place.x, place.y) for place in places}) == count
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_hat_on_the_highest_character_is_in_the_picture(style):
+    (highest, *_) = ROOM[4][1]
+    worn = (Worn("hat", KEYS[0], KEYS[0]),)
+    for class_word in CLASSES:
+        pictures = []
+        for y in (highest, highest + 2 * CELL):
+            things = (Thing(class_word, class_word, Place(64, y), worn),)
+            pictures.append(Scene(things, (class_word,), "and", style, "", "in snow", 64, None).picture())
+        high, low = (colours_in(picture, KEYS[0]) for picture in pictures)
+        assert high > 0.97 * low, class_word
 
 
 @pytest.mark.parametrize("distance", [TOUCHING, HUGGING, OVERLAPPING])
@@ -195,7 +221,7 @@ def test_pictures_that_other_code_drew_are_drawn_anew(monkeypatch):
     samples([0])
     samples.keep()
     assert list(base.Samples(CPU).known) == [0]
-    monkeypatch.setattr(base, "drawn_by", lambda: "other code")
+    monkeypatch.setattr(base, "DRAWN_BY", "other code")
     assert not base.Samples(CPU).known
 
 
@@ -267,6 +293,8 @@ def test_nothing_is_drawn_before_the_stages_are_trained():
     autoencoder.run(CPU, 1)
     with pytest.raises(SystemExit, match="run the stage “base” first"):
         look.run(CPU)
+    with pytest.raises(SystemExit, match="“cat” is not trained yet; run the stage “loras” first"):
+        files.ensure_lora(CONCEPTS[0])
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -3,6 +3,7 @@
 import statistics
 
 import demo_assets
+import folder_paths
 import pack
 import pytest
 import quality
@@ -13,8 +14,9 @@ from pack import World
 from PIL import Image
 from quality import cells, columns, comparisons, report, rivals
 from quality.columns import BATCH, COLUMNS
-from quality.methods import HEADLINE, ROOT, Ask, Method, merge_row
+from quality.methods import HEADLINE, ROOT, Ask, Method, keys_and_values, lora_name, merge_row, the_rest
 from quality.rows import ROWS
+from safetensors.torch import load_file
 from shapes import base, loras
 from shapes.world import CONCEPTS
 
@@ -69,6 +71,14 @@ def test_distillation_brings_pictures_nearer_to_those_of_each_lora_alone(world, 
 def test_every_lora_was_trained_on_the_base_model_and_the_concept_that_are_shipped():
     found = {concept.name: demo_assets.stored_metadata(concept.name).get("origin") for concept in CONCEPTS}
     assert found == {concept.name: loras.origin(concept) for concept in CONCEPTS}
+
+
+def test_a_lora_s_keys_and_values_and_the_rest_are_files_of_their_own():
+    parts = [load_file(folder_paths.get_full_path("loras", part(CONCEPTS[0]))) for part in (keys_and_values, the_rest)]
+    assert all(("attn2_to_k" in key) or ("attn2_to_v" in key) for key in parts[0])
+    assert not parts[0].keys() & parts[1].keys()
+    whole = load_file(folder_paths.get_full_path("loras", lora_name(CONCEPTS[0])))
+    assert parts[0].keys() | parts[1].keys() == whole.keys()
 
 
 def test_attention_of_class_words_lies_on_their_objects():
