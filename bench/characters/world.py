@@ -37,11 +37,11 @@ PROP_SIZE, PROP_ROOM = 32, range(16, 113, CELL)
 HORIZONS = 56, 64, 72, 80, 88  # pixels from above
 ROUND = 0.45  # a face's radius, as a share of its side
 TINT, SHADE = 12, 0.08  # most: degrees of hue; lightness
-UNNAMED_STYLE = "a picture of"
+UNNAMED_STYLE = "a photo of"  # as prompts of real models begin
 
 # The ground, its upper part and its lower part.
 GROUNDS: dict[str, tuple[Colour, Colour]] = {
-    "on grass": ((0.72, 0.88, 0.98), (0.45, 0.72, 0.35)),
+    "in a park": ((0.72, 0.88, 0.98), (0.45, 0.72, 0.35)),
     "in snow": ((0.80, 0.86, 0.92), (0.97, 0.98, 1.0)),
     "at night": ((0.08, 0.09, 0.22), (0.16, 0.20, 0.30)),
     "on a beach": ((0.55, 0.82, 0.95), (0.96, 0.87, 0.65)),
@@ -221,7 +221,7 @@ class Scene(NamedTuple):
 def prompt(
     named: Sequence[str], ground: str, relation: str = "and", style: str = UNNAMED_STYLE, prop: str | None = None
 ) -> str:
-    """Return a prompt, such as `a sticker of a cat with a hat in front of a dog near a tree on grass`."""
+    """Return a prompt, such as `a sticker of a cat with a hat in front of a dog near a tree in a park`."""
     words = [f"a {name}" for name in named]
     first = f" {relation} ".join(words[:2])
     near = f" near a {prop}" if prop else ""

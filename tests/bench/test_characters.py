@@ -304,7 +304,7 @@ def test_the_stock_loader_takes_what_was_landed(tmp_path, monkeypatch):
         stage.run(CPU, 1)
     with torch.inference_mode():
         world = files.load()
-        picture = look.draw(world, "a picture of a cat on grass", seed=0)
+        picture = look.draw(world, "a photo of a cat in a park", seed=0)
     assert type(world.model.model.model_config).__name__ == "SD15"
     assert picture.shape == (128, 128, 3)
     assert picture.std() > 0
