@@ -203,8 +203,9 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         decay = min(AVERAGE, self.step / (self.step + 10))
-        weights = self.unet.state_dict()
-        torch._foreach_lerp_([self.average[key] for key in weights], [*weights.values()], 1 - decay)
+        with torch.no_grad():
+            for key, tensor in self.unet.state_dict().items():
+                self.average[key].lerp_(tensor, 1 - decay)
         return float(loss.detach()), float(lacking.detach())
 
     def denoising_loss(

@@ -3,7 +3,6 @@
 import sys
 
 import torch
-from allocator import keep_freed_memory
 
 from . import autoencoder, base, judge, look, loras
 
@@ -24,6 +23,5 @@ def main(arguments: list[str]) -> None:
         sys.exit(
             f"characters: there is no stage “{stage}”; choose from {', '.join(STAGES)}, then how many steps in all"
         )
-    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     STAGES[stage](device, *(int(value) for value in rest))

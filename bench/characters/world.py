@@ -23,7 +23,7 @@ from .sprites import ACCESSORIES, CLASSES, PROPS, STYLES, Colour, css, icon
 SIDE = 128  # pixels
 CELL = 8  # pixels of a latent's cell
 # All characters are of one size, and centres lie on the cells' corners, so that a look is nearly the same numbers in the latent
-# wherever it stands: a small model learns this much sooner than characters of several sizes.
+# wherever it stands. With that and few places, a small model learns to draw them much sooner.
 SIZE = 56  # of a character's side; pixels
 # Where centres may be, x and y, by how many characters there are; pixels. A hat on the highest is still in the picture.
 ROOM = {
